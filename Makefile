@@ -1,0 +1,53 @@
+# Labelmeter's front door. `make help` lists what there is.
+#
+# Each target sets up its own virtual environment first, from nothing if need be. pip's own configuration decides
+# where packages come from; PIP_ARGS= adds to it and PYTHON= names an interpreter.
+
+VENV ?= .venv
+PIP_ARGS ?=
+PYTHON ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint types clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make run takes SEED= BUDGET= PROFILE= DATA= OUT= PORT= DEVICE=; what each means: $(BIN)/python -m scripts.run --help"
+
+$(STAMP): pyproject.toml constraints.txt scripts/make_venv.sh
+	@PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' scripts/make_venv.sh '$(VENV)'
+	@touch $@
+
+run: $(STAMP) ## From nothing to a classifier above 90% and a checked count of labels
+	@$(BIN)/python -m scripts.run \
+	  $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)') $(if $(PROFILE),--profile '$(PROFILE)') \
+	  $(if $(SEED),--seed '$(SEED)') $(if $(BUDGET),--budget '$(BUDGET)') \
+	  $(if $(PORT),--port '$(PORT)') $(if $(DEVICE),--device '$(DEVICE)')
+
+test: $(STAMP) ## Every test that this machine can run; what is skipped is named (PYTEST_ARGS= adds options)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types test ## What CI runs: lint, types, tests
+
+lint: $(STAMP) ## Python, Dockerfiles, compose file, shell scripts
+	@echo "lint: ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@echo "lint: hadolint"
+	@$(BIN)/hadolint Dockerfile.service Dockerfile.trainer
+	@echo "lint: compose schema"
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@echo "lint: shellcheck"
+	@$(BIN)/shellcheck .ci/run scripts/*.sh
+
+types: $(STAMP) ## mypy, strict
+	@$(BIN)/mypy
+
+clean: ## Remove the environment and caches; data and runs stay
+	rm -rf '$(VENV)' .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,186 @@
+"""The independent count of a run's labels, and the table a run ends with.
+
+The numbers of the log are counted here, from the exported entries themselves, and not taken from any program's
+summary: this is the check that the trainer and the service cannot agree away between them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import RunError
+
+
+@dataclass(frozen=True)
+class LogCounts:
+    """What one run, and everybody else, got out of a query log.
+
+    Attributes:
+        queries: labels charged to the run.
+        labels: distinct ids whose label the run was given.
+        elsewhere: distinct ids whose label anybody else was given.
+    """
+
+    queries: int
+    labels: frozenset[int]
+    elsewhere: frozenset[int]
+
+    @property
+    def anybody(self) -> int:
+        """Distinct labels that the log revealed to anybody."""
+        return len(self.labels | self.elsewhere)
+
+
+def count_log(entries: Iterable[Mapping[str, Any]], run_id: str) -> LogCounts:
+    """Count the reveals in a query log for one run and for the rest.
+
+    Args:
+        entries: the log's entries, in order.
+        run_id: the run to count for.
+    """
+    queries = 0
+    labels: set[int] = set()
+    elsewhere: set[int] = set()
+    for entry in entries:
+        if entry["op"] != QUERY or entry["outcome"] not in REVEALING:
+            continue
+        if entry["run"] == run_id:
+            queries += entry["charged"]
+            labels.update(entry["ids"])
+        else:
+            elsewhere.update(entry["ids"])
+    return LogCounts(queries, frozenset(labels), frozenset(elsewhere))
+
+
+# The entries that gave labels away (docs/service.md): a query whose labels were revealed, now or before.
+QUERY = "query"
+REVEALING = ("revealed", "replayed")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file with one a line.
+
+    Raises:
+        RunError: the file is missing or a line is no JSON object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        objects = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read as one JSON object a line ({error}), so nothing can be counted."
+        ) from error
+    if not all(isinstance(each, dict) for each in objects):
+        raise RunError(f"{path} has a line that is no JSON object, so nothing can be counted.")
+    return objects
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return the trainer's `result.json`.
+
+    Raises:
+        RunError: it is missing, damaged or lacks a number that the check needs.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("run_id", "seed", "profile", "budget", "evaluation", "stage_seconds", *TRAINER_COUNTS):
+            _ = result[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is not the result of a finished run ({error!r}), so it cannot be checked.") from error
+    return dict(result)
+
+
+TRAINER_COUNTS = (
+    "queries_counted_by_trainer",
+    "queries_in_log",
+    "distinct_labels_in_log",
+    "distinct_labels_revealed_to_anybody",
+)
+
+
+def find_disagreements(result: Mapping[str, Any], queried: Iterable[Mapping[str, Any]], log: LogCounts) -> list[str]:
+    """Compare the trainer's count with the log's.
+
+    Args:
+        result: the trainer's `result.json`.
+        queried: the lines of its `queries.jsonl`, one for each queried image.
+        log: what the exported log says.
+
+    Returns:
+        One sentence for each pair of numbers that differ; none if all agree.
+    """
+    ids = [line["id"] for line in queried]
+    pairs = [
+        ("queries counted by the trainer", result["queries_counted_by_trainer"], "charged in the log", log.queries),
+        ("queries in the trainer's result", result["queries_in_log"], "charged in the log", log.queries),
+        ("distinct labels in the trainer's result", result["distinct_labels_in_log"], "in the log", len(log.labels)),
+        (
+            "labels revealed to anybody in the trainer's result",
+            result["distinct_labels_revealed_to_anybody"],
+            "in the log",
+            log.anybody,
+        ),
+        ("lines in queries.jsonl", len(ids), "queries charged in the log", log.queries),
+        ("distinct ids in queries.jsonl", len(set(ids)), "distinct labels in the log", len(log.labels)),
+    ]
+    found = [f"{left:,} {name}, but {right:,} {where}" for name, left, where, right in pairs if left != right]
+    unmatched = set(ids) ^ log.labels
+    if unmatched and len(set(ids)) == len(log.labels):
+        found.append(f"id {min(unmatched)} is in only one of queries.jsonl and the log")
+    return found
+
+
+def verify_evidence(out: Path) -> str:
+    """Say what vouches for the log of a run; the place where an evidence bundle will be verified.
+
+    This version's log is an append-only table without signatures, so beyond the counts there is nothing to verify,
+    and this says so rather than nothing.
+    """
+    return f"counts only; the log of this version is not signed ({out / 'query-log.ndjson'})"
+
+
+def format_table(rows: Iterable[tuple[str, str]]) -> str:
+    """Return rows of name and value as aligned plain text."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people say it: 42 s, 12 min 5 s."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def format_accuracy(evaluation: Mapping[str, Any] | None) -> str:
+    """Return accuracy, interval and counts of an evaluation by the service, or that there was none."""
+    if evaluation is None:
+        return "not evaluated"
+    low, high = (100 * bound for bound in evaluation["ci95"])
+    return (
+        f"{100 * evaluation['accuracy']:.2f}%  (95% interval {low:.2f}% to {high:.2f}%; "
+        f"{evaluation['correct']:,} of {evaluation['total']:,})"
+    )
+
+
+def table_rows(result: Mapping[str, Any], log: LogCounts, dataset: str, out: Path) -> list[tuple[str, str]]:
+    """Return the closing table of a run: counts of both sides, accuracy, times, places."""
+    stages = result["stage_seconds"]
+    return [
+        ("data set", dataset),
+        ("profile, seed, budget", f"{result['profile']}, {result['seed']}, {result['budget']}"),
+        ("queries counted by the trainer", f"{result['queries_counted_by_trainer']:,}"),
+        ("queries of the run, by the log", f"{log.queries:,}"),
+        ("distinct labels of the run, by the log", f"{len(log.labels):,}"),
+        ("labels revealed to anybody else", f"{len(log.elsewhere):,}"),
+        ("test accuracy", format_accuracy(result["evaluation"])),
+        ("wall time of the trainer", format_seconds(sum(stages.values()))),
+        *((f"  {name}", format_seconds(seconds)) for name, seconds in stages.items()),
+        ("report", str(out / "trainer" / "report.html")),
+        ("query log", str(out / "query-log.ndjson")),
+        ("evidence", verify_evidence(out)),
+    ]

@@ -1,0 +1,70 @@
+"""A stand-in for `python -m label_service`: as little of prepare, serve and the log as `make run` needs.
+
+FAKE_SERVICE=die makes `serve` end at once with some last words.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+def prepare(options):
+    source = options.source or options.data
+    name = source.name if options.source else "stand-in data"
+    for part in ("images", "labels"):
+        (options.data / part).mkdir(parents=True, exist_ok=True)
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.glob("*.idx")}
+    card = options.data / "dataset.json"
+    if not card.exists():
+        card.write_text(json.dumps({"name": name, "files": files, "redraw_seed": None}))
+
+
+class Handler(BaseHTTPRequestHandler):
+    log = Path()
+
+    def do_GET(self):
+        content = self.log.read_bytes() if self.path.endswith(".ndjson") and self.log.exists() else b""
+        self._answer(b"{}" if not self.path.endswith(".ndjson") else content)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        held = {i for entry in map(json.loads, lines) if entry["run"] == asked["run"] for i in entry["ids"]}
+        new = [i for i in asked["ids"] if i not in held]
+        entry = {"op": "query", "run": asked["run"], "ids": asked["ids"], "charged": len(new)}
+        entry["outcome"] = "revealed" if new else "replayed"
+        with self.log.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._answer(json.dumps({"charged": len(new)}).encode())
+
+    def _answer(self, content):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def serve(options):
+    if os.environ.get("FAKE_SERVICE") == "die":
+        sys.exit("the database is on fire")
+    print("settings seen:", sorted(name for name in os.environ if name.startswith("LABEL_SERVICE_")), flush=True)
+    Handler.log = Path(options.database_url.removeprefix("sqlite:///")).with_suffix(".log")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("command", choices=["prepare", "serve"])
+parser.add_argument("--data", type=Path)
+parser.add_argument("--from", dest="source", type=Path)
+parser.add_argument("--other-data", action="store_true")
+parser.add_argument("--database-url")
+parser.add_argument("--host")
+parser.add_argument("--port", type=int)
+given = parser.parse_args()
+(prepare if given.command == "prepare" else serve)(given)

@@ -1,0 +1,50 @@
+"""A stand-in for `python -m trainer run`: asks for labels 0 to 9, one at a time, and goes on after a kill.
+
+FAKE_TRAINER=fail ends with code 65 after half of them, FAKE_TRAINER=slow takes a while for each.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("command", choices=["run"])
+parser.add_argument("--service")
+parser.add_argument("--data", type=Path)
+parser.add_argument("--out", type=Path)
+parser.add_argument("--profile", default="stand-in")
+parser.add_argument("--seed", type=int)
+parser.add_argument("--budget", type=int, default=10)
+parser.add_argument("--device")
+parser.add_argument("--resume", action="store_true")
+given = parser.parse_args()
+
+queries = given.out / "queries.jsonl"
+if given.out.exists() != given.resume:
+    sys.exit("--resume and the state of --out do not fit")
+given.out.mkdir(exist_ok=True)
+seen = {"environment": sorted(os.environ), "data": [path.name for path in given.data.iterdir()], "of": given.data.name}
+(given.out / "seen.json").write_text(json.dumps(seen))
+kept = queries.read_text().splitlines() if queries.exists() else []
+for label_id in range(len(kept), given.budget):
+    body = json.dumps({"run": "run-1", "ids": [label_id]}).encode()
+    with urllib.request.urlopen(urllib.request.Request(given.service + "/v1/labels:query", body)) as answer:
+        charged = json.load(answer)["charged"]
+    if os.environ.get("FAKE_TRAINER") == "slow":
+        time.sleep(0.2)
+    if os.environ.get("FAKE_TRAINER") == "fail" and label_id == 5:
+        print("the fifth image is upside down", file=sys.stderr)
+        sys.exit(65)
+    with queries.open("a") as file:
+        file.write(json.dumps({"id": label_id, "charged": bool(charged)}) + "\n")
+counted = {"queries_counted_by_trainer": given.budget, "queries_in_log": given.budget}
+counted |= {"distinct_labels_in_log": given.budget, "distinct_labels_revealed_to_anybody": given.budget}
+evaluation = {"accuracy": 0.9062, "correct": 9062, "total": 10000, "ci95": [0.9003, 0.9118]}
+result = {"run_id": "run-1", "seed": given.seed, "profile": given.profile, "budget": given.budget}
+result |= {"evaluation": evaluation, "stage_seconds": {"pretrain": 61.0, "finetune": 4.4}} | counted
+(given.out / "report.html").write_text("<p>report</p>")
+(given.out / "result.json").write_text(json.dumps(result))
