@@ -1,0 +1,174 @@
+"""The command line: prepare | seed | serve | export. An expected failure is one sentence, exit code 1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+
+from label_service.database import database_path, open_reading_engine
+from label_service.errors import DatabaseRefused, SetupError
+from label_service.settings import Settings
+
+app = typer.Typer(
+    help="The label database: prepares data, reveals labels over HTTP, charges and logs every query.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def say(sentence: str) -> None:
+    """Tell the operator something; stdout is left to the data that `export` writes."""
+    typer.echo(sentence, err=True)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn an expected failure into its sentence and exit code 1."""
+    try:
+        yield
+    except SetupError as error:
+        say(f"Error: {error}")
+        raise typer.Exit(1) from error
+
+
+def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - each setting has its own type
+    """Return the settings: environment, overridden by the flags that were given.
+
+    Raises:
+        SetupError: a value does not fit its setting.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = str(fault["loc"][0])
+        raise SetupError(
+            f"The setting {name} (LABEL_SERVICE_{name.upper()}) is not usable: {fault['msg']}; see --help."
+        ) from error
+
+
+def _setting(name: str, flag: str | None = None) -> Any:  # noqa: ANN401 - what typer's own Option returns
+    """Return the option of a setting; its help is the setting's description and its variable's name."""
+    described = Settings.model_fields[name]
+    default = "" if described.default is None else f" [default: {described.default}]"
+    return typer.Option(
+        flag or f"--{name.replace('_', '-')}",
+        help=f"{described.description}{default} [env: LABEL_SERVICE_{name.upper()}]",
+        show_default=False,
+    )
+
+
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Option(help="Folder to make (or to verify, if it is made already).")] = Path("data"),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Folder that has the four IDX files, gzipped or plain.")
+    ] = None,
+    redraw: Annotated[
+        int | None,
+        typer.Option(min=0, help="Make a development split: 10,000 of the 60,000 training images play the test set."),
+    ] = None,
+    other_data: Annotated[bool, typer.Option("--other-data", help="Accept files that are not Fashion-MNIST.")] = False,
+    class_names: Annotated[
+        str | None, typer.Option(help="Class names of other data, separated by commas; default: 0,1,2,…")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of other data; default: the source folder's name.")] = None,
+    install: Annotated[
+        bool, typer.Option("--install/--no-install", help="As root on Debian, may install dataset-fashion-mnist.")
+    ] = True,
+) -> None:
+    """Get the data set, check it, and part it into DIR/labels (the service's) and DIR/images (the trainer's).
+
+    Looks in --from; else in DIR itself; else in Debian's package dataset-fashion-mnist, installed or installable; else
+    downloads the published files. Every file is checked by its SHA-256.
+    """
+    from label_service.prepare import Wish
+    from label_service.prepare import prepare as make
+
+    names = tuple(part.strip() for part in class_names.split(",")) if class_names is not None else None
+    with one_sentence():
+        card = make(data, Wish(source, redraw, other_data, names, name, install), say)
+    say(
+        f"{data} holds {card.name}: {card.pool_size:,} pool and {card.test_size:,} test images, "
+        f"{len(card.class_names)} classes (from: {card.source})."
+    )
+
+
+@app.command()
+def seed(
+    data: Annotated[Path | None, _setting("data")] = None,
+    database_url: Annotated[str | None, _setting("database_url")] = None,
+    other_data: Annotated[bool | None, _setting("other_data", "--other-data")] = None,
+) -> None:
+    """Fill an empty database with the labels of a prepared folder. Doing it twice changes nothing."""
+    from label_service.seed import read_label_files
+    from label_service.service import open_service
+
+    with one_sentence():
+        settings = load_settings(data=data, database_url=database_url, other_data=other_data)
+        # Unlike serve, seed has nothing to do without label files: a seeded database does not excuse their absence.
+        read_label_files(settings.data, settings.other_data)
+        with open_service(settings) as service:
+            dataset = service.dataset
+    say(f"{database_path(settings.database_url)} holds {dataset.name}: {dataset.pool_size:,} labels to ask for.")
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, _setting("host")] = None,
+    port: Annotated[int | None, _setting("port")] = None,
+    data: Annotated[Path | None, _setting("data")] = None,
+    other_data: Annotated[bool | None, _setting("other_data", "--other-data")] = None,
+    database_url: Annotated[str | None, _setting("database_url")] = None,
+    guest_budget: Annotated[int | None, _setting("guest_budget")] = None,
+    default_run_budget: Annotated[int | None, _setting("default_run_budget")] = None,
+    max_run_budget: Annotated[int | None, _setting("max_run_budget")] = None,
+    total_budget: Annotated[int | None, _setting("total_budget")] = None,
+    max_evaluations: Annotated[int | None, _setting("max_evaluations")] = None,
+    total_evaluations: Annotated[int | None, _setting("total_evaluations")] = None,
+    rate_limit_labels_per_minute: Annotated[int | None, _setting("rate_limit_labels_per_minute")] = None,
+    max_body_bytes: Annotated[int | None, _setting("max_body_bytes")] = None,
+    queue_size: Annotated[int | None, _setting("queue_size")] = None,
+    busy_timeout_s: Annotated[float | None, _setting("busy_timeout_s")] = None,
+) -> None:
+    """Serve the labels; seeds an empty database from the data folder first.
+
+    LABEL_SERVICE_REGISTRATION_TOKEN (environment only) makes opening a run need that bearer token.
+    """
+    # First, before anything else adds a name.
+    given = dict(locals())
+    from label_service.server import serve as run
+
+    with one_sentence():
+        run(load_settings(**given), say)
+
+
+@app.command()
+def export(
+    database_url: Annotated[str | None, _setting("database_url")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
+) -> None:
+    """Write the query log as one JSON entry a line, from the database itself; the service need not run."""
+    from label_service.log_reader import LogReader
+
+    with one_sentence():
+        path = database_path(load_settings(database_url=database_url).database_url)
+        if not path.is_file():
+            raise DatabaseRefused(f"{path} does not exist; seed or serve makes it.")
+        engine = open_reading_engine(path)
+        try:
+            with out.open("wb") if out is not None else sys.stdout.buffer as target:
+                for entry in LogReader(engine).export():
+                    target.write(entry + b"\n")
+        except (SQLAlchemyError, OSError) as error:
+            raise DatabaseRefused(f"The log of {path} cannot be exported ({error.__cause__ or error}).") from error
+        finally:
+            engine.dispose()

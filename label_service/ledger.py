@@ -1,0 +1,314 @@
+"""The core: what a run may do, done and logged in one transaction. No HTTP here.
+
+Every function below runs inside the writer's transaction. It decides (`limits`), changes the rows, appends the entry,
+and returns either the result or the `Problem` that refuses - returned, not raised, because a refusal is an entry of
+the log too and must be committed like a reveal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from label_service import tables
+from label_service.dataset import sha256
+from label_service.entries import Draft, Op, append, canonical_json, now
+from label_service.errors import IdempotencyKeyReused, Problem, UnknownId
+from label_service.limits import RunState, Totals, refuse_ended, refuse_evaluation, refuse_reveal
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds for every run of this log.
+
+    Attributes:
+        log_id: the log's id.
+        pool_size: labels that can be asked for; ids run from 0 to pool_size - 1.
+        total_budget: labels that all runs may be charged together, None for no limit.
+        total_evaluations: evaluations that all runs may make together, None for no limit.
+    """
+
+    log_id: str
+    pool_size: int
+    total_budget: int | None = None
+    total_evaluations: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who asks: the run, the id of the HTTP request, and the Idempotency-Key if one was sent."""
+
+    run_id: str
+    request_id: str
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class RevealedLabel:
+    """One label of an answer, and whether this request was charged for it."""
+
+    id: int
+    label: int
+    charged: bool
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """The answer to a query.
+
+    Attributes:
+        labels: in the order asked, each id once.
+        charged: labels charged by this request (by the first one, if this is a repeat under the same key).
+        queries: labels charged to the run so far.
+        remaining: labels left of its budget.
+        replayed: nothing was charged now, because the run had every label already or the key was used before.
+    """
+
+    run_id: str
+    labels: tuple[RevealedLabel, ...]
+    charged: int
+    queries: int
+    remaining: int
+    replayed: bool
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The answer to an evaluation: how many of the test predictions are right. Never which."""
+
+    run_id: str
+    number: int
+    budget: int | None
+    correct: int
+    total: int
+    allowed: int
+    replayed: bool
+
+
+def load_run(connection: Connection, run_id: str) -> RunState:
+    """Return a run as it stands in this transaction; the caller has made sure that it exists."""
+    row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one()
+    evaluated = connection.execute(
+        select(tables.evaluations.c.budget)
+        .where(tables.evaluations.c.run_id == run_id)
+        .order_by(tables.evaluations.c.number)
+    ).scalars()
+    return RunState(
+        run_id=run_id,
+        budget=row.budget,
+        spent=row.spent,
+        evaluation_budgets=tuple(json.loads(row.evaluation_budgets)),
+        evaluations_allowed=row.evaluations_allowed,
+        evaluated_at=tuple(evaluated),
+        sealed=row.sealed_at is not None,
+    )
+
+
+def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence[int]) -> Revealed | Problem:
+    """Reveal labels to a run: charge, entry and labels, all of them or none.
+
+    Args:
+        connection: inside the writer's transaction.
+        rules: of this log.
+        request: who asks.
+        ids: the ids asked for, at least one; repeats count once.
+
+    Returns:
+        The labels, or the refusal. An unknown id refuses the whole request and charges nothing.
+    """
+    asked = list(dict.fromkeys(ids))
+    run = load_run(connection, request.run_id)
+    fingerprint = sha256(canonical_json({"op": "query", "ids": asked}))
+    earlier = _find_key(connection, request, fingerprint)
+    if isinstance(earlier, Problem):
+        return earlier
+    unknown = [label_id for label_id in asked if not 0 <= label_id < rules.pool_size]
+    known = [] if unknown else asked
+    held = _held(connection, request.run_id, known)
+    new = [label_id for label_id in known if label_id not in held]
+    refusal = (
+        refuse_ended(run) or _refuse_unknown(unknown, rules) or refuse_reveal(run, _totals(connection, rules), len(new))
+    )
+    if refusal is not None:
+        _append(connection, rules, run, request, "query", refusal.code, ids=asked)
+        return refusal
+    seq = _append(
+        connection, rules, run, request, "query", "revealed" if new else "replayed", ids=asked, charged=len(new)
+    )
+    if new:
+        connection.execute(
+            insert(tables.reveals), [{"run_id": run.run_id, "label_id": label_id, "seq": seq} for label_id in new]
+        )
+        connection.execute(
+            update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(spent=tables.runs.c.spent + len(new))
+        )
+    charged_by, spent = (earlier.seq, earlier.spent) if earlier else (seq, run.spent + len(new))
+    if earlier is None:
+        _keep_key(connection, request, fingerprint, seq)
+    charged = {label_id for label_id, at in held.items() if at == charged_by} if earlier else set(new)
+    labels = _labels(connection, asked)
+    return Revealed(
+        run_id=run.run_id,
+        labels=tuple(RevealedLabel(label_id, labels[label_id], label_id in charged) for label_id in asked),
+        charged=len(charged),
+        queries=spent,
+        remaining=max(0, run.budget - spent),
+        replayed=not new,
+    )
+
+
+def evaluate(
+    connection: Connection, rules: Rules, request: Request, predictions: Sequence[int], budget: int | None
+) -> Evaluated | Problem:
+    """Compare a run's test predictions with the test labels and count the evaluation.
+
+    Args:
+        connection: inside the writer's transaction.
+        rules: of this log.
+        request: who asks.
+        predictions: one class number for each test image, in order; length and range are checked before.
+        budget: the point of the learning curve that is evaluated, None if none was named.
+
+    Returns:
+        The number of right predictions, or the refusal.
+    """
+    run = load_run(connection, request.run_id)
+    predictions_sha256 = sha256(canonical_json(list(predictions)))
+    fingerprint = sha256(canonical_json({"op": "evaluation", "predictions": predictions_sha256, "budget": budget}))
+    earlier = _find_key(connection, request, fingerprint)
+    if isinstance(earlier, Problem):
+        return earlier
+    refusal = refuse_ended(run)
+    if refusal is None and earlier is not None:
+        _append(connection, rules, run, request, "evaluation", "replayed")
+        row = connection.execute(select(tables.evaluations).where(tables.evaluations.c.seq == earlier.seq)).one()
+        return Evaluated(
+            run.run_id, row.number, row.budget, row.correct, row.total, run.evaluations_allowed, replayed=True
+        )
+    refusal = refusal or refuse_evaluation(run, _totals(connection, rules), budget)
+    if refusal is not None:
+        _append(connection, rules, run, request, "evaluation", refusal.code)
+        return refusal
+    truth = connection.execute(select(tables.test_labels.c.label).order_by(tables.test_labels.c.id)).scalars().all()
+    correct = sum(guess == label for guess, label in zip(predictions, truth, strict=True))
+    number, total = run.evaluations_used + 1, len(truth)
+    detail = {
+        "evaluation": number,
+        "evaluated_budget": budget,
+        "correct": correct,
+        "total": total,
+        "predictions_sha256": predictions_sha256,
+    }
+    seq = _append(connection, rules, run, request, "evaluation", "evaluated", detail=detail)
+    connection.execute(
+        insert(tables.evaluations).values(
+            run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=seq
+        )
+    )
+    _keep_key(connection, request, fingerprint, seq)
+    return Evaluated(run.run_id, number, budget, correct, total, run.evaluations_allowed, replayed=False)
+
+
+def seal(connection: Connection, rules: Rules, request: Request) -> bool:
+    """End a run for good; return False if it had ended before (nothing is logged twice)."""
+    run = load_run(connection, request.run_id)
+    if run.sealed:
+        return False
+    connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
+    _append(connection, rules, run, request, "run-sealed", "sealed")
+    return True
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """The entry that first answered a key: its number, and the run's count after it."""
+
+    seq: int
+    spent: int
+
+
+def _append(
+    connection: Connection,
+    rules: Rules,
+    run: RunState,
+    request: Request,
+    op: Op,
+    outcome: str,
+    *,
+    ids: Sequence[int] = (),
+    charged: int = 0,
+    detail: dict[str, Any] | None = None,
+) -> int:
+    draft = Draft(
+        run=run.run_id,
+        op=op,
+        outcome=outcome,
+        spent=run.spent + charged,
+        budget=run.budget,
+        request_id=request.request_id,
+        ids=ids,
+        charged=charged,
+        detail=detail or {},
+    )
+    return append(connection, rules.log_id, draft, rules.pool_size)
+
+
+def _held(connection: Connection, run_id: str, ids: Sequence[int]) -> dict[int, int]:
+    """Return which of the ids the run has already, each with the number of the entry that charged it."""
+    found = select(tables.reveals.c.label_id, tables.reveals.c.seq).where(
+        tables.reveals.c.run_id == run_id, tables.reveals.c.label_id.in_(ids)
+    )
+    return {row.label_id: row.seq for row in connection.execute(found)}
+
+
+def _labels(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
+    pool = tables.pool_labels.c
+    found = connection.execute(select(pool.id, pool.label).where(pool.id.in_(ids)))
+    return {row.id: row.label for row in found}
+
+
+def _totals(connection: Connection, rules: Rules) -> Totals:
+    spent = connection.execute(select(func.coalesce(func.sum(tables.runs.c.spent), 0))).scalar_one()
+    evaluations = connection.execute(select(func.count()).select_from(tables.evaluations)).scalar_one()
+    return Totals(spent, evaluations, rules.total_budget, rules.total_evaluations)
+
+
+def _refuse_unknown(unknown: Sequence[int], rules: Rules) -> Problem | None:
+    if not unknown:
+        return None
+    return UnknownId(
+        f"No image has id {unknown[0]}; ids run from 0 to {rules.pool_size - 1}, and nothing was charged.",
+        extras={"unknown_ids": list(unknown)},
+    )
+
+
+def _find_key(connection: Connection, request: Request, fingerprint: str) -> _Earlier | Problem | None:
+    """Look the request's Idempotency-Key up; a key that came with another body refuses (and is no entry)."""
+    if request.key is None:
+        return None
+    keys = tables.idempotency_keys
+    row = connection.execute(
+        select(keys.c.request_sha256, keys.c.seq, tables.entries.c.entry)
+        .join(tables.entries, tables.entries.c.seq == keys.c.seq)
+        .where(keys.c.run_id == request.run_id, keys.c.key == request.key)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.request_sha256 != fingerprint:
+        return IdempotencyKeyReused(
+            "This Idempotency-Key came before with another body; send a fresh key with a new request."
+        )
+    return _Earlier(row.seq, json.loads(row.entry)["spent"])
+
+
+def _keep_key(connection: Connection, request: Request, fingerprint: str, seq: int) -> None:
+    if request.key is not None:
+        connection.execute(
+            insert(tables.idempotency_keys).values(
+                run_id=request.run_id, key=request.key, request_sha256=fingerprint, seq=seq
+            )
+        )

@@ -1,0 +1,177 @@
+"""Budget, evaluation and rate decisions: pure functions on frozen dataclasses.
+
+Nothing here reads a clock, a database or a request; the ledger brings the numbers and acts on the answer. A decision
+is `None` (go ahead) or the `Problem` that refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from label_service.errors import (
+    EvaluationNotDeclared,
+    EvaluationsExhausted,
+    GuestClosed,
+    GuestHasNoEvaluations,
+    LabelBudgetExhausted,
+    Problem,
+    QueryingClosed,
+    RunSealed,
+    TotalBudgetExhausted,
+)
+
+GUEST = "guest"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a decision needs to know of one run, as it stands inside the transaction.
+
+    Attributes:
+        run_id: the run's id; `guest` for requests without a token.
+        budget: labels the run may be charged.
+        spent: labels it has been charged.
+        evaluation_budgets: budgets it declared for its learning curve; empty if it declared none.
+        evaluations_allowed: evaluations it may make.
+        evaluated_at: the declared budget of each evaluation made so far (None where none was named).
+        sealed: whether the run has ended.
+    """
+
+    run_id: str
+    budget: int
+    spent: int
+    evaluation_budgets: tuple[int, ...] = ()
+    evaluations_allowed: int = 1
+    evaluated_at: tuple[int | None, ...] = ()
+    sealed: bool = False
+
+    @property
+    def remaining(self) -> int:
+        """Labels the run may still be charged; 0 if the operator lowered the budget below what was spent."""
+        return max(0, self.budget - self.spent)
+
+    @property
+    def evaluations_used(self) -> int:
+        """Evaluations made so far."""
+        return len(self.evaluated_at)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What all runs have used together, and the operator's limits on it (None: no limit)."""
+
+    spent: int
+    evaluations: int
+    total_budget: int | None = None
+    total_evaluations: int | None = None
+
+
+def refuse_ended(run: RunState) -> Problem | None:
+    """Refuse anything a sealed run asks for."""
+    if run.sealed:
+        return RunSealed(f"Run {run.run_id} is sealed and takes no more calls; open a new run to go on.")
+    return None
+
+
+def refuse_reveal(run: RunState, totals: Totals, new: int) -> Problem | None:
+    """Decide whether `new` labels that the run does not have yet may be charged to it.
+
+    Args:
+        run: the run as it stands.
+        totals: what all runs have used.
+        new: labels that would be charged; 0 (a replay) is never refused for lack of budget.
+
+    Returns:
+        None, or the reason to refuse the whole request.
+    """
+    if new == 0:
+        return None
+    extras = {"budget": run.budget, "queries": run.spent, "remaining": run.remaining}
+    if run.run_id == GUEST and run.budget == 0:
+        return GuestClosed("Queries without a token are switched off here; open a run and send its token.")
+    if run.evaluations_used:
+        return QueryingClosed(
+            f"Run {run.run_id} has been evaluated and gets no new labels; labels it already has can be asked again.",
+            extras=extras,
+        )
+    if new > run.remaining:
+        return LabelBudgetExhausted(
+            f"Run {run.run_id} has {run.remaining} of its {run.budget} labels left and asked for {new} new; "
+            "ask for fewer, or open a run with a larger budget.",
+            extras=extras,
+        )
+    if totals.total_budget is not None and totals.spent + new > totals.total_budget:
+        left = max(0, totals.total_budget - totals.spent)
+        return TotalBudgetExhausted(
+            f"All runs together have {left} of {totals.total_budget} labels left and this request needs {new}; "
+            "the operator can raise the total.",
+            extras=extras,
+        )
+    return None
+
+
+def refuse_evaluation(run: RunState, totals: Totals, budget: int | None) -> Problem | None:
+    """Decide whether the run may see one more test accuracy.
+
+    Args:
+        run: the run as it stands.
+        totals: what all runs have used.
+        budget: the point of the learning curve this evaluation is for. A run that declared its points must name
+            one of those left; a run that declared none may name any or none.
+
+    Returns:
+        None, or the reason to refuse.
+    """
+    if run.run_id == GUEST:
+        return GuestHasNoEvaluations("The guest run has no evaluations; open a run and send its token.")
+    extras = {"evaluations_used": run.evaluations_used, "evaluations_allowed": run.evaluations_allowed}
+    if run.evaluations_used >= run.evaluations_allowed:
+        return EvaluationsExhausted(
+            f"Run {run.run_id} has used its {run.evaluations_allowed} evaluation(s); "
+            "declare more as evaluation_budgets when opening a run.",
+            extras=extras,
+        )
+    if totals.total_evaluations is not None and totals.evaluations >= totals.total_evaluations:
+        return EvaluationsExhausted(
+            f"All runs together have used the {totals.total_evaluations} evaluation(s) of this service; "
+            "the operator can raise the total.",
+            extras=extras,
+        )
+    left = [point for point in run.evaluation_budgets if point not in run.evaluated_at]
+    if run.evaluation_budgets and budget not in left:
+        return EvaluationNotDeclared(
+            f"Run {run.run_id} may still be evaluated at budgets {left}, not at {budget}; name one of these.",
+            extras={**extras, "budgets_left": left},
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class TokenBucket:
+    """A rate limit's state for one run (token bucket: one minute's worth may be taken at once).
+
+    Attributes:
+        per_minute: ids that flow in each minute, and the most that can be saved up.
+        level: ids that may be asked for now; negative after a batch larger than the bucket.
+        at_s: time of `level`, in seconds of a monotonic clock.
+    """
+
+    per_minute: int
+    level: float
+    at_s: float
+
+    def take(self, ids: int, now_s: float) -> tuple[TokenBucket, float]:
+        """Take `ids` from the bucket at `now_s`.
+
+        A batch larger than the bucket passes when the bucket is full and leaves a debt, so it can pass at all.
+
+        Returns:
+            The bucket afterwards, and the whole seconds to wait: 0 if the ids were taken.
+        """
+        level = min(float(self.per_minute), self.level + (now_s - self.at_s) * self.per_minute / 60)
+        needed = min(ids, self.per_minute)
+        if level < needed:
+            wait_s = math.ceil((needed - level) * 60 / self.per_minute)
+            return replace(self, level=level, at_s=now_s), float(max(1, wait_s))
+        return replace(self, level=level - ids, at_s=now_s), 0.0

@@ -1,0 +1,66 @@
+"""Prometheus metrics, on a registry of the service's own (several services may live in one test process).
+
+No metric names a label, an id, a token or a run: what is counted here cannot become an oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+# Powers of two up to the writer's largest group.
+GROUP_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+COMMIT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """The counters of one service; `docs/service.md` explains each (a test compares the two)."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "labelmeter_requests",
+            "HTTP requests by route, method and status.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self.problems = Counter("labelmeter_problems", "Errors answered, by code.", ["code"], registry=self.registry)
+        self.charged = Counter("labelmeter_labels_charged", "Labels charged.", registry=self.registry)
+        self.replayed = Counter(
+            "labelmeter_labels_replayed", "Labels answered again without a charge.", registry=self.registry
+        )
+        self.evaluations = Counter("labelmeter_evaluations", "Test accuracies answered.", registry=self.registry)
+        self.runs_opened = Counter("labelmeter_runs_opened", "Runs opened.", registry=self.registry)
+        self.commits = Counter(
+            "labelmeter_commits", "Write transactions by result.", ["result"], registry=self.registry
+        )
+        self.commit_seconds = Histogram(
+            "labelmeter_commit_seconds",
+            "Seconds from the first statement of a write transaction to its end.",
+            buckets=COMMIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.group_size = Histogram(
+            "labelmeter_commit_requests",
+            "Requests that shared one write transaction.",
+            buckets=GROUP_BUCKETS,
+            registry=self.registry,
+        )
+        self.queue = Gauge("labelmeter_queue_requests", "Requests waiting for the writer.", registry=self.registry)
+        self.entries = Gauge("labelmeter_log_entries", "Entries of the query log.", registry=self.registry)
+
+    def observe_commit(self, requests: int, seconds: float, written: bool) -> None:
+        """Record one write transaction; called by the writer's thread."""
+        self.commits.labels("written" if written else "failed").inc()
+        self.commit_seconds.observe(seconds)
+        self.group_size.observe(requests)
+
+    def watch(self, waiting: Callable[[], int], entries: Callable[[], int]) -> None:
+        """Take the two gauges from the service whenever they are read."""
+        self.queue.set_function(waiting)
+        self.entries.set_function(entries)
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""The routes: thin handlers that turn HTTP into calls of the service and back."""

@@ -1,0 +1,135 @@
+"""Who is asking: the service, the run behind the token, and the headers that go with every answer about labels."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, cast
+
+from fastapi import Depends, Request, Response
+
+from label_service import ledger
+from label_service.errors import (
+    InvalidRequest,
+    InvalidToken,
+    LabelBudgetExhausted,
+    NotYourRun,
+    Problem,
+    RegistrationClosed,
+    TokenRequired,
+    UnknownRun,
+)
+from label_service.limits import GUEST
+from label_service.service import LabelService
+from label_service.tokens import matches, run_of, token_hash
+
+# RFC 6750 section 2.1 names the characters a bearer token may have.
+BEARER = re.compile(r"Bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def service_of(request: Request) -> LabelService:
+    """Return the service behind the app."""
+    return cast(LabelService, request.app.state.service)
+
+
+def bearer_token(request: Request) -> str | None:
+    """Return the bearer token sent, or None if there is no Authorization header.
+
+    Raises:
+        InvalidToken: there is one that is not `Bearer TOKEN`.
+    """
+    sent = request.headers.getlist("authorization")
+    if not sent:
+        return None
+    found = BEARER.fullmatch(sent[0].strip()) if len(sent) == 1 else None
+    if found is None:
+        raise InvalidToken("The Authorization header is not `Bearer TOKEN`; send the run's token, or none at all.")
+    return found.group(1)
+
+
+# A plain function: FastAPI runs it in a thread, since it reads the database.
+def caller(request: Request) -> str:
+    """Return the run id of the caller: the token's run, or `guest` if no token was sent.
+
+    Raises:
+        InvalidToken: the token is unknown; never a fall-back to guest.
+    """
+    token = bearer_token(request)
+    if token is None:
+        request.state.run_id = GUEST
+        return GUEST
+    run_id = run_of(token)
+    stored = service_of(request).reader.token_hash(run_id)
+    if stored is None or not matches(token, stored):
+        raise InvalidToken("No run has this token; send the token that opening the run answered, or none at all.")
+    request.state.run_id = run_id
+    return run_id
+
+
+def own_run(request: Request, run_id: str, caller_id: Annotated[str, Depends(caller)]) -> str:
+    """Return the run of the path, after making sure that the caller is it.
+
+    Raises:
+        UnknownRun: no run has this id.
+        TokenRequired: no token was sent and the run is not the guest's.
+        NotYourRun: the token is another run's.
+    """
+    if run_id == caller_id:
+        return run_id
+    if service_of(request).reader.run(run_id) is None:
+        raise UnknownRun("No run has this id; open one with POST /v1/runs.")
+    if caller_id == GUEST:
+        raise TokenRequired(f"This call belongs to run {run_id}; send its token.")
+    raise NotYourRun(f"The token belongs to another run than {run_id}; send the token of that run.")
+
+
+def may_open_run(request: Request) -> None:
+    """Let a caller open a run: anybody, unless the operator set a registration token.
+
+    Raises:
+        RegistrationClosed: the operator's registration token is missing or wrong.
+    """
+    expected = service_of(request).settings.registration_token
+    if expected is None:
+        return
+    token = bearer_token(request)
+    if token is None or not matches(token, token_hash(expected.get_secret_value())):
+        raise RegistrationClosed("Opening a run needs the operator's registration token as the bearer token here.")
+
+
+def ledger_request(request: Request, run_id: str) -> ledger.Request:
+    """Return the ledger's view of a request.
+
+    Raises:
+        InvalidRequest: the Idempotency-Key is empty, too long, or not printable ASCII.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequest("The Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
+    return ledger.Request(run_id, request.state.request_id, key)
+
+
+def set_label_headers(response: Response, budget: int, remaining: int, replayed: bool = False) -> None:
+    """Set what every answer about labels carries: the budget, what is left of it, and that it is not to be cached."""
+    response.headers.update(label_headers(budget, remaining))
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+
+
+def label_headers(budget: int, remaining: int) -> dict[str, str]:
+    """Return the RateLimit fields (draft-ietf-httpapi-ratelimit-headers) for a run's budget."""
+    return {**NO_STORE, "RateLimit-Policy": f'"labels";q={budget}', "RateLimit": f'"labels";r={remaining}'}
+
+
+def problem_headers(problem: Problem) -> dict[str, str]:
+    """Return an error's headers; one about a budget says what is left of it."""
+    headers = {**NO_STORE, **problem.headers}
+    if isinstance(problem, LabelBudgetExhausted):
+        headers |= label_headers(problem.extras["budget"], problem.extras["remaining"])
+    return headers
+
+
+Service = Annotated[LabelService, Depends(service_of)]
+Caller = Annotated[str, Depends(caller)]
+OwnRun = Annotated[str, Depends(own_run)]

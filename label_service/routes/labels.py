@@ -1,0 +1,107 @@
+"""Labels: reveal one, or a batch. And what data set they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request, Response
+
+from label_service import ledger
+from label_service.errors import (
+    GuestClosed,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+    InvalidToken,
+    LabelBudgetExhausted,
+    LogNotWritable,
+    QueryingClosed,
+    RunSealed,
+    TooManyRequests,
+    TotalBudgetExhausted,
+    UnknownId,
+)
+from label_service.openapi import problems
+from label_service.routes.callers import Caller, Service, ledger_request, set_label_headers
+from label_service.schemas import DatasetAnswer, Label, LabelAnswer, LabelQuery, LabelsAnswer, PathLabelId
+from label_service.seed import DatasetInfo
+from label_service.service import LabelService
+
+router = APIRouter(tags=["labels"])
+
+_REVEALING = (
+    GuestClosed,
+    InvalidToken,
+    LabelBudgetExhausted,
+    LogNotWritable,
+    QueryingClosed,
+    RunSealed,
+    TooManyRequests,
+    TotalBudgetExhausted,
+    UnknownId,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+)
+
+
+@router.get("/v1/dataset", responses=problems())
+def read_dataset(service: Service) -> DatasetAnswer:
+    """Tell what data set the labels belong to. Charges and logs nothing."""
+    return dataset_answer(service.dataset)
+
+
+@router.get("/label/{label_id}", responses=problems(*_REVEALING), operation_id="reveal_label")
+@router.get("/v1/labels/{label_id}", responses=problems(*_REVEALING), operation_id="reveal_label_v1")
+async def reveal_label(
+    label_id: PathLabelId, request: Request, response: Response, service: Service, run_id: Caller
+) -> LabelAnswer:
+    """Reveal one label: charged and logged the first time, free and logged afterwards.
+
+    200 charges one label or none; 403, 404, 409 and 410 are logged and charge nothing; 401, 422, 429 and 503 leave
+    no entry.
+    """
+    answer = await service.reveal(ledger_request(request, run_id), [label_id])
+    _set_headers(response, answer)
+    return LabelAnswer(
+        **_label(service, answer.labels[0]).model_dump(),
+        queries=answer.queries,
+        remaining=answer.remaining,
+        run_id=answer.run_id,
+        replayed=answer.replayed,
+    )
+
+
+@router.post("/v1/labels:query", responses=problems(*_REVEALING))
+async def query_labels(
+    query: LabelQuery, request: Request, response: Response, service: Service, run_id: Caller
+) -> LabelsAnswer:
+    """Reveal up to 1,000 labels, all or none; each id the run does not have yet is charged once.
+
+    A repeat under the same Idempotency-Key answers what the first request answered and charges nothing. Statuses act
+    on budget and log as for a single label.
+    """
+    answer = await service.reveal(ledger_request(request, run_id), query.ids)
+    _set_headers(response, answer)
+    return LabelsAnswer(
+        labels=[_label(service, item) for item in answer.labels],
+        charged=answer.charged,
+        queries=answer.queries,
+        remaining=answer.remaining,
+        run_id=answer.run_id,
+        replayed=answer.replayed,
+    )
+
+
+def dataset_answer(dataset: DatasetInfo) -> DatasetAnswer:
+    """Return what is told of a data set (the log's id is told with the log)."""
+    told = asdict(dataset)
+    del told["log_id"]
+    return DatasetAnswer(**told)
+
+
+def _label(service: LabelService, item: ledger.RevealedLabel) -> Label:
+    name = service.dataset.class_names[item.label]
+    return Label(id=item.id, label=item.label, label_name=name, charged=item.charged)
+
+
+def _set_headers(response: Response, answer: ledger.Revealed) -> None:
+    set_label_headers(response, answer.queries + answer.remaining, answer.remaining)

@@ -1,0 +1,262 @@
+"""Request and response models: the HTTP contract. Requests forbid what they do not know.
+
+Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 30 digits, so that
+asking for one outside the data set is a logged 404; SQLite never sees it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+
+from label_service.settings import MAX_IDS_PER_BATCH
+
+# Longer than any count, short enough that refused ids do not fill the log.
+MAX_ID = 10**30 - 1
+MAX_NAME = 100
+# Budgets above the largest 32-bit number are mistakes.
+MAX_BUDGET = 2**31 - 1
+MAX_SEQ = 2**53 - 1
+
+
+def _path_integer(value: object) -> object:
+    if isinstance(value, str):
+        if not re.fullmatch(r"-?[0-9]{1,30}", value, flags=re.ASCII):
+            raise ValueError("must be an integer of at most 30 digits")
+        return int(value)
+    return value
+
+
+def _printable(name: str) -> str:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise ValueError("must not contain control characters")
+    return name
+
+
+LabelId = Annotated[StrictInt, Field(ge=-MAX_ID, le=MAX_ID)]
+PathLabelId = Annotated[
+    int, BeforeValidator(_path_integer), Field(description="Zero-based row of the image in the training image file.")
+]
+Budget = Annotated[StrictInt, Field(ge=0, le=MAX_BUDGET)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LabelQuery(_Request):
+    """Ids to reveal together: all of them or none. Repeats count once."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": [42, 7, 1999]}]})
+    ids: list[LabelId] = Field(min_length=1, max_length=MAX_IDS_PER_BATCH)
+
+
+class RunRequest(_Request):
+    """A run to open. A learning curve declares its points now; each is one evaluation."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"name": "seed 0", "budget": 500, "evaluation_budgets": [100, 250, 500]}]},
+    )
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_printable)]
+    budget: Budget | None = Field(None, description="Labels the run may be charged; default: the operator's.")
+    evaluation_budgets: list[Budget] = Field(
+        default_factory=list, max_length=1000, description="Budgets to be evaluated, ascending, at most `budget`."
+    )
+
+    @model_validator(mode="after")
+    def _ascend(self) -> RunRequest:
+        points = self.evaluation_budgets
+        if any(later <= earlier for earlier, later in pairwise(points)):
+            raise ValueError("evaluation_budgets must ascend without repeats")
+        return self
+
+
+class EvaluationRequest(_Request):
+    """One predicted class number for each test image, in the order of the test image file."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"predictions": [9, 2, 1], "budget": 500}]}
+    )
+    predictions: list[StrictInt]
+    budget: Budget | None = Field(None, description="The declared budget this evaluation is for.")
+
+
+Receipt = Annotated[None, Field(description="Reserved: always null in this version.")]
+
+
+class Label(BaseModel):
+    """One label, and whether this request was charged for it."""
+
+    id: int
+    label: int
+    label_name: str
+    charged: bool
+
+
+class LabelAnswer(Label):
+    """One revealed label, the run's count, and what is left of its budget."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 42,
+                    "label": 2,
+                    "label_name": "Pullover",
+                    "charged": True,
+                    "queries": 1,
+                    "remaining": 99,
+                    "run_id": "guest",
+                    "replayed": False,
+                    "receipt": None,
+                }
+            ]
+        }
+    )
+    queries: int = Field(description="Labels charged to the run so far.")
+    remaining: int = Field(description="Labels left of the run's budget.")
+    run_id: str
+    replayed: bool = Field(description="Nothing was charged: the run had the label already.")
+    receipt: Receipt = None
+
+
+class LabelsAnswer(BaseModel):
+    """Revealed labels in the order asked, each id once."""
+
+    labels: list[Label]
+    charged: int = Field(description="Labels charged by this request; under a repeated key, by its first answer.")
+    queries: int = Field(description="Labels charged to the run so far.")
+    remaining: int = Field(description="Labels left of the run's budget.")
+    run_id: str
+    replayed: bool = Field(description="Nothing was charged now.")
+    receipt: Receipt = None
+
+
+class DatasetAnswer(BaseModel):
+    """The data set the service holds the labels of."""
+
+    name: str
+    official: bool = Field(description="The four files are the published Fashion-MNIST files.")
+    redraw_seed: int | None
+    pool_size: int = Field(description="Labels that can be asked for: ids 0 to pool_size - 1.")
+    test_size: int = Field(description="Predictions an evaluation needs.")
+    class_names: list[str]
+    fingerprint: str | None = Field(
+        description="SHA-256 of `A\\nB\\n`, A and B the SHA-256 (hex) of the unpacked training and test image files; "
+        "null if the service was not told them."
+    )
+
+
+class EvaluationResult(BaseModel):
+    """One evaluation a run has made."""
+
+    evaluation: int
+    budget: int | None
+    correct: int
+    total: int
+    accuracy: float
+
+
+class RunAnswer(BaseModel):
+    """The state of a run."""
+
+    run_id: str
+    name: str
+    budget: int
+    queries: int
+    remaining: int
+    evaluation_budgets: list[int]
+    evaluations_allowed: int
+    evaluations_used: int
+    evaluations: list[EvaluationResult]
+    querying_closed: bool
+    opened_at: str
+    sealed_at: str | None
+
+
+class RunsAnswer(BaseModel):
+    """All runs, oldest first; the first is the guest run."""
+
+    runs: list[RunAnswer]
+
+
+class RunOpenedAnswer(RunAnswer):
+    """A fresh run. The token is shown here and never again."""
+
+    token: str
+    dataset: DatasetAnswer
+    receipt: Receipt = None
+
+
+class RunSealedAnswer(RunAnswer):
+    """A run that has ended."""
+
+    evidence: Receipt = None
+
+
+class EvaluationAnswer(BaseModel):
+    """A test accuracy. Which predictions were right is never told."""
+
+    run_id: str
+    evaluation: int = Field(description="Number of this evaluation within the run, from 1.")
+    budget: int | None
+    accuracy: float
+    correct: int
+    total: int
+    evaluations_used: int
+    evaluations_allowed: int
+    replayed: bool = Field(description="This repeats an earlier answer under the same Idempotency-Key.")
+    receipt: Receipt = None
+
+
+class LogPage(BaseModel):
+    """Entries in order, exactly as stored, and where to go on."""
+
+    entries: list[dict[str, Any]]
+    next: int | None = Field(description="Pass as `after` for the next page; null: this was the last.")
+
+
+class RunCountsAnswer(BaseModel):
+    """What the log says of one run."""
+
+    run_id: str
+    queries: int = Field(description="Labels charged, summed over the log's entries.")
+    distinct_labels: int = Field(description="Distinct labels revealed, counted from the reveals.")
+    replays: int
+    refusals: int
+    evaluations: int
+    entries: int
+
+
+class SummaryAnswer(BaseModel):
+    """The log, counted."""
+
+    log_id: str
+    runs: list[RunCountsAnswer]
+    queries: int
+    distinct_labels_revealed_to_anybody: int
+    evaluations: int
+    entries: int
+
+
+class HealthAnswer(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ProblemAnswer(BaseModel):
+    """An error (RFC 9457). Branch on `code`; further members depend on it."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str

@@ -1,0 +1,215 @@
+"""One label service: database, lock, writer, readers and settings, opened and closed together. No HTTP here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from label_service import ledger, runs
+from label_service.database import (
+    database_path,
+    lock_database,
+    migrate,
+    open_reading_engine,
+    open_writing_engine,
+)
+from label_service.errors import (
+    DatabaseRefused,
+    DataMissing,
+    IdempotencyKeyInUse,
+    LogNotWritable,
+    Problem,
+    TooManyRequests,
+)
+from label_service.limits import TokenBucket
+from label_service.log_reader import LogReader
+from label_service.metrics import Metrics
+from label_service.seed import DatasetInfo, load_info, read_label_files, seed
+from label_service.settings import Settings
+from label_service.writer import Work, Writer
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class LabelService:
+    """What the routes talk to. Make it with `open_service`.
+
+    Attributes:
+        settings: the operator's.
+        dataset: what was seeded.
+        reader: the log and the runs, read-only.
+        writer: the one writer.
+        metrics: this service's counters.
+    """
+
+    def __init__(
+        self, settings: Settings, dataset: DatasetInfo, reader: LogReader, writer: Writer, metrics: Metrics
+    ) -> None:
+        self.settings = settings
+        self.dataset = dataset
+        self.reader = reader
+        self.writer = writer
+        self.metrics = metrics
+        self.rules = _rules(settings, dataset)
+        self._buckets: dict[str, TokenBucket] = {}
+        # Keys whose first request is still being answered. Touched by the event loop's thread only.
+        self._keys_in_use: set[tuple[str, str]] = set()
+
+    async def reveal(self, request: ledger.Request, ids: Sequence[int]) -> ledger.Revealed:
+        """Reveal labels to a run; see `ledger.reveal`.
+
+        Raises:
+            Problem: the refusal, after its entry is durable.
+        """
+        self._pace(request.run_id, len(ids))
+        with self._key(request):
+            answer = await self._write(lambda connection: ledger.reveal(connection, self.rules, request, ids))
+        if answer.replayed:
+            self.metrics.replayed.inc(len(answer.labels))
+        else:
+            self.metrics.charged.inc(answer.charged)
+            self.metrics.replayed.inc(len(answer.labels) - answer.charged)
+        return answer
+
+    async def evaluate(
+        self, request: ledger.Request, predictions: Sequence[int], budget: int | None
+    ) -> ledger.Evaluated:
+        """Evaluate a run's test predictions; see `ledger.evaluate`.
+
+        Raises:
+            Problem: the refusal, after its entry is durable.
+        """
+        with self._key(request):
+            answer = await self._write(
+                lambda connection: ledger.evaluate(connection, self.rules, request, predictions, budget)
+            )
+        if not answer.replayed:
+            self.metrics.evaluations.inc()
+        return answer
+
+    async def open_run(self, opening: runs.Opening, request_id: str) -> runs.Opened:
+        """Open a run.
+
+        Raises:
+            Problem: the operator's limits do not allow it.
+        """
+        refusal = runs.refuse_opening(opening, self.settings.max_run_budget, self.settings.max_evaluations)
+        if refusal is not None:
+            raise refusal
+        opened = await self._write(lambda connection: runs.open_run(connection, self.rules, opening, request_id))
+        self.metrics.runs_opened.inc()
+        return opened
+
+    async def seal(self, request: ledger.Request) -> bool:
+        """End a run; return False if it had ended before."""
+        return await self._write(lambda connection: ledger.seal(connection, self.rules, request))
+
+    async def ready(self) -> bool:
+        """Return whether a log entry could be written now, by writing the heartbeat."""
+        try:
+            await asyncio.wrap_future(self.writer.beat())
+        except LogNotWritable:
+            return False
+        return True
+
+    async def _write(self, work: Work[T | Problem]) -> T:
+        answer = await asyncio.wrap_future(self.writer.submit(work))
+        if isinstance(answer, Problem):
+            raise answer
+        return answer
+
+    def _pace(self, run_id: str, ids: int) -> None:
+        per_minute = self.settings.rate_limit_labels_per_minute
+        if per_minute is None:
+            return
+        now_s = time.monotonic()
+        bucket = self._buckets.get(run_id) or TokenBucket(per_minute, float(per_minute), now_s)
+        self._buckets[run_id], wait_s = bucket.take(ids, now_s)
+        if wait_s:
+            raise TooManyRequests(
+                f"A run may ask for {per_minute} labels a minute here; try again in {wait_s:.0f} s.",
+                headers={"Retry-After": f"{wait_s:.0f}"},
+            )
+
+    @contextmanager
+    def _key(self, request: ledger.Request) -> Iterator[None]:
+        """Hold the request's Idempotency-Key while its answer is on the way."""
+        if request.key is None:
+            yield
+            return
+        key = (request.run_id, request.key)
+        if key in self._keys_in_use:
+            raise IdempotencyKeyInUse(
+                "A request with this Idempotency-Key is still being answered; wait for it or try again in a moment.",
+                headers={"Retry-After": "1"},
+            )
+        self._keys_in_use.add(key)
+        try:
+            yield
+        finally:
+            self._keys_in_use.discard(key)
+
+
+@contextmanager
+def open_service(settings: Settings) -> Iterator[LabelService]:
+    """Open the database, bring it up to date, seed it if it is empty, and start the writer.
+
+    Raises:
+        DatabaseRefused: the database cannot be used, or holds another data set than the folder.
+        DataRefused: the database is empty and the data folder cannot fill it.
+    """
+    path = database_path(settings.database_url)
+    with ExitStack() as stack:
+        stack.enter_context(lock_database(path))
+        engine = open_writing_engine(path, settings.busy_timeout_s)
+        stack.callback(engine.dispose)
+        migrate(engine)
+        try:
+            with engine.begin() as connection:
+                dataset = _seed(connection, settings)
+                runs.set_guest_budget(connection, _rules(settings, dataset), settings.guest_budget)
+        except SQLAlchemyError as error:
+            reason = getattr(error, "orig", error)
+            raise DatabaseRefused(f"{path} cannot be written ({reason}); check disk space and permissions.") from error
+        reading = open_reading_engine(path)
+        stack.callback(reading.dispose)
+        reader, metrics = LogReader(reading), Metrics()
+        writer = Writer(engine, settings.queue_size, metrics.observe_commit)
+        stack.callback(writer.close)
+        metrics.watch(lambda: writer.waiting, reader.entries_count)
+        logger.info(
+            "%s: %d labels in %s, log %s, SQLite %s",
+            dataset.name,
+            dataset.pool_size,
+            path,
+            dataset.log_id,
+            sqlite3.sqlite_version,
+        )
+        yield LabelService(settings, dataset, reader, writer, metrics)
+
+
+def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
+    """Seed an empty database; check a seeded one against the folder if the folder has labels."""
+    existing = load_info(connection)
+    try:
+        files = read_label_files(settings.data, settings.other_data)
+    except DataMissing:
+        # A seeded database needs its label files no more; they may be gone or kept elsewhere.
+        if existing is not None:
+            return existing
+        raise
+    return seed(connection, files)
+
+
+def _rules(settings: Settings, dataset: DatasetInfo) -> ledger.Rules:
+    return ledger.Rules(dataset.log_id, dataset.pool_size, settings.total_budget, settings.total_evaluations)

@@ -1,0 +1,49 @@
+"""The operator's settings: environment variables `LABEL_SERVICE_*`, each also a flag of `serve` where that is wise.
+
+The descriptions below are the only place where a setting is explained in code: `--help` prints them, and
+`docs/service.md` lists every one (a test compares the two).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Design: up to 1,000 ids in one batch. A contract with clients, hence no setting.
+MAX_IDS_PER_BATCH = 1000
+
+
+class Settings(BaseSettings):
+    """Settings of one service process. Numbers without a unit in the name count labels, runs or evaluations."""
+
+    # env_ignore_empty: `LABEL_SERVICE_X=` in a compose file means "not set".
+    model_config = SettingsConfigDict(
+        env_prefix="LABEL_SERVICE_", env_ignore_empty=True, extra="forbid", validate_default=True, frozen=True
+    )
+
+    database_url: str = Field(
+        "sqlite:///data/service/labels.sqlite3", description="Where labels, runs and the log are kept (SQLite)."
+    )
+    data: Path = Field(Path("data"), description="Folder made by `prepare`, or its labels folder; used to seed.")
+    other_data: bool = Field(False, description="Accept label files that are not the known Fashion-MNIST files.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    guest_budget: int = Field(100, ge=0, description="Labels that queries without a token may reveal; 0 closes them.")
+    default_run_budget: int = Field(1000, ge=0, description="Budget of a run that names none.")
+    max_run_budget: int | None = Field(None, ge=0, description="Largest budget a run may have; empty: no limit.")
+    total_budget: int | None = Field(None, ge=0, description="Labels charged over all runs together; empty: no limit.")
+    max_evaluations: int = Field(16, ge=1, description="Most evaluations one run may declare.")
+    total_evaluations: int | None = Field(None, ge=0, description="Evaluations of all runs together; empty: no limit.")
+    registration_token: SecretStr | None = Field(
+        None, description="If set, opening a run needs this bearer token (environment only, so no process list has it)."
+    )
+    rate_limit_labels_per_minute: int | None = Field(
+        None, ge=1, description="Ids one run may ask for in a minute, charged or not; empty: no limit."
+    )
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
+    queue_size: int = Field(1024, ge=1, description="Requests that may wait for the writer before new ones get 503.")
+    busy_timeout_s: float = Field(
+        5.0, ge=0, le=60, description="Seconds the writer waits for a locked database before it answers 503."
+    )

@@ -1,0 +1,131 @@
+"""The tables, as SQLAlchemy Core. Rows of labels, reveals, evaluations and log entries are written once, for good.
+
+That they are never changed is not left to this code: triggers made by the first migration refuse it in the database.
+Everything that is counted can be counted twice: `runs.spent` against the rows of `reveals` and the sum over `entries`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# One row: what was seeded. `labels_sha256` tells whether a folder holds the same labels; it is never answered.
+dataset = Table(
+    "dataset",
+    metadata,
+    Column("singleton", Integer, CheckConstraint("singleton = 1", name="one_row"), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("official", Integer, nullable=False),
+    Column("redraw_seed", Integer),
+    Column("pool_size", Integer, nullable=False),
+    Column("test_size", Integer, nullable=False),
+    Column("class_names", Text, nullable=False),  # JSON list
+    Column("fingerprint", Text),
+    Column("labels_sha256", Text, nullable=False),
+    Column("log_id", Text, nullable=False),
+    Column("seeded_at", Text, nullable=False),
+)
+
+pool_labels = Table(
+    "pool_labels",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("label", Integer, nullable=False),
+)
+
+test_labels = Table(
+    "test_labels",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("label", Integer, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("token_sha256", Text),  # null for the guest run
+    Column("budget", Integer, nullable=False),
+    Column("evaluation_budgets", Text, nullable=False),  # JSON list
+    Column("evaluations_allowed", Integer, nullable=False),
+    Column("spent", Integer, nullable=False, server_default="0"),
+    Column("opened_at", Text, nullable=False),
+    Column("sealed_at", Text),
+)
+
+# `entry` is the canonical JSON, byte for byte: what is served, exported, and later hashed as a leaf.
+# The other columns repeat parts of it so that the log can be filtered and summed.
+entries = Table(
+    "entries",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("entry", LargeBinary, nullable=False),
+    Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False, index=True),
+    Column("op", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("charged", Integer, nullable=False),
+)
+
+# Which entries asked for which label (ids inside the data set only).
+entry_ids = Table(
+    "entry_ids",
+    metadata,
+    Column("label_id", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, ForeignKey("entries.seq"), primary_key=True, autoincrement=False),
+)
+
+reveals = Table(
+    "reveals",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.run_id"), primary_key=True),
+    Column("label_id", Integer, ForeignKey("pool_labels.id"), primary_key=True, autoincrement=False),
+    Column("seq", Integer, ForeignKey("entries.seq"), nullable=False),
+)
+
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.run_id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # 1, 2, … within the run
+    Column("budget", Integer),
+    Column("correct", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("seq", Integer, ForeignKey("entries.seq"), nullable=False),
+)
+
+# A key is bound to the entry that first answered it; the answer itself is rebuilt from the rows of that entry.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.run_id"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_sha256", Text, nullable=False),
+    Column("seq", Integer, ForeignKey("entries.seq"), nullable=False),
+)
+
+# The readiness probe writes here, because only a write shows that writing works.
+heartbeat = Table(
+    "heartbeat",
+    metadata,
+    Column("singleton", Integer, CheckConstraint("singleton = 1", name="one_row"), primary_key=True),
+    Column("beat_at", Text, nullable=False),
+    Column("filler", LargeBinary, nullable=False),
+)

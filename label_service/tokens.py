@@ -1,0 +1,39 @@
+"""Bearer tokens: made once, shown once, stored as SHA-256, compared in constant time.
+
+A token is `RUN_ID.SECRET`; the first half finds the run, the second proves it. The secret has 256 random bits, so a
+plain hash is enough (a slow one protects guessable passwords only).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+
+SECRET_BYTES = 32
+RUN_ID_BYTES = 6
+
+
+def new_run_id() -> str:
+    """Return a fresh run id such as `run-3f9a1c2b4d5e`."""
+    return f"run-{secrets.token_hex(RUN_ID_BYTES)}"
+
+
+def new_token(run_id: str) -> str:
+    """Return a fresh token for a run."""
+    return f"{run_id}.{secrets.token_urlsafe(SECRET_BYTES)}"
+
+
+def run_of(token: str) -> str:
+    """Return the run id a token claims to belong to."""
+    return token.partition(".")[0]
+
+
+def token_hash(token: str) -> str:
+    """Return what is stored of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def matches(token: str, stored_hash: str) -> bool:
+    """Return whether a token has the stored hash, in time that does not depend on where they differ."""
+    return hmac.compare_digest(token_hash(token), stored_hash)

@@ -1,0 +1,185 @@
+"""The one writer: a thread that runs every change of the database, many requests to one transaction.
+
+Requests put their work into a bounded queue. The thread takes everything that waits, runs it inside one
+`BEGIN IMMEDIATE … COMMIT`, and answers only after the commit (group commit): nobody hears of a label whose entry is not
+durable. If the transaction fails for any reason - locked, read-only, disk full, I/O - nobody in it gets an answer but
+`LogNotWritable`, and the connection is opened anew for the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from label_service import tables
+from label_service.entries import now
+from label_service.errors import LogNotWritable
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+
+# More requests than this in one transaction would make the first of them wait for the last.
+MAX_GROUP = 256
+# Four pages of 4 KiB: more than an entry needs, so a database that takes the heartbeat takes an entry.
+HEARTBEAT_FILLER_BYTES = 16 * 1024
+
+
+class CommitObserver(Protocol):
+    """Told of each transaction; the metrics listen here."""
+
+    def __call__(self, requests: int, seconds: float, written: bool) -> None:
+        """Record one transaction of `requests` requests, how long it took, and whether it was committed."""
+
+
+@dataclass
+class _Job:
+    work: Work[Any]
+    future: Future[Any]
+    result: Any = None
+    error: Exception | None = None
+
+
+class Writer:
+    """Runs work on the writing connection, in order, in its own thread."""
+
+    def __init__(self, engine: Engine, queue_size: int, observe: CommitObserver | None = None) -> None:
+        self._engine = engine
+        self._queue: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
+        self._observe = observe
+        # Guards the hand-over at the end: after `_closed` is set, no job may enter the queue.
+        self._gate = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="label-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue, about."""
+        return self._queue.qsize()
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        """Queue work for the next transaction.
+
+        Args:
+            work: called with the writing connection inside a transaction. It returns its result, refusals too: what it
+                raises undoes its own changes, entry included.
+
+        Returns:
+            A future that is answered after the commit. It raises `LogNotWritable` if there was none.
+
+        Raises:
+            LogNotWritable: the queue is full, or the service is stopping.
+        """
+        job = _Job(work, Future())
+        with self._gate:
+            if self._closed:
+                raise LogNotWritable("The service is stopping and takes no more requests; try again in a moment.")
+            try:
+                self._queue.put_nowait(job)
+            except queue.Full as error:
+                raise LogNotWritable(
+                    "Too many requests wait for the log, so no label was revealed; try again in a moment.",
+                    headers={"Retry-After": "1"},
+                ) from error
+        return job.future
+
+    def beat(self) -> Future[None]:
+        """Write the heartbeat: the future fails with `LogNotWritable` if the log could not be written either."""
+        return self.submit(_heartbeat)
+
+    def close(self) -> None:
+        """Finish what is queued, then end the thread."""
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            jobs, stopping = self._take()
+            # A future that was cancelled while it waited is dropped here, before anything is charged for it.
+            jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if jobs:
+                self._write(jobs)
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        """Wait for a job, then take all others that wait; the second result says that the end was reached."""
+        job = self._queue.get()
+        jobs: list[_Job] = []
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == MAX_GROUP:
+                return jobs, False
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return jobs, False
+        return jobs, True
+
+    def _write(self, jobs: list[_Job]) -> None:
+        started_s = time.monotonic()
+        try:
+            with self._engine.connect() as connection, connection.begin():
+                for job in jobs:
+                    _run_in_savepoint(connection, job)
+            # A signed head of the log belongs here: after the commit, before the first answer.
+        except Exception as error:
+            self._fail(jobs, error)
+            written = False
+        else:
+            for job in jobs:
+                if job.error is not None:
+                    job.future.set_exception(job.error)
+                else:
+                    job.future.set_result(job.result)
+            written = True
+        if self._observe is not None:
+            self._observe(len(jobs), time.monotonic() - started_s, written)
+
+    def _fail(self, jobs: list[_Job], error: Exception) -> None:
+        reason = getattr(error, "orig", None) or error
+        logger.error("log not writable, %d request(s) refused: %s: %s", len(jobs), type(reason).__name__, reason)
+        # After a failed write nothing is assumed of the connection; the next transaction opens a new one.
+        self._engine.dispose()
+        for job in jobs:
+            job.future.set_exception(
+                LogNotWritable(
+                    "The log could not be written, so nothing was revealed or charged; try again later, "
+                    "and tell the operator if it lasts.",
+                    headers={"Retry-After": "1"},
+                )
+            )
+
+
+def _run_in_savepoint(connection: Connection, job: _Job) -> None:
+    """Run one job so that a fault in it undoes that job only. A database error undoes the whole group."""
+    savepoint = connection.begin_nested()
+    try:
+        job.result = job.work(connection)
+    except SQLAlchemyError:
+        raise
+    except Exception as error:
+        savepoint.rollback()
+        job.error = error
+    else:
+        savepoint.commit()
+
+
+def _heartbeat(connection: Connection) -> None:
+    beat = update(tables.heartbeat).where(tables.heartbeat.c.singleton == 1)
+    connection.execute(beat.values(beat_at=now(), filler=bytes(HEARTBEAT_FILLER_BYTES)))
+    connection.execute(beat.values(filler=b""))
