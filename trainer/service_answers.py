@@ -29,7 +29,9 @@ class DatasetInfo(Answer):
         pool_size: Images whose labels may be asked; ids run from 0 to `pool_size - 1`.
         test_size: Test images that an evaluation predicts.
         class_names: Names of the classes, by class number.
-        fingerprint: Identifies the images, so that the trainer can tell whether it holds the same ones.
+        fingerprint: Identifies the images, so that the trainer can tell whether it holds the same ones; None
+            when the service was not told them.
+        redraw_seed: Seed of a re-drawn split, None for other data.
     """
 
     name: Name
@@ -37,7 +39,8 @@ class DatasetInfo(Answer):
     pool_size: Annotated[int, Field(ge=1)]
     test_size: Count
     class_names: Annotated[tuple[str, ...], Field(min_length=2)]
-    fingerprint: Name
+    fingerprint: Name | None
+    redraw_seed: int | None = None
 
     @property
     def num_classes(self) -> int:
