@@ -21,7 +21,7 @@ from label_service.errors import (
 )
 from label_service.middleware import RequestFrame
 from label_service.openapi import DESCRIPTION, PROBLEM_MEDIA_TYPE, describe
-from label_service.routes import health, labels, log, runs
+from label_service.routes import dashboard, health, labels, log, runs
 from label_service.routes.callers import problem_headers
 from label_service.service import LabelService
 
@@ -38,7 +38,7 @@ def create_app(service: LabelService) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (labels, runs, log, health):
+    for module in (labels, runs, log, health, dashboard):
         app.include_router(module.router)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid)

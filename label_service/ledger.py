@@ -17,7 +17,8 @@ from sqlalchemy import Connection, func, insert, select, update
 from label_service import tables
 from label_service.dataset import sha256
 from label_service.entries import Draft, Op, append, canonical_json, now
-from label_service.errors import IdempotencyKeyReused, Problem, UnknownId
+from label_service.errors import Problem, UnknownId
+from label_service.idempotency import find_key, keep_key
 from label_service.limits import RunState, Totals, refuse_ended, refuse_evaluation, refuse_reveal
 
 
@@ -62,6 +63,7 @@ class Revealed:
 
     Attributes:
         labels: in the order asked, each id once.
+        budget: the run's budget.
         charged: labels charged by this request (by the first one, if this is a repeat under the same key).
         queries: labels charged to the run so far.
         remaining: labels left of its budget.
@@ -70,6 +72,7 @@ class Revealed:
 
     run_id: str
     labels: tuple[RevealedLabel, ...]
+    budget: int
     charged: int
     queries: int
     remaining: int
@@ -123,7 +126,7 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
     asked = list(dict.fromkeys(ids))
     run = load_run(connection, request.run_id)
     fingerprint = sha256(canonical_json({"op": "query", "ids": asked}))
-    earlier = _find_key(connection, request, fingerprint)
+    earlier = find_key(connection, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
     unknown = [label_id for label_id in asked if not 0 <= label_id < rules.pool_size]
@@ -148,12 +151,13 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
         )
     charged_by, spent = (earlier.seq, earlier.spent) if earlier else (seq, run.spent + len(new))
     if earlier is None:
-        _keep_key(connection, request, fingerprint, seq)
+        keep_key(connection, request.run_id, request.key, fingerprint, seq)
     charged = {label_id for label_id, at in held.items() if at == charged_by} if earlier else set(new)
     labels = _labels(connection, asked)
     return Revealed(
         run_id=run.run_id,
         labels=tuple(RevealedLabel(label_id, labels[label_id], label_id in charged) for label_id in asked),
+        budget=run.budget,
         charged=len(charged),
         queries=spent,
         remaining=max(0, run.budget - spent),
@@ -179,7 +183,7 @@ def evaluate(
     run = load_run(connection, request.run_id)
     predictions_sha256 = sha256(canonical_json(list(predictions)))
     fingerprint = sha256(canonical_json({"op": "evaluation", "predictions": predictions_sha256, "budget": budget}))
-    earlier = _find_key(connection, request, fingerprint)
+    earlier = find_key(connection, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
     refusal = refuse_ended(run)
@@ -209,7 +213,7 @@ def evaluate(
             run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=seq
         )
     )
-    _keep_key(connection, request, fingerprint, seq)
+    keep_key(connection, request.run_id, request.key, fingerprint, seq)
     return Evaluated(run.run_id, number, budget, correct, total, run.evaluations_allowed, replayed=False)
 
 
@@ -221,14 +225,6 @@ def seal(connection: Connection, rules: Rules, request: Request) -> bool:
     connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
     _append(connection, rules, run, request, "run-sealed", "sealed")
     return True
-
-
-@dataclass(frozen=True)
-class _Earlier:
-    """The entry that first answered a key: its number, and the run's count after it."""
-
-    seq: int
-    spent: int
 
 
 def _append(
@@ -272,6 +268,8 @@ def _labels(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
 
 
 def _totals(connection: Connection, rules: Rules) -> Totals:
+    if rules.total_budget is None and rules.total_evaluations is None:
+        return Totals(0, 0)  # nothing to compare them with, so they are not counted
     spent = connection.execute(select(func.coalesce(func.sum(tables.runs.c.spent), 0))).scalar_one()
     evaluations = connection.execute(select(func.count()).select_from(tables.evaluations)).scalar_one()
     return Totals(spent, evaluations, rules.total_budget, rules.total_evaluations)
@@ -284,31 +282,3 @@ def _refuse_unknown(unknown: Sequence[int], rules: Rules) -> Problem | None:
         f"No image has id {unknown[0]}; ids run from 0 to {rules.pool_size - 1}, and nothing was charged.",
         extras={"unknown_ids": list(unknown)},
     )
-
-
-def _find_key(connection: Connection, request: Request, fingerprint: str) -> _Earlier | Problem | None:
-    """Look the request's Idempotency-Key up; a key that came with another body refuses (and is no entry)."""
-    if request.key is None:
-        return None
-    keys = tables.idempotency_keys
-    row = connection.execute(
-        select(keys.c.request_sha256, keys.c.seq, tables.entries.c.entry)
-        .join(tables.entries, tables.entries.c.seq == keys.c.seq)
-        .where(keys.c.run_id == request.run_id, keys.c.key == request.key)
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.request_sha256 != fingerprint:
-        return IdempotencyKeyReused(
-            "This Idempotency-Key came before with another body; send a fresh key with a new request."
-        )
-    return _Earlier(row.seq, json.loads(row.entry)["spent"])
-
-
-def _keep_key(connection: Connection, request: Request, fingerprint: str, seq: int) -> None:
-    if request.key is not None:
-        connection.execute(
-            insert(tables.idempotency_keys).values(
-                run_id=request.run_id, key=request.key, request_sha256=fingerprint, seq=seq
-            )
-        )

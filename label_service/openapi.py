@@ -37,7 +37,7 @@ def problems(*kinds: type[Problem]) -> Responses:
         by_status[kind.status].append(kind)
     return {
         status: {
-            "description": " ".join(f"`{kind.code}`: {_first_line(kind)}" for kind in found),
+            "description": " ".join(f"`{kind.code}`: {first_line(kind)}" for kind in found),
             "content": {
                 PROBLEM_MEDIA_TYPE: {
                     "schema": {"$ref": "#/components/schemas/ProblemAnswer"},
@@ -65,9 +65,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _first_line(kind: type[Problem]) -> str:
+def first_line(kind: type[Problem]) -> str:
+    """Return what an error means: the first line of its docstring."""
     return (kind.__doc__ or "").strip().splitlines()[0]
 
 
 def _example(kind: type[Problem]) -> dict[str, Any]:
-    return {**Problem.document(kind(_first_line(kind))), "request_id": "req-6a1f0c2e9b7d4358"}
+    return {**Problem.document(kind(first_line(kind))), "request_id": "req-6a1f0c2e9b7d4358"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, cast
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request
 
 from label_service import ledger
 from label_service.errors import (
@@ -28,9 +28,14 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 NO_STORE = {"Cache-Control": "no-store"}
 
 
-def service_of(request: Request) -> LabelService:
-    """Return the service behind the app."""
+def _service(request: Request) -> LabelService:
     return cast(LabelService, request.app.state.service)
+
+
+# async, because FastAPI would run a plain function in a thread, which costs more than the function.
+async def service_of(request: Request) -> LabelService:
+    """Return the service behind the app."""
+    return _service(request)
 
 
 def bearer_token(request: Request) -> str | None:
@@ -60,7 +65,7 @@ def caller(request: Request) -> str:
         request.state.run_id = GUEST
         return GUEST
     run_id = run_of(token)
-    stored = service_of(request).reader.token_hash(run_id)
+    stored = _service(request).reader.token_hash(run_id)
     if stored is None or not matches(token, stored):
         raise InvalidToken("No run has this token; send the token that opening the run answered, or none at all.")
     request.state.run_id = run_id
@@ -77,7 +82,7 @@ def own_run(request: Request, run_id: str, caller_id: Annotated[str, Depends(cal
     """
     if run_id == caller_id:
         return run_id
-    if service_of(request).reader.run(run_id) is None:
+    if _service(request).reader.run(run_id) is None:
         raise UnknownRun("No run has this id; open one with POST /v1/runs.")
     if caller_id == GUEST:
         raise TokenRequired(f"This call belongs to run {run_id}; send its token.")
@@ -90,7 +95,7 @@ def may_open_run(request: Request) -> None:
     Raises:
         RegistrationClosed: the operator's registration token is missing or wrong.
     """
-    expected = service_of(request).settings.registration_token
+    expected = _service(request).settings.registration_token
     if expected is None:
         return
     token = bearer_token(request)
@@ -110,15 +115,11 @@ def ledger_request(request: Request, run_id: str) -> ledger.Request:
     return ledger.Request(run_id, request.state.request_id, key)
 
 
-def set_label_headers(response: Response, budget: int, remaining: int, replayed: bool = False) -> None:
-    """Set what every answer about labels carries: the budget, what is left of it, and that it is not to be cached."""
-    response.headers.update(label_headers(budget, remaining))
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-
-
 def label_headers(budget: int, remaining: int) -> dict[str, str]:
-    """Return the RateLimit fields (draft-ietf-httpapi-ratelimit-headers) for a run's budget."""
+    """Return what every answer about labels carries: not to be cached, the run's budget, and what is left of it.
+
+    The two fields are those of draft-ietf-httpapi-ratelimit-headers; the budget has no window, so none is named.
+    """
     return {**NO_STORE, "RateLimit-Policy": f'"labels";q={budget}', "RateLimit": f'"labels";r={remaining}'}
 
 

@@ -21,7 +21,7 @@ from label_service.errors import (
     UnknownId,
 )
 from label_service.openapi import problems
-from label_service.routes.callers import Caller, Service, ledger_request, set_label_headers
+from label_service.routes.callers import Caller, Service, label_headers, ledger_request
 from label_service.schemas import DatasetAnswer, Label, LabelAnswer, LabelQuery, LabelsAnswer, PathLabelId
 from label_service.seed import DatasetInfo
 from label_service.service import LabelService
@@ -60,7 +60,7 @@ async def reveal_label(
     no entry.
     """
     answer = await service.reveal(ledger_request(request, run_id), [label_id])
-    _set_headers(response, answer)
+    response.headers.update(label_headers(answer.budget, answer.remaining))
     return LabelAnswer(
         **_label(service, answer.labels[0]).model_dump(),
         queries=answer.queries,
@@ -80,7 +80,7 @@ async def query_labels(
     on budget and log as for a single label.
     """
     answer = await service.reveal(ledger_request(request, run_id), query.ids)
-    _set_headers(response, answer)
+    response.headers.update(label_headers(answer.budget, answer.remaining))
     return LabelsAnswer(
         labels=[_label(service, item) for item in answer.labels],
         charged=answer.charged,
@@ -101,7 +101,3 @@ def dataset_answer(dataset: DatasetInfo) -> DatasetAnswer:
 def _label(service: LabelService, item: ledger.RevealedLabel) -> Label:
     name = service.dataset.class_names[item.label]
     return Label(id=item.id, label=item.label, label_name=name, charged=item.charged)
-
-
-def _set_headers(response: Response, answer: ledger.Revealed) -> None:
-    set_label_headers(response, answer.queries + answer.remaining, answer.remaining)

@@ -1,0 +1,300 @@
+"""When writing fails, no label leaves; when the service ends, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import event
+
+from label_service.errors import DatabaseRefused, LogNotWritable, PortTaken
+from label_service.server import listen
+from label_service.service import open_service
+from label_service.settings import Settings
+from label_service.writer import Writer
+from tests.integration.conftest import RunningService, run_service
+
+
+@contextmanager
+def every_new_connection_runs(running: RunningService, *statements: str) -> Iterator[None]:
+    """Make the writer's connections run statements when they open: real SQLite errors, without a real disk."""
+    engine = running.service.writer._engine
+
+    def sabotage(connection: sqlite3.Connection, _record: object) -> None:
+        for statement in statements:
+            connection.execute(statement)
+
+    event.listen(engine, "connect", sabotage)
+    engine.dispose()
+    try:
+        yield
+    finally:
+        event.remove(engine, "connect", sabotage)
+        engine.dispose()
+
+
+def assert_nothing_leaves_and_then_recovers(running: RunningService, broken: Callable[[], object]) -> None:
+    """While `broken` holds, no label and no count; afterwards the same request works."""
+    _, token = running.open_run()
+    running.client.get("/label/1", headers=token)
+    before = running.client.get("/v1/log/export.ndjson").content
+    with broken():
+        for answer in (
+            running.client.get("/label/2", headers=token),
+            running.client.get("/label/1", headers=token),  # a replay is logged too, so it fails too
+            running.client.post("/v1/labels:query", json={"ids": [3, 4]}, headers=token),
+            running.client.post("/v1/runs", json={"name": "x"}),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (503, "log-not-writable")
+            assert not {"label", "labels", "token"} & set(answer.json())
+        assert running.client.get("/readyz").status_code == 503
+        assert running.client.get("/healthz").status_code == 200
+        assert running.client.get("/v1/log/export.ndjson").content == before
+    assert running.client.get("/readyz").status_code == 200
+    assert running.client.get("/label/2", headers=token).json()["queries"] == 2
+
+
+def test_read_only_database_answers_503_and_recovers(running: RunningService) -> None:
+    """A database that takes no writes reveals nothing; when it takes them again, the service goes on by itself."""
+    assert_nothing_leaves_and_then_recovers(
+        running, lambda: every_new_connection_runs(running, "PRAGMA query_only = ON")
+    )
+
+
+def test_full_disk_answers_503_and_recovers(running: RunningService) -> None:
+    """SQLITE_FULL (the database may not grow by a page) reveals nothing; with space back, the service goes on."""
+
+    @contextmanager
+    def full() -> Iterator[None]:
+        with every_new_connection_runs(running, "PRAGMA max_page_count = 1"):
+            # The last pages still have room for a few entries; fill it.
+            for _ in range(2000):
+                if running.client.get("/label/199").status_code == 503:
+                    break
+            else:
+                pytest.fail("the database never became full")
+            yield
+
+    _, token = running.open_run()
+    with full():
+        statuses = {running.client.post("/v1/runs", json={"name": "x" * 100}).status_code for _ in range(3)}
+        batch = running.client.post("/v1/labels:query", json={"ids": list(range(10))}, headers=token)
+        assert statuses == {503} and batch.status_code == 503
+        assert running.client.get("/readyz").status_code == 503
+    assert running.client.post("/v1/labels:query", json={"ids": list(range(10))}, headers=token).json()["charged"] == 10
+    assert running.client.get("/readyz").status_code == 200
+
+
+def test_locked_database_answers_503_and_recovers(running: RunningService) -> None:
+    """A database locked by somebody else for longer than the busy time-out reveals nothing until it is free."""
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        database = running.service.writer._engine.url.database
+        with closing(sqlite3.connect(database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+            other.execute("ROLLBACK")
+
+    assert_nothing_leaves_and_then_recovers(running, locked)
+
+
+def test_full_queue_answers_503_at_once(start_service: Callable[..., RunningService]) -> None:
+    """When more requests wait than the queue holds, the rest are refused instead of piling up."""
+    running = start_service(queue_size=1)
+    hold, holding = threading.Event(), threading.Event()
+
+    def block(_connection: object) -> None:
+        holding.set()
+        hold.wait(10)
+
+    blocked = running.service.writer.submit(block)
+    assert holding.wait(5)
+    waiting = running.service.writer.beat()
+    answer = running.client.get("/label/1")
+    hold.set()
+    blocked.result(5)
+    waiting.result(5)
+    assert (answer.status_code, answer.json()["code"]) == (503, "log-not-writable")
+    assert answer.headers["retry-after"] == "1"
+    assert running.client.get("/label/1").status_code == 200
+
+
+def test_fault_in_one_request_undoes_only_that_request(running: RunningService) -> None:
+    """A bug in one piece of work does not take its neighbours in the same commit with it."""
+    writer: Writer = running.service.writer
+
+    def fault(_connection: object) -> None:
+        raise ZeroDivisionError
+
+    failing, fine = writer.submit(fault), writer.beat()
+    with pytest.raises(ZeroDivisionError):
+        failing.result(5)
+    fine.result(5)
+
+
+def test_closed_writer_takes_nothing_more(service_settings: Callable[..., Settings]) -> None:
+    """After the service stopped, work is refused instead of waiting for ever."""
+    with open_service(service_settings()) as service:
+        writer = service.writer
+        assert asyncio.run(service.ready())
+    with pytest.raises(LogNotWritable):
+        writer.beat()
+
+
+def test_unexpected_fault_is_a_500_without_details(running: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug answers a problem document with the request id, and nothing about the inside."""
+
+    def fail() -> None:
+        raise RuntimeError("inner secret")
+
+    monkeypatch.setattr(running.service.reader, "summary", fail)
+    answer = running.client.get("/v1/log/summary")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal-error")
+    assert "secret" not in answer.text and answer.json()["request_id"].startswith("req-")
+
+
+def test_unreadable_database_is_a_503(running: RunningService) -> None:
+    """Reads that fail say so; they never look like an empty log."""
+    engine = running.service.reader._engine
+
+    def sabotage(connection: sqlite3.Connection, _record: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    event.listen(engine, "connect", sabotage)
+    engine.dispose()
+    answer = running.client.get("/v1/log/entries")
+    event.remove(engine, "connect", sabotage)
+    assert (answer.status_code, answer.json()["code"]) == (503, "log-not-readable")
+    assert running.client.get("/v1/log/entries").status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_of_ten_megabytes_is_413(shared_service: RunningService, chunked: bool) -> None:
+    """A body above the limit is refused without being kept, whether or not its length is declared."""
+    content = (b"1," * 25_000 for _ in range(200)) if chunked else b"1," * 5_000_000
+    answer = shared_service.client.post(
+        "/v1/labels:query", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (413, "body-too-large")
+    assert shared_service.client.get("/healthz").status_code == 200
+
+
+def test_largest_legal_bodies_are_accepted(shared_service: RunningService) -> None:
+    """A thousand ids pass the size limit with room to spare (they are refused for being unknown, not for size)."""
+    answer = shared_service.client.post("/v1/labels:query", json={"ids": list(range(10**29, 10**29 + 1000))})
+    assert answer.status_code == 404
+
+
+def test_restart_keeps_counts_tokens_and_log(service_settings: Callable[..., Settings]) -> None:
+    """A service that restarts mid-way goes on with the same run, the same counts and the same log."""
+    settings = service_settings()
+    with run_service(settings) as running:
+        run_id, token = running.open_run(budget=3)
+        keyed = {**token, "Idempotency-Key": "k"}
+        first = running.client.post("/v1/labels:query", json={"ids": [1, 2]}, headers=keyed).json()
+        before = running.client.get("/v1/log/export.ndjson").content
+    with run_service(settings) as running:
+        assert running.client.get("/v1/log/export.ndjson").content == before
+        again = running.client.post("/v1/labels:query", json={"ids": [1, 2]}, headers=keyed).json()
+        assert again["labels"] == first["labels"] and again["replayed"]
+        assert running.client.get("/label/3", headers=token).json()["remaining"] == 0
+        assert running.client.get("/label/4", headers=token).status_code == 403
+        assert running.client.get(f"/v1/runs/{run_id}").json()["queries"] == 3
+
+
+def test_second_service_on_one_database_is_refused(service_settings: Callable[..., Settings]) -> None:
+    """Two services cannot share a database file; the second says so in one sentence."""
+    settings = service_settings()
+    with (
+        open_service(settings),
+        pytest.raises(DatabaseRefused, match="in use by another label service"),
+        open_service(settings),
+    ):
+        pass
+    with open_service(settings):
+        pass
+
+
+def test_taken_port_is_one_sentence(shared_service: RunningService) -> None:
+    """A port somebody listens on is refused before anything is opened."""
+    port = int(shared_service.base_url.rpartition(":")[2])
+    with pytest.raises(PortTaken, match=f"Port {port} on 127.0.0.1 is in use"):
+        listen("127.0.0.1", port)
+    with pytest.raises(PortTaken, match="cannot listen"):
+        listen("192.0.2.1", 0)
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_process(tiny_data: Path, database: Path, port: int) -> subprocess.Popen[str]:
+    """Start `serve` as a user would."""
+    command = [sys.executable, "-m", "label_service", "serve", "--data", str(tiny_data), "--other-data"]
+    command += ["--database-url", f"sqlite:///{database}", "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_until_live(base_url: str) -> None:
+    """Wait until the service answers."""
+    deadline_s = time.monotonic() + 20
+    while True:
+        try:
+            httpx.get(f"{base_url}/healthz")
+            return
+        except httpx.TransportError:
+            assert time.monotonic() < deadline_s, "the service did not start"
+            time.sleep(0.05)
+
+
+def test_killed_service_keeps_every_label_it_answered(tmp_path: Path, tiny_data: Path) -> None:
+    """kill -9 in the middle of queries: after the restart every label that was answered is charged and logged."""
+    database, port = tmp_path / "db" / "labels.sqlite3", free_port()
+    base_url = f"http://127.0.0.1:{port}"
+    process = start_process(tiny_data, database, port)
+    answered = 0
+    try:
+        wait_until_live(base_url)
+        with httpx.Client(base_url=base_url) as client:
+            for label_id in range(30):
+                answered += client.get(f"/label/{label_id}").status_code == 200
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=10)
+    assert answered == 30
+    process = start_process(tiny_data, database, port)
+    try:
+        wait_until_live(base_url)
+        second = start_process(tiny_data, database, free_port())
+        _, message = second.communicate(timeout=20)
+        assert second.returncode == 1 and "in use by another label service" in message
+        taken = start_process(tiny_data, tmp_path / "other.sqlite3", port)
+        _, message = taken.communicate(timeout=20)
+        assert taken.returncode == 1
+        assert message.strip().splitlines() == [
+            f"Error: Port {port} on 127.0.0.1 is in use; stop what listens there or choose another --port."
+        ]
+        summary = httpx.get(f"{base_url}/v1/log/summary").json()
+        assert summary["queries"] == summary["distinct_labels_revealed_to_anybody"] == 30
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, message = process.communicate(timeout=20)
+    assert f"SQLite {sqlite3.sqlite_version}" in message
+    assert "Traceback" not in message
