@@ -58,10 +58,11 @@ def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - each setting has 
 def _setting(name: str, flag: str | None = None) -> Any:  # noqa: ANN401 - what typer's own Option returns
     """Return the option of a setting; its help is the setting's description and its variable's name."""
     described = Settings.model_fields[name]
-    default = "" if described.default is None else f" [default: {described.default}]"
+    default = "" if described.default is None else f"default {described.default}; "
     return typer.Option(
         flag or f"--{name.replace('_', '-')}",
-        help=f"{described.description}{default} [env: LABEL_SERVICE_{name.upper()}]",
+        # Round brackets: square ones would be taken for markup.
+        help=f"{described.description} ({default}LABEL_SERVICE_{name.upper()})",
         show_default=False,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,19 @@ from tests.integration.conftest import RunningService, run_service
 ENTRY_FIELDS = {
     "v", "seq", "ts", "log_id", "run", "op", "ids", "outcome", "charged", "spent", "budget", "request_id",
 }  # fmt: skip
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait until a condition holds; fail if it never does."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.01)
+
+
+def access_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines of the access log."""
+    return [record.getMessage() for record in caplog.records if record.name == "label_service.access"]
 
 
 def test_entries_page_by_cursor_without_gap_or_repeat(running: RunningService) -> None:
@@ -184,6 +199,7 @@ def test_metrics_count_what_happened(running: RunningService) -> None:
     running.client.get("/label/1")
     running.client.get("/label/1")
     running.client.get("/label/xyz")
+    wait_for(lambda: 'status="422"} 1.0' in running.client.get("/metrics").text)
     text = running.client.get("/metrics").text
     for line in (
         "labelmeter_labels_charged_total 1.0",
@@ -206,7 +222,9 @@ def test_access_log_has_one_line_a_request_and_no_token(
     with caplog.at_level("INFO", logger="label_service.access"):
         running.client.get("/label/1?secret=1", headers=token)
         running.client.get("/label/%0a%0dforged")
-    lines = [record.getMessage() for record in caplog.records if record.name == "label_service.access"]
+        # The line is written when the answer has gone out, so the client may be here first.
+        wait_for(lambda: len(access_lines(caplog)) == 2)
+    lines = access_lines(caplog)
     assert len(lines) == 2
     assert '"GET /label/1" 200' in lines[0] and f"run={run_id} " in lines[0]
     assert token["Authorization"].partition(".")[2] not in caplog.text and "secret" not in caplog.text
