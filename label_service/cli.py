@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,7 +166,7 @@ def export(
             raise DatabaseRefused(f"{path} does not exist; seed or serve makes it.")
         engine = open_reading_engine(path)
         try:
-            with out.open("wb") if out is not None else sys.stdout.buffer as target:
+            with out.open("wb") if out is not None else nullcontext(sys.stdout.buffer) as target:
                 for entry in LogReader(engine).export():
                     target.write(entry + b"\n")
         except (SQLAlchemyError, OSError) as error:

@@ -74,7 +74,8 @@ def prepare(data: Path, wish: Wish, say: Say, sources: Sources | None = None) ->
         contents = {name: idx.read_content(_required(folder, name)) for name in FILES}
         card, stored = _check(contents, folder, words, wish, say)
         _write(data, card, stored)
-    _remove_flat_copies(data, say)
+        if folder.resolve() == data.resolve():
+            _remove_flat_copies(data, say)
     return card
 
 
@@ -179,7 +180,10 @@ def _write(data: Path, card: DatasetCard, stored: dict[str, bytes]) -> None:
 
 
 def _remove_flat_copies(data: Path, say: Say) -> None:
-    """Remove files that lay flat in the folder (they are now inside its parts): labels must not lie beside images."""
+    """Remove the files that were read from the folder itself, now that its parts hold them.
+
+    Labels must not lie beside images. Files that came from elsewhere are never touched.
+    """
     for name in FILES:
         for path in (data / f"{name}.gz", data / name, *(data / part / name for part in ("images", "labels"))):
             if path.is_file():

@@ -98,9 +98,11 @@ def test_rows_cannot_be_updated_deleted_or_replaced(database: Path, table: str) 
 )
 def test_counts_terms_and_sequence_cannot_be_bent(database: Path, attack: str) -> None:
     """A run's count only grows, its terms are fixed, labels are complete, and the log has no gap."""
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        with pytest.raises(sqlite3.IntegrityError):
-            connection.execute(attack)
+    with (
+        closing(sqlite3.connect(database, isolation_level=None)) as connection,
+        pytest.raises(sqlite3.IntegrityError),
+    ):
+        connection.execute(attack)
 
 
 def test_seal_cannot_be_broken(database: Path) -> None:
