@@ -171,6 +171,6 @@ def _counts(connection: Connection, run: str) -> tuple[int, int, int]:
 
 # Each step commits to a real file: few, long games rather than many short ones.
 LedgerMachine.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLedger = LedgerMachine.TestCase
