@@ -34,7 +34,7 @@ def _compiled_operators_load() -> bool:
     for folder in spec.submodule_search_locations:
         for library in sorted([*Path(folder).glob("_C*.so"), *Path(folder).glob("_C*.pyd")]):
             try:
-                torch.ops.load_library(library)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                torch.ops.load_library(library)
             except OSError:
                 continue
             return True
@@ -43,9 +43,9 @@ def _compiled_operators_load() -> bool:
 
 def _declare_operators() -> torch.library.Library:
     """Declare torchvision's operators without implementing them; the caller keeps the library alive."""
-    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]  # the same
+    library = torch.library.Library("torchvision", "DEF")
     for name in _UNGUARDED_OPERATORS:
-        library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]  # the same
+        library.define(name + _SCHEMA)
     return library
 
 

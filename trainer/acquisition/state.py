@@ -1,0 +1,46 @@
+"""What a query strategy may look at: features, neighbours, beliefs and which images are labelled. No label, no test."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """The pool as a strategy sees it; strategies must not change it.
+
+    Attributes:
+        features: float32 [N, D], unit vectors.
+        neighbours: int64 [N, k], nearest first, without the node itself.
+        similarities: float32 [N, k], cosine similarities of those neighbours.
+        beliefs: float32 [N, C], class probabilities, or None before the first label.
+        labelled: bool [N].
+    """
+
+    features: Tensor
+    neighbours: Tensor
+    similarities: Tensor
+    beliefs: Tensor | None
+    labelled: Tensor
+
+    @property
+    def free(self) -> Tensor:
+        """The unlabelled indices, ascending: int64 [F]."""
+        return (~self.labelled).nonzero().flatten()
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` distinct unlabelled indices, all of them if there are fewer."""
+        free = self.free
+        order = torch.randperm(len(free), generator=generator, device=generator.device).to(free.device)
+        return free[order[:count]]
+
+    def fill_up(self, chosen: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+        """Bring a selection to exactly `batch` (or to all that is free) with random unlabelled images."""
+        missing = min(batch, len(self.free)) - len(chosen)
+        if missing <= 0:
+            return chosen[:batch]
+        taken = self.labelled.clone()
+        taken[chosen] = True
+        rest = PoolState(self.features, self.neighbours, self.similarities, self.beliefs, taken)
+        return torch.cat([chosen, rest.draw(missing, generator)])

@@ -1,0 +1,216 @@
+"""Active fine-tuning: rounds of look, choose, ask, propagate, learn.
+
+A round: look at the pool with graph and network (`knowledge`), choose (`acquisition`), ask over HTTP (`oracle`),
+propagate the new labels, and fine-tune on what is believed now (`finetune`). The last round has the longest training.
+
+Every epoch ends with a checkpoint. What a resumed run does is decided by two files alone: queries.jsonl (answered
+rounds are never chosen anew) and the checkpoint (finished phases are never trained anew).
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.acquisition import PoolState, strategy_named
+from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.config import PhaseConfig, Profile
+from trainer.device import generator_for
+from trainer.encoder import Encoder
+from trainer.errors import ResumeError
+from trainer.finetune import FineTuner, PhaseState
+from trainer.knowledge import FeatureSpace, Knowledge
+from trainer.oracle import Oracle
+from trainer.progress import MetricWriter, StageClock
+from trainer.records import RoundRecord, append_round
+
+_CHECKPOINT_FILE = "finetune.pt"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LearnedState:
+    """The end of active fine-tuning.
+
+    Attributes:
+        network: the teacher, what to predict with.
+        space: the unchanging features.
+        beliefs: float32 [N, C] of the pool.
+    """
+
+    network: Encoder
+    space: FeatureSpace
+    beliefs: Tensor
+
+
+class ActiveLoop:
+    """One run of active fine-tuning over a pool."""
+
+    def __init__(
+        self,
+        pool: Tensor,
+        encoder: Encoder,
+        profile: Profile,
+        oracle: Oracle,
+        *,
+        seed: int,
+        identity: str,
+        out: Path,
+        clock: StageClock,
+        metrics: MetricWriter,
+    ) -> None:
+        """Prepare, and take up a checkpoint if there is one.
+
+        Args:
+            pool: uint8 [N, H, W], on the device to train on.
+            encoder: pretrained; fine-tuned in place.
+            profile: budgets, strategy, training.
+            oracle: asks for labels, and keeps them.
+            seed: of the run.
+            identity: of data, seed, configuration and run; a checkpoint of another identity is refused.
+            out: the run's folder.
+            clock: wall time by stage.
+            metrics: training metrics.
+
+        Raises:
+            ResumeError: the folder's checkpoint is damaged or another run's.
+        """
+        self._pool, self._profile, self._oracle = pool, profile, oracle
+        self._seed, self._identity, self._clock = seed, identity, clock
+        self._out = out
+        self._classes = len(oracle.class_names)
+        with clock.stage("features"):
+            self._space = FeatureSpace(pool, encoder, profile.graph)
+        self._tuner = FineTuner(encoder, pool, profile.finetune, seed=seed, metrics=metrics)
+        # (round, phase) that the checkpoint is in or has finished; -1 before any.
+        self._round, self._phase = -1, -1
+        self._half_done: PhaseState | None = None
+        self._targets: Tensor | None = None
+        if (out / _CHECKPOINT_FILE).exists():
+            self._restore(load_checkpoint(out / _CHECKPOINT_FILE, pool.device))
+
+    def run(self) -> LearnedState:
+        """Run all rounds.
+
+        Raises:
+            ServiceError: the label service refuses or is lost; what was paid for is kept.
+            RecordsUnwritable: the disk is full; what was paid for is kept.
+        """
+        knowledge: Knowledge | None = None
+        last = len(self._profile.budgets) - 1
+        for number, budget in enumerate(self._profile.budgets):
+            phases = self._profile.finetune.final_phases if number == last else self._profile.finetune.round_phases
+            if not self._oracle.has_answered(number):
+                knowledge = knowledge or self._look()
+                self._ask(number, budget, knowledge)
+            if self._is_past(number, len(phases) - 1):
+                continue
+            ids, labels = self._oracle.answered(number + 1, self._pool.device)
+            for index, phase in enumerate(phases):
+                if self._is_past(number, index):
+                    continue
+                if (number, index) == (self._round, self._phase):
+                    assert self._targets is not None
+                    targets = self._targets
+                else:
+                    knowledge = knowledge or self._look()
+                    targets = knowledge.beliefs(ids, labels, self._classes)
+                self._train(number, index, phase, ids, labels, targets)
+                knowledge = None
+        knowledge = self._look()
+        ids, labels = self._oracle.answered(len(self._profile.budgets), self._pool.device)
+        return LearnedState(self._tuner.teacher.network, self._space, knowledge.beliefs(ids, labels, self._classes))
+
+    def _look(self) -> Knowledge:
+        with self._clock.stage("graph"):
+            trained = self._round >= 0
+            return Knowledge.of(self._space, self._pool, self._tuner.teacher.network if trained else None)
+
+    def _is_past(self, number: int, phase: int) -> bool:
+        """Tell whether the checkpoint has finished a phase."""
+        reached = (self._round, self._phase)
+        return (number, phase) < reached or ((number, phase) == reached and self._half_done is None)
+
+    def _ask(self, number: int, budget: int, knowledge: Knowledge) -> None:
+        ids, labels = self._oracle.answered(number, self._pool.device)
+        wanted = min(budget, len(self._pool)) - len(ids)
+        if wanted <= 0:
+            return
+        with self._clock.stage("query"):
+            labelled = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.device)
+            labelled[ids] = True
+            beliefs = knowledge.beliefs(ids, labels, self._classes) if len(ids) else None
+            state = PoolState(
+                knowledge.features, knowledge.graph.neighbours, knowledge.graph.similarities, beliefs, labelled
+            )
+            generator = generator_for(torch.device("cpu"), self._seed, "query", number)
+            chosen = strategy_named(self._profile.strategy)(state, wanted, generator)
+            self._oracle.ask(number, self._profile.strategy, chosen, state)
+        asked = [record for record in self._oracle.records if record.round == number]
+        guessed = [record.predicted == record.label for record in asked if record.predicted is not None]
+        hits = sum(guessed) / len(guessed) if guessed else None
+        append_round(self._out, RoundRecord(round=number, labels=len(ids) + len(asked), prequential_accuracy=hits))
+        log.info(
+            "round %d: asked %d labels, %d in all%s",
+            number,
+            len(asked),
+            len(ids) + len(asked),
+            "" if hits is None else f"; {hits:.0%} of these (the hardest) were guessed right",
+        )
+
+    def _train(self, number: int, index: int, phase: PhaseConfig, ids: Tensor, labels: Tensor, targets: Tensor) -> None:
+        def keep(state: PhaseState) -> None:
+            self._round, self._phase = number, index
+            self._half_done = state if state.epoch < phase.epochs else None
+            self._save(targets)
+
+        final = number == len(self._profile.budgets) - 1
+        with self._clock.stage("fine-tune"):
+            self._tuner.train_phase(
+                phase,
+                ids,
+                labels,
+                targets,
+                name=f"{'final' if final else f'round-{number}'}-{index}",
+                state=self._half_done if (number, index) == (self._round, self._phase) else None,
+                on_epoch=keep,
+            )
+        self._targets = None
+
+    def _save(self, targets: Tensor) -> None:
+        half_done = self._half_done
+        state: dict[str, Any] = {
+            "identity": self._identity,
+            "round": self._round,
+            "phase": self._phase,
+            "student": self._tuner.student.state_dict(),
+            "teacher": self._tuner.teacher.network.state_dict(),
+            "teacher_steps": self._tuner.teacher.steps,
+            "half_done": None,
+        }
+        if half_done is not None:
+            state["half_done"] = {
+                "epoch": half_done.epoch,
+                "optimizer": half_done.optimizer,
+                "class_average": half_done.class_average,
+                "targets": targets,
+            }
+        save_checkpoint(self._out / _CHECKPOINT_FILE, state)
+        self._clock.save()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state.get("identity") != self._identity:
+            raise ResumeError(f"{self._out / _CHECKPOINT_FILE} belongs to another run; choose another --out")
+        self._tuner.student.load_state_dict(state["student"])
+        self._tuner.teacher.network.load_state_dict(state["teacher"])
+        self._tuner.teacher.steps = state["teacher_steps"]
+        self._round, self._phase = state["round"], state["phase"]
+        half_done = state["half_done"]
+        if half_done is not None:
+            self._targets = half_done["targets"]
+            self._half_done = PhaseState(half_done["epoch"], half_done["optimizer"], half_done["class_average"])
+        log.info("fine-tuning goes on in round %d, phase %d", self._round, self._phase)

@@ -1,0 +1,257 @@
+"""The command line: `python -m trainer pretrain | finetune | evaluate | run | report`.
+
+Each command is one stage over one folder (`--out`); `run` is all of them. A user's error is one sentence on stderr and
+an exit code of `trainer.errors`; a traceback is always a defect of the trainer.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainer import session
+from trainer.errors import ConfigError, DataError, TrainerError
+
+if TYPE_CHECKING:
+    from trainer.pipeline import Pipeline, Settings
+
+# What shells report for a program ended by Ctrl-C.
+_EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="trainer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learn to classify images from few labels, each asked of the label service over HTTP.\n\n"
+    "`run` does everything; the other commands are its stages. All of them keep their work in --out, "
+    "show how long is left, can be interrupted, and go on with --resume.",
+)
+
+Out = Annotated[Path, typer.Option(help="Folder for weights, queries, logs and the report of this run.")]
+Data = Annotated[Path, typer.Option(help="Images-only folder: the `images` folder that `label_service prepare` makes.")]
+Service = Annotated[str, typer.Option(help="Address of the label service.", envvar="TRAINER_SERVICE")]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help="cpu, gpu, paper or smoke; auto takes gpu where CUDA is found, else cpu.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed asks for the same labels.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Budget = Annotated[
+    int | None, typer.Option(help="Labels to ask for in all; the profile's number when left out.", min=1)
+]
+Strategy = Annotated[
+    str | None, typer.Option(help="How to choose what to ask: coverage-margin (default), margin, random, typiclust.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds; nothing is asked twice.")]
+Registration = Annotated[
+    str | None,
+    typer.Option(help="The operator's token, where opening a run needs one.", envvar="TRAINER_REGISTRATION_TOKEN"),
+]
+Patience = Annotated[float, typer.Option("--patience-s", help="Seconds to wait for a service that does not answer.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show details on the console too.")]
+
+_DATA = Path("data/images")
+_SERVICE = "http://127.0.0.1:8000"
+
+
+@app.command()
+def pretrain(
+    out: Out,
+    data: Data = _DATA,
+    profile: ProfileName = "auto",
+    seed: Seed = 1,
+    device: Device = "auto",
+    resume: Resume = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pretrain an encoder without labels by HCL; writes OUT/encoder.pt and asks for nothing."""
+    from trainer.pipeline import Settings
+
+    settings = Settings(out, data=data, profile=profile, seed=seed, device=device, resume=resume)
+
+    def stages(pipeline: "Pipeline") -> None:
+        print(f"pretrained weights: {pipeline.pretrain()}")
+
+    _run(settings, verbose, stages)
+
+
+@app.command()
+def finetune(
+    out: Out,
+    pretrained: Annotated[Path, typer.Option(help="Weights to start from: an encoder.pt made by `pretrain`.")],
+    data: Data = _DATA,
+    service: Service = _SERVICE,
+    profile: ProfileName = "auto",
+    seed: Seed = 1,
+    device: Device = "auto",
+    budget: Budget = None,
+    strategy: Strategy = None,
+    registration_token: Registration = None,
+    patience_s: Patience = 300.0,
+    resume: Resume = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fine-tune actively: ask for labels in rounds, and freeze predictions of the test images."""
+    from trainer.pipeline import Settings
+
+    settings = Settings(
+        out,
+        data=data,
+        service=service,
+        profile=profile,
+        seed=seed,
+        budget=budget,
+        strategy=strategy,
+        device=device,
+        pretrained=pretrained,
+        resume=resume,
+        registration_token=registration_token,
+        patience_s=patience_s,
+    )
+
+    def stages(pipeline: "Pipeline") -> None:
+        with pipeline.client() as client:
+            ticket = pipeline.finetune(pretrained, client)
+        print(f"report: {pipeline.report(ticket)}")
+        print(f"next: python -m trainer evaluate --out {out} --service {service}")
+
+    _run(settings, verbose, stages)
+
+
+@app.command()
+def run(
+    out: Out,
+    data: Data = _DATA,
+    service: Service = _SERVICE,
+    profile: ProfileName = "auto",
+    seed: Seed = 1,
+    device: Device = "auto",
+    budget: Budget = None,
+    strategy: Strategy = None,
+    registration_token: Registration = None,
+    patience_s: Patience = 300.0,
+    resume: Resume = False,
+    verbose: Verbose = False,
+) -> None:
+    """Do everything: pretrain, fine-tune actively, submit the test predictions, seal the run, write the report."""
+    from trainer.pipeline import Settings
+
+    settings = Settings(
+        out,
+        data=data,
+        service=service,
+        profile=profile,
+        seed=seed,
+        budget=budget,
+        strategy=strategy,
+        device=device,
+        resume=resume,
+        registration_token=registration_token,
+        patience_s=patience_s,
+    )
+
+    def stages(pipeline: "Pipeline") -> None:
+        with pipeline.client() as client:
+            # An hour of pretraining for a service that is not there would be an hour lost.
+            client.wait_until_ready()
+            ticket = pipeline.finetune(pipeline.pretrain(), client)
+        pipeline.evaluate(ticket)
+        _print_result(out)
+        print(f"report: {pipeline.report(ticket)}")
+
+    _run(settings, verbose, stages)
+
+
+@app.command()
+def evaluate(
+    out: Out,
+    data: Data = _DATA,
+    service: Service = _SERVICE,
+    patience_s: Patience = 300.0,
+    verbose: Verbose = False,
+) -> None:
+    """Submit the frozen test predictions of a fine-tuned run, once; seals the run and compares the counts."""
+
+    def work() -> None:
+        from trainer.evaluate import submit
+        from trainer.label_client import LabelClient
+        from trainer.pipeline import RECEIPTS_FILE
+        from trainer.progress import StageClock
+
+        ticket, config = _ticket_of(out), session.read_config(out)
+        with LabelClient(
+            service, token=ticket.token, patience_s=patience_s, receipts_path=out / RECEIPTS_FILE
+        ) as client:
+            submit(out, client, ticket, config, StageClock(out))
+        _print_result(out)
+        _write_report(out, data)
+
+    _guard(out, verbose, work)
+
+
+@app.command()
+def report(out: Out, data: Data = _DATA, verbose: Verbose = False) -> None:
+    """Write OUT/report.html from what a run has recorded so far, finished or not."""
+    _guard(out, verbose, lambda: _write_report(out, data))
+
+
+def _write_report(out: Path, data: Path) -> None:
+    from trainer.data import load_images
+    from trainer.report import write_report
+
+    images = load_images(data)
+    print(f"report: {write_report(out, images.pool.numpy(), _ticket_of(out).dataset.class_names)}")
+
+
+def _ticket_of(out: Path) -> session.RunTicket:
+    ticket = session.read_ticket(out)
+    if ticket is None:
+        raise DataError(f"{out} holds no run that asked the label service; begin one with `run` or `finetune`")
+    return ticket
+
+
+def _print_result(out: Path) -> None:
+    from trainer.records import read_result
+
+    result = read_result(out)
+    assert result is not None
+    print(f"queries counted by the trainer: {result.queries_counted_by_trainer}")
+    print(f"queries in the service's log:   {result.queries_in_log}")
+    if result.evaluation is not None:
+        low, high = result.evaluation.ci95
+        print(f"test accuracy: {result.evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%})")
+
+
+def _run(settings: "Settings", verbose: bool, stages: Callable[["Pipeline"], None]) -> None:
+    from trainer.pipeline import Pipeline
+
+    _guard(settings.out, verbose, lambda: stages(Pipeline(settings)))
+
+
+def _guard(out: Path, verbose: bool, work: Callable[[], None]) -> None:
+    """Run a command under its log, and turn the user's errors into one sentence and an exit code."""
+    from trainer.progress import setup_logging
+
+    try:
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"--out {out} is a file; name a folder")
+        with setup_logging(out, verbose):
+            try:
+                work()
+            except TrainerError as error:
+                logging.getLogger("trainer").debug("stopped", exc_info=error)
+                raise
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command with --resume goes on in {out}", file=sys.stderr)
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="python -m trainer")

@@ -1,0 +1,201 @@
+"""Frozen configuration models and the named profiles: complete sets of settings, each with its source.
+
+A profile is chosen by name; seed and budget are the only numbers that a command line overrides. The whole of it is
+written to OUT/config.json, and a run resumes only under the configuration it began with.
+"""
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from trainer.errors import ConfigError
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, and an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ViewConfig(Frozen):
+    """Kinds and strengths of change of a random view; the default changes nothing but the side an image faces.
+
+    Attributes:
+        flip: mirror half of the images.
+        scale: lowest and highest zoom; below 1 shows a part of the image larger.
+        crop: whether the part may lie anywhere (SimCLR's random crop) or stays in the middle.
+        aspect: largest change of log(width / height).
+        rotation_deg: largest rotation, degrees, either way.
+        translate_px: largest shift, pixels, either way.
+        tone: strength of random gamma and gain.
+        texture: strength of multiplied low-frequency noise.
+        erase: share of images that lose a random rectangle.
+    """
+
+    flip: bool = True
+    scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    crop: bool = False
+    aspect: float = Field(default=0.0, ge=0)
+    rotation_deg: float = Field(default=0.0, ge=0)
+    translate_px: float = Field(default=0.0, ge=0)
+    tone: float = Field(default=0.0, ge=0)
+    texture: float = Field(default=0.0, ge=0)
+    erase: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels change place other than by mirroring."""
+        return self.scale != (1.0, 1.0) or max(self.aspect, self.rotation_deg, self.translate_px) > 0
+
+
+class EncoderConfig(Frozen):
+    """Which backbone, and how wide.
+
+    Attributes:
+        backbone: `oriented` (fixed oriented-gradient front end, residual stages) or `resnet18`.
+        widths: channels of the stages of `oriented`.
+        blocks: residual blocks a stage of `oriented`.
+        projection: dimensions of the contrastive space.
+    """
+
+    backbone: Literal["oriented", "resnet18"] = "oriented"
+    widths: tuple[PositiveInt, ...] = (32, 64, 128)
+    blocks: PositiveInt = 1
+    projection: PositiveInt = 64
+
+
+class PretrainConfig(Frozen):
+    """Contrastive pretraining: HCL's parameters, schedule and views.
+
+    Attributes:
+        epochs: passes over the pool; 0 keeps the random weights.
+        batch: images a step (two views each).
+        steps: steps an epoch, where an epoch is to be shorter than the pool.
+        learning_rate: peak of AdamW's cosine.
+        weight_decay: of AdamW.
+        temperature: t of HCL.
+        beta: concentration on hard negatives of HCL.
+        tau_plus: class prior of HCL.
+        view: both views are drawn from it.
+    """
+
+    epochs: int = Field(ge=0)
+    batch: PositiveInt = 256
+    steps: PositiveInt | None = None
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: float = 1e-4
+    temperature: PositiveFloat
+    beta: float = Field(ge=0)
+    tau_plus: float = Field(ge=0, lt=1)
+    view: ViewConfig
+
+
+class GraphConfig(Frozen):
+    """The neighbour graph's features and the propagation on it.
+
+    Attributes:
+        neighbours: of each image.
+        alpha: share of a belief that comes from the neighbours.
+        descriptor_dimensions: principal axes of the oriented-gradient descriptor.
+        pretrained_weight: of the pretrained features beside the descriptor's 1.
+        finetuned_weight: of the fine-tuned network's features beside the descriptor's 1.
+    """
+
+    neighbours: PositiveInt = 15
+    alpha: float = Field(default=0.95, gt=0, lt=1)
+    descriptor_dimensions: PositiveInt = 128
+    pretrained_weight: float = Field(default=0.5, ge=0)
+    finetuned_weight: float = Field(default=0.5, ge=0)
+
+
+class PhaseConfig(Frozen):
+    """One stretch of fine-tuning under one mix of losses.
+
+    Attributes:
+        epochs: passes over the pool.
+        soft: weight of the loss against the beliefs of graph and network.
+        consistency: weight of the consistency loss.
+        trust_beliefs: exponent of the beliefs in the product with the teacher's guess.
+        threshold: confidence from which a guess is learned.
+        learning_rate: peak of AdamW's cosine.
+    """
+
+    epochs: PositiveInt
+    soft: float = Field(default=0.0, ge=0)
+    consistency: float = Field(default=0.0, ge=0)
+    trust_beliefs: float = Field(default=0.5, ge=0)
+    threshold: float = Field(default=0.9, ge=0, le=1)
+    learning_rate: PositiveFloat = 2e-3
+
+
+class FinetuneConfig(Frozen):
+    """Semi-supervised fine-tuning.
+
+    Attributes:
+        batch: unlabelled images a step.
+        labelled_batch: queried images a step, drawn with repetition.
+        steps: steps an epoch, where an epoch is to be shorter than the pool.
+        weight_decay: of AdamW.
+        teacher_decay: of the moving average.
+        weak: views that labels are learned on and guesses are made on.
+        strong: views that must agree with the guesses.
+        round_phases: after each round of queries but the last.
+        final_phases: after the last query; between two phases, graph and beliefs are renewed.
+    """
+
+    batch: PositiveInt = 256
+    labelled_batch: PositiveInt = 64
+    steps: PositiveInt | None = None
+    weight_decay: float = 1e-2
+    teacher_decay: float = Field(default=0.995, ge=0, lt=1)
+    weak: ViewConfig
+    strong: ViewConfig
+    round_phases: tuple[PhaseConfig, ...]
+    final_phases: tuple[PhaseConfig, ...]
+
+
+class Profile(Frozen):
+    """A complete configuration.
+
+    Attributes:
+        name: as given on the command line.
+        about: source, expected cost and result, in a sentence.
+        budgets: labels paid for after each round, ascending; the last is the budget.
+    """
+
+    name: str
+    about: str
+    budgets: tuple[PositiveInt, ...]
+    strategy: str = "coverage-margin"
+    encoder: EncoderConfig
+    pretrain: PretrainConfig
+    graph: GraphConfig = GraphConfig()
+    finetune: FinetuneConfig
+
+    @model_validator(mode="after")
+    def _budgets_ascend(self) -> "Profile":
+        if list(self.budgets) != sorted(set(self.budgets)) or not self.budgets:
+            raise ValueError("budgets must ascend")
+        return self
+
+    @property
+    def budget(self) -> int:
+        """Labels paid for in all."""
+        return self.budgets[-1]
+
+    def with_budget(self, budget: int) -> "Profile":
+        """Scale the rounds to another total.
+
+        Raises:
+            ConfigError: the budget is not positive.
+        """
+        if budget < 1:
+            raise ConfigError(f"a budget must be at least one label, not {budget}")
+        scaled = sorted({max(1, round(b * budget / self.budget)) for b in self.budgets} | {budget})
+        return self.model_copy(update={"budgets": tuple(b for b in scaled if b <= budget)})
+
+    def pretraining_identity(self, seed: int, images_fingerprint: str) -> str:
+        """Digest of all that pretrained weights depend on."""
+        parts = (self.encoder.model_dump_json(), self.pretrain.model_dump_json(), str(seed), images_fingerprint)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""Losses as pure functions: NT-Xent, the hard-negative contrastive loss (HCL), and the pseudo-label loss.
+
+HCL: J. Robinson et al., "Contrastive learning with hard negative samples", ICLR 2021, arXiv 2010.04592; the equations
+follow the authors' published code, which departs from the paper's pseudocode in normalising the importance weights by
+their mean (equation 4 of the paper asks for the same).
+Shape suffixes: B images, 2B views, N = 2B - 2 negatives an anchor.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def _similarities(
+    first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], temperature: float
+) -> tuple[Float[Tensor, " A"], Float[Tensor, "A N"]]:
+    """Split s / t of all 2B views into the positive [2B] and the negatives [2B, 2B - 2]."""
+    views = torch.cat([first, second])
+    # Half-precision similarities lose the order of close negatives, which is what HCL weighs.
+    views = views if views.dtype == torch.float64 else views.float()
+    B = len(first)
+    with torch.autocast(views.device.type, enabled=False):
+        sim_AA = views @ views.T / temperature
+    anchors = torch.arange(2 * B, device=views.device)
+    positives = (anchors + B) % (2 * B)
+    negative = torch.ones_like(sim_AA, dtype=torch.bool)
+    negative[anchors, anchors] = False
+    negative[anchors, positives] = False
+    return sim_AA[anchors, positives], sim_AA[negative].view(2 * B, 2 * B - 2)
+
+
+def nt_xent(
+    first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], *, temperature: float = 0.5
+) -> Float[Tensor, ""]:
+    """Compute the normalised temperature-scaled cross entropy (T. Chen et al., ICML 2020, equation 1).
+
+    Args:
+        first: unit vectors, one view an image.
+        second: unit vectors, another view of the same images in the same order.
+        temperature: t > 0.
+
+    Returns:
+        The mean over 2B anchors, each view being one.
+    """
+    pos_A, neg_AN = _similarities(first, second, temperature)
+    return (torch.logsumexp(torch.cat([pos_A.unsqueeze(1), neg_AN], 1), 1) - pos_A).mean()
+
+
+def hard_negative_loss(
+    first: Float[Tensor, "B D"],
+    second: Float[Tensor, "B D"],
+    *,
+    temperature: float = 0.5,
+    beta: float = 1.0,
+    tau_plus: float = 0.1,
+) -> Float[Tensor, ""]:
+    """Compute the debiased contrastive loss with hard negatives (HCL).
+
+    neg = exp(s / t); imp = exp(beta s / t); reweighted = N sum(imp neg) / sum(imp);
+    Ng = max((reweighted - tau_plus N pos) / (1 - tau_plus), N exp(-1 / t)); loss = -log(pos / (pos + Ng)).
+    Everything stays in log space: at low temperatures exp(s / t) leaves float32.
+    With beta = tau_plus = 0 this is `nt_xent`.
+
+    Args:
+        first: unit vectors, one view an image; at least two images.
+        second: unit vectors, another view of the same images in the same order.
+        temperature: t > 0.
+        beta: concentration on hard negatives, >= 0.
+        tau_plus: assumed probability that a negative has the anchor's class, in [0, 1).
+
+    Returns:
+        The mean over 2B anchors.
+
+    Raises:
+        ValueError: a parameter is out of its range, or there are no negatives (one image).
+    """
+    if not (temperature > 0 and beta >= 0 and 0 <= tau_plus < 1):
+        raise ValueError(
+            f"hard_negative_loss needs temperature > 0, beta >= 0 and 0 <= tau_plus < 1, "
+            f"not {temperature}, {beta}, {tau_plus}"
+        )
+    if len(first) < 2:
+        raise ValueError("hard_negative_loss needs at least two images, one has no negatives")
+    pos_A, neg_AN = _similarities(first, second, temperature)
+    N = neg_AN.shape[1]
+    log_N = math.log(N)
+    log_reweighted_A = log_N + torch.logsumexp((1 + beta) * neg_AN, 1) - torch.logsumexp(beta * neg_AN, 1)
+    log_floor = log_N - 1 / temperature
+    if tau_plus > 0:
+        # log(reweighted - tau_plus N pos) = log_reweighted + log1p(-ratio). The difference can be negative, where
+        # the floor applies; the ratio is clamped below one so that neither branch makes a NaN gradient.
+        ratio_A = torch.exp((math.log(tau_plus) + log_N + pos_A - log_reweighted_A).clamp_max(20.0))
+        positive_A = ratio_A < 1
+        safe_A = torch.where(positive_A, ratio_A, torch.zeros_like(ratio_A))
+        log_Ng_A = log_reweighted_A + torch.log1p(-safe_A) - math.log1p(-tau_plus)
+        log_Ng_A = torch.where(positive_A, log_Ng_A, torch.full_like(log_Ng_A, log_floor))
+    else:
+        log_Ng_A = log_reweighted_A
+    log_Ng_A = log_Ng_A.clamp_min(log_floor)
+    return (torch.logaddexp(pos_A, log_Ng_A) - pos_A).mean()
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"], weights: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, ""]:
+    """Compute the mean cross entropy against soft targets, each row weighted (weights of one where None is given)."""
+    rows = -(targets * F.log_softmax(logits, dim=1)).sum(1)
+    return rows.mean() if weights is None else (rows * weights).mean()
+
+
+def pseudo_label_loss(
+    logits: Float[Tensor, "B C"], teacher: Float[Tensor, "B C"], *, threshold: float
+) -> Float[Tensor, ""]:
+    """Compute FixMatch's consistency loss (K. Sohn et al., NeurIPS 2020, equation 4).
+
+    Args:
+        logits: the student's, on strong views.
+        teacher: probabilities on weak views; no gradient flows into them.
+        threshold: images whose top probability is lower add nothing to the sum, but count in the mean.
+    """
+    confidence, guess = teacher.detach().max(1)
+    mask = (confidence >= threshold).to(logits.dtype)
+    return (F.cross_entropy(logits, guess, reduction="none") * mask).mean()

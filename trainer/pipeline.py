@@ -1,0 +1,189 @@
+"""The stages of a run, in order, as the command line calls them: pretrain, fine-tune, evaluate, report."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer import session
+from trainer.active_loop import ActiveLoop
+from trainer.config import Profile
+from trainer.data import ImageSet, load_images
+from trainer.device import pick_device, use_all_cores
+from trainer.errors import ConfigError, DataError
+from trainer.evaluate import PREDICTIONS_FILE, freeze_predictions, predict_test, submit
+from trainer.label_client import LabelClient
+from trainer.oracle import Oracle
+from trainer.pretrain import ENCODER_FILE, load_encoder, new_encoder, pretrain
+from trainer.profiles import profile_named
+from trainer.progress import MetricWriter, StageClock
+from trainer.records import RunResult
+from trainer.report import write_report
+
+RECEIPTS_FILE = "receipts.jsonl"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says.
+
+    Attributes:
+        out: the run's folder.
+        data: the images-only folder, None where a command needs no images.
+        service: URL of the label service, None where a command needs none.
+        profile: name, or `auto`: `gpu` where CUDA is found, else `cpu`.
+        seed: of everything random.
+        budget: labels in all, None for the profile's.
+        strategy: of acquisition, None for the profile's.
+        device: `auto`, or a PyTorch device.
+        pretrained: weights from another folder, None to pretrain here.
+        resume: go on with what `out` holds.
+        registration_token: where the service wants one to open a run.
+        patience_s: how long a service that does not answer is waited for.
+    """
+
+    out: Path
+    data: Path | None = None
+    service: str | None = None
+    profile: str = "auto"
+    seed: int = 1
+    budget: int | None = None
+    strategy: str | None = None
+    device: str = "auto"
+    pretrained: Path | None = None
+    resume: bool = False
+    registration_token: str | None = None
+    patience_s: float = 300.0
+
+
+class Pipeline:
+    """One run's stages over one folder; each stage finds out by itself what is already done."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Check everything that can be checked before any work or query.
+
+        Raises:
+            TrainerError: data, device, profile or folder cannot be used.
+        """
+        if settings.data is None:
+            raise ConfigError("--data is needed: the images-only folder that `prepare` made")
+        if settings.pretrained is not None and not settings.pretrained.is_file():
+            raise DataError(f"there are no pretrained weights at {settings.pretrained}; make them with `pretrain`")
+        use_all_cores()
+        self._settings = settings
+        self._device = pick_device(settings.device)
+        self.profile = choose_profile(settings, self._device)
+        self.images: ImageSet = load_images(settings.data)
+        self.out = settings.out
+        weights = settings.pretrained
+        self.config = session.RunConfig(
+            profile=self.profile,
+            seed=settings.seed,
+            images=self.images.fingerprint,
+            pretrained=None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
+        )
+        session.begin_or_resume(self.out, self.config, resume=settings.resume)
+        self._clock = StageClock(self.out)
+
+    def pretrain(self) -> Path:
+        """Pretrain without labels, unless weights were given or made before; return their file."""
+        if self._settings.pretrained is not None:
+            return self._settings.pretrained
+        with self._clock.stage("pretrain"), MetricWriter(self.out) as metrics:
+            encoder = new_encoder(self.profile.encoder, 2, self.config.seed, self._device)
+            return pretrain(
+                self.images.pool.to(self._device),
+                encoder,
+                self.profile.pretrain,
+                seed=self.config.seed,
+                identity=self.profile.pretraining_identity(self.config.seed, self.images.fingerprint),
+                out=self.out,
+                metrics=metrics,
+            )
+
+    def finetune(self, weights: Path, client: LabelClient) -> session.RunTicket:
+        """Fine-tune actively from the pretrained weights, and freeze the test predictions."""
+        ticket = session.open_or_take_up_run(
+            self.out,
+            client,
+            self.images,
+            name=f"{self.profile.name} seed {self.config.seed}",
+            budget=self.profile.budget,
+            registration_token=self._settings.registration_token,
+        )
+        if (self.out / PREDICTIONS_FILE).exists():
+            log.info("fine-tuning was finished before")
+            return ticket
+        with self.client_of(ticket) as own_client, MetricWriter(self.out) as metrics:
+            pool = self.images.pool.to(self._device)
+            oracle = Oracle(own_client, ticket.run_id, self.out, ticket.dataset.class_names, len(pool))
+            encoder = new_encoder(self.profile.encoder, ticket.dataset.num_classes, self.config.seed, self._device)
+            load_encoder(encoder, weights, None)
+            loop = ActiveLoop(
+                pool,
+                encoder,
+                self.profile,
+                oracle,
+                seed=self.config.seed,
+                identity=f"{self.config.identity}-{ticket.run_id}",
+                out=self.out,
+                clock=self._clock,
+                metrics=metrics,
+            )
+            learned = loop.run()
+            with self._clock.stage("evaluate"):
+                torch.save(learned.network.state_dict(), self.out / "model.pt")
+                freeze_predictions(self.out, predict_test(learned, self.images.test.to(self._device)))
+        return ticket
+
+    def evaluate(self, ticket: session.RunTicket) -> RunResult:
+        """Submit the frozen predictions, seal the run, compare the counts."""
+        with self.client_of(ticket) as client:
+            return submit(self.out, client, ticket, self.config, self._clock)
+
+    def report(self, ticket: session.RunTicket | None) -> Path:
+        """Write OUT/report.html."""
+        names = ticket.dataset.class_names if ticket else ()
+        return write_report(self.out, self.images.pool.numpy(), names)
+
+    def client(self) -> LabelClient:
+        """Make a client without a token, to open a run with."""
+        if self._settings.service is None:
+            raise ConfigError("--service is needed: the URL of the label service, such as http://127.0.0.1:8000")
+        return LabelClient(self._settings.service, patience_s=self._settings.patience_s)
+
+    def client_of(self, ticket: session.RunTicket) -> LabelClient:
+        """Make a client that carries the run's token and keeps its receipts."""
+        if self._settings.service is None:
+            raise ConfigError("--service is needed: the URL of the label service, such as http://127.0.0.1:8000")
+        return LabelClient(
+            self._settings.service,
+            token=ticket.token,
+            patience_s=self._settings.patience_s,
+            receipts_path=self.out / RECEIPTS_FILE,
+        )
+
+
+def choose_profile(settings: Settings, device: torch.device) -> Profile:
+    """Complete the profile with what the command line overrides.
+
+    Raises:
+        ConfigError: no such profile or strategy, or an impossible budget.
+    """
+    from trainer.acquisition import strategy_named
+
+    name = settings.profile if settings.profile != "auto" else ("gpu" if device.type == "cuda" else "cpu")
+    profile = profile_named(name)
+    if settings.budget is not None:
+        profile = profile.with_budget(settings.budget)
+    if settings.strategy is not None:
+        strategy_named(settings.strategy)
+        profile = profile.model_copy(update={"strategy": settings.strategy})
+    return profile
+
+
+__all__ = ["ENCODER_FILE", "Pipeline", "Settings", "choose_profile"]
