@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def _prepare(wish: Wish, programs: Programs) -> tuple[Path, bool]:
     command += ["--redraw", str(redraw)] if redraw is not None else []
     code = processes.run_to_its_end(command, os.environ)
     if code:
-        raise RunError("the data could not be prepared; the reason stands above.", code)
+        raise RunError(f"preparing the data {_ended(code)}.", code if code > 0 else 1)
     _remember_data_set(data, wish.out)
     return data, other_data
 
@@ -179,11 +180,18 @@ def _train(wish: Wish, programs: Programs, data: Path, url: str) -> None:
     code = processes.run_to_its_end(command, environment)
     if code:
         raise RunError(
-            f"the trainer ended with exit code {code}; the reason stands above. The same command goes on from here.",
+            f"the trainer {_ended(code)}. The same command goes on from here.",
             code if code > 0 else 1,
         )
     if not _is_trained(wish.out):
         raise RunError(f"the trainer ended without an error but left no result.json and report.html in {folder}.")
+
+
+def _ended(code: int) -> str:
+    """Return how a program ended, from its exit status as `subprocess` has it (negative: a signal's number)."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}; the reason stands above"
 
 
 def _save_log(url: str, path: Path) -> None:

@@ -27,7 +27,12 @@ queries = given.out / "queries.jsonl"
 if given.out.exists() != given.resume:
     sys.exit("--resume and the state of --out do not fit")
 given.out.mkdir(exist_ok=True)
-seen = {"environment": sorted(os.environ), "data": [path.name for path in given.data.iterdir()], "of": given.data.name}
+seen = {
+    "environment": sorted(os.environ),
+    "data": [path.name for path in given.data.iterdir()],
+    "of": given.data.name,
+    "pid": os.getpid(),
+}
 (given.out / "seen.json").write_text(json.dumps(seen))
 kept = queries.read_text().splitlines() if queries.exists() else []
 for label_id in range(len(kept), given.budget):

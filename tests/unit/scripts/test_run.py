@@ -174,6 +174,17 @@ def test_failed_trainer_passes_its_code_on_and_leaves_no_service(tmp_path):
     assert not is_served(service_url(out))
 
 
+def test_trainer_killed_by_a_signal_is_named_as_that(tmp_path):
+    """A trainer that something else killed (out of memory, say) has printed no reason, so the signal is named."""
+    process = start(tmp_path, "--out", "o", FAKE_TRAINER="slow")
+    seen = tmp_path / "o/trainer/seen.json"
+    wait_for_lines(tmp_path / "o/trainer/queries.jsonl", 1)
+    os.kill(json.loads(seen.read_text())["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "the trainer was killed by SIGKILL. The same command goes on from here." in err
+
+
 def test_failed_run_goes_on_with_the_same_command(tmp_path):
     """After a failure the same command resumes: the same ten labels, none charged twice, one asked again."""
     assert run(tmp_path, "--out", "o", FAKE_TRAINER="fail")[0] == 65
