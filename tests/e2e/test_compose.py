@@ -94,7 +94,7 @@ def finished(service):
     assert not service.results.exists()
     service("up", "-d")
     trainer = service("ps", "-aq", "trainer").stdout.strip()
-    code = service.docker("wait", trainer, timeout=600).stdout.strip()
+    code = service.docker("wait", trainer, timeout=1200).stdout.strip()
     assert code == "0", service("logs", "--no-color", "trainer").stdout[-5000:]
     return service
 
