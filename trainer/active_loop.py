@@ -37,13 +37,13 @@ class LearnedState:
     """The end of active fine-tuning.
 
     Attributes:
-        network: the teacher, what to predict with.
-        space: the unchanging features.
+        network: the teacher.
+        knowledge: graph and network at the end; predicts other images.
         beliefs: float32 [N, C] of the pool.
     """
 
     network: Encoder
-    space: FeatureSpace
+    knowledge: Knowledge
     beliefs: Tensor
 
 
@@ -123,7 +123,8 @@ class ActiveLoop:
                 knowledge = None
         knowledge = self._look()
         ids, labels = self._oracle.answered(len(self._profile.budgets), self._pool.device)
-        return LearnedState(self._tuner.teacher.network, self._space, knowledge.beliefs(ids, labels, self._classes))
+        beliefs = knowledge.beliefs(ids, labels, self._classes)
+        return LearnedState(self._tuner.teacher.network, knowledge, beliefs)
 
     def _look(self) -> Knowledge:
         with self._clock.stage("graph"):

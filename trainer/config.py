@@ -100,13 +100,21 @@ class GraphConfig(Frozen):
         descriptor_dimensions: principal axes of the oriented-gradient descriptor.
         pretrained_weight: of the pretrained features beside the descriptor's 1.
         finetuned_weight: of the fine-tuned network's features beside the descriptor's 1.
+        graph_share: exponent of the graph's beliefs in their product with the network's, which has the rest.
+        smoothing: share of a joint belief that comes from the neighbours' joint beliefs.
+        vote_share: exponent of the neighbours' vote in a test prediction, of which the network has the rest.
+        vote_temperature: how fast a neighbour's vote falls with its cosine distance.
     """
 
     neighbours: PositiveInt = 15
     alpha: float = Field(default=0.95, gt=0, lt=1)
     descriptor_dimensions: PositiveInt = 128
     pretrained_weight: float = Field(default=0.5, ge=0)
-    finetuned_weight: float = Field(default=0.5, ge=0)
+    finetuned_weight: float = Field(default=1.0, ge=0)
+    graph_share: float = Field(default=0.7, ge=0, le=1)
+    smoothing: float = Field(default=0.8, ge=0, lt=1)
+    vote_share: float = Field(default=0.8, ge=0, le=1)
+    vote_temperature: PositiveFloat = 0.1
 
 
 class PhaseConfig(Frozen):
@@ -162,12 +170,15 @@ class Profile(Frozen):
         name: as given on the command line.
         about: source, expected cost and result, in a sentence.
         budgets: labels paid for after each round, ascending; the last is the budget.
+        strategy: of acquisition.
+        pool_limit: use only so many images of the pool, None for all; for quick tests.
     """
 
     name: str
     about: str
     budgets: tuple[PositiveInt, ...]
     strategy: str = "coverage-margin"
+    pool_limit: PositiveInt | None = None
     encoder: EncoderConfig
     pretrain: PretrainConfig
     graph: GraphConfig = GraphConfig()
@@ -197,5 +208,6 @@ class Profile(Frozen):
 
     def pretraining_identity(self, seed: int, images_fingerprint: str) -> str:
         """Digest of all that pretrained weights depend on."""
-        parts = (self.encoder.model_dump_json(), self.pretrain.model_dump_json(), str(seed), images_fingerprint)
+        pool = f"{images_fingerprint}[:{self.pool_limit}]"
+        parts = (self.encoder.model_dump_json(), self.pretrain.model_dump_json(), str(seed), pool)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

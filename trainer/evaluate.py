@@ -16,7 +16,6 @@ from torch import Tensor
 from trainer import __version__
 from trainer.active_loop import LearnedState
 from trainer.errors import CountsDisagree, DataError
-from trainer.finetune import predict
 from trainer.jsonl import replace_file
 from trainer.label_client import LabelClient
 from trainer.progress import StageClock
@@ -32,13 +31,13 @@ def predict_test(learned: LearnedState, test: Tensor) -> Tensor:
     """Predict the classes of test images, which nothing was trained on.
 
     Args:
-        learned: network, features and beliefs of the pool.
+        learned: the end of active fine-tuning.
         test: uint8 [M, H, W].
 
     Returns:
         int64 [M].
     """
-    return predict(learned.network, test).argmax(1)
+    return learned.knowledge.predict(test, learned.beliefs).argmax(1)
 
 
 def freeze_predictions(out: Path, predictions: Tensor) -> None:

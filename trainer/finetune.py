@@ -206,12 +206,13 @@ class FineTuner:
 
 
 @torch.no_grad()
-def predict(network: Encoder, images: Tensor) -> Tensor:
-    """Predict with test-time averaging over mirror images and one-pixel shifts.
+def predict(network: Encoder, images: Tensor, *, shifts: bool = False) -> Tensor:
+    """Predict with test-time averaging over mirror images.
 
     Args:
         network: put into evaluation mode.
         images: uint8 [N, H, W].
+        shifts: average over shifts by one pixel too, at five times the cost.
 
     Returns:
         Class probabilities, float32 [N, C].
@@ -221,7 +222,8 @@ def predict(network: Encoder, images: Tensor) -> Tensor:
     for part in images.split(_EVALUATION_CHUNK):
         x = part.unsqueeze(1).float() / 255
         with mixed_precision(images.device):
-            variants = [network.classify(y).softmax(1) for shifted in _shifts(x) for y in (shifted, shifted.flip(3))]
+            placed = _shifts(x) if shifts else [x]
+            variants = [network.classify(y).softmax(1) for shifted in placed for y in (shifted, shifted.flip(3))]
         answers.append(torch.stack(variants).mean(0))
     return torch.cat(answers)
 

@@ -5,6 +5,7 @@ X. Zhu et al., "Semi-supervised learning using Gaussian fields and harmonic func
 the declared knowledge that the classes are balanced (rule 7).
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -76,16 +77,27 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     rows = torch.arange(N, device=indices.device).repeat_interleave(k)
     columns = indices.flatten()
     # W + W^T counts mutual neighbours twice, which is meant: mutual neighbours share a class more often.
-    W = torch.sparse_coo_tensor(
+    W = _sparse(
         torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])]),
         weights.flatten().repeat(2),
-        (N, N),
+        N,
     ).coalesce()
     i, j = W.indices()
     degree = torch.zeros(N, device=features.device).index_add_(0, i, W.values())
     scaled = W.values() / torch.sqrt(degree[i] * degree[j])
-    affinity = torch.sparse_coo_tensor(W.indices(), scaled, (N, N), is_coalesced=True).to_sparse_csr()
+    affinity = _compressed(_sparse(W.indices(), scaled, N).coalesce())
     return NeighbourGraph(indices, similarities, affinity)
+
+
+def _sparse(indices: Tensor, values: Tensor, N: int) -> Tensor:
+    return torch.sparse_coo_tensor(indices, values, (N, N), check_invariants=True)
+
+
+def _compressed(matrix: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # Compressed rows multiply several times faster; that torch calls them beta is no news to the user.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+        return matrix.to_sparse_csr()
 
 
 def propagate_labels(
@@ -98,7 +110,6 @@ def propagate_labels(
     steps: int = 60,
     balanced: bool = True,
     prior: Tensor | None = None,
-    prior_weight: float = 0.0,
 ) -> Tensor:
     """Spread known labels over the graph.
 
@@ -112,16 +123,13 @@ def propagate_labels(
         alpha: share of a node's belief that comes from its neighbours.
         steps: iterations; alpha^steps bounds what is left to converge.
         balanced: rescale the classes' total mass to be equal (class-mass normalisation).
-        prior: float [N, C], optional beliefs of another model, rows summing to one.
-        prior_weight: how much a row of `prior` weighs beside a known label's 1.
+        prior: float [N, C], beliefs to start from where no label is known (rows summing to one); None for zeros.
 
     Returns:
         float32 [N, C], rows summing to one; a node no label reached is uniform.
     """
     N = graph.size
-    Y = torch.zeros(N, classes, device=graph.affinity.device)
-    if prior is not None and prior_weight > 0:
-        Y += prior_weight * prior
+    Y = torch.zeros(N, classes, device=graph.affinity.device) if prior is None else prior.clone()
     known = F.one_hot(labels, classes).float()
     Y[ids] = known
     beliefs = Y.clone()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from trainer import session
 from trainer.active_loop import ActiveLoop
@@ -96,7 +97,7 @@ class Pipeline:
         with self._clock.stage("pretrain"), MetricWriter(self.out) as metrics:
             encoder = new_encoder(self.profile.encoder, 2, self.config.seed, self._device)
             return pretrain(
-                self.images.pool.to(self._device),
+                self._pool(),
                 encoder,
                 self.profile.pretrain,
                 seed=self.config.seed,
@@ -119,7 +120,7 @@ class Pipeline:
             log.info("fine-tuning was finished before")
             return ticket
         with self.client_of(ticket) as own_client, MetricWriter(self.out) as metrics:
-            pool = self.images.pool.to(self._device)
+            pool = self._pool()
             oracle = Oracle(own_client, ticket.run_id, self.out, ticket.dataset.class_names, len(pool))
             encoder = new_encoder(self.profile.encoder, ticket.dataset.num_classes, self.config.seed, self._device)
             load_encoder(encoder, weights, None)
@@ -144,6 +145,10 @@ class Pipeline:
         """Submit the frozen predictions, seal the run, compare the counts."""
         with self.client_of(ticket) as client:
             return submit(self.out, client, ticket, self.config, self._clock)
+
+    def _pool(self) -> Tensor:
+        """Return the pool on the device, cut to what the profile uses."""
+        return self.images.pool[: self.profile.pool_limit].to(self._device)
 
     def report(self, ticket: session.RunTicket | None) -> Path:
         """Write OUT/report.html."""

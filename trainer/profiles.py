@@ -21,12 +21,16 @@ CPU = Profile(
     about="The default without a GPU.",
     budgets=(40, 100, 200, 400, 700, 1000),
     encoder=EncoderConfig(),
-    pretrain=PretrainConfig(epochs=10, temperature=0.3, beta=1.0, tau_plus=0.1, view=_TONE_VIEW),
+    pretrain=PretrainConfig(epochs=8, temperature=0.3, beta=1.0, tau_plus=0.1, view=_TONE_VIEW),
     finetune=FinetuneConfig(
         weak=_MILD,
         strong=_STRONG,
-        round_phases=(PhaseConfig(epochs=2, soft=1.0),),
-        final_phases=(PhaseConfig(epochs=3, soft=1.0), PhaseConfig(epochs=16, consistency=1.0)),
+        round_phases=(PhaseConfig(epochs=1, soft=1.0),),
+        final_phases=(
+            PhaseConfig(epochs=3, soft=1.0),
+            PhaseConfig(epochs=8, consistency=1.0),
+            PhaseConfig(epochs=8, consistency=1.0),
+        ),
     ),
 )
 
@@ -66,6 +70,7 @@ SMOKE = CPU.model_copy(
         "name": "smoke",
         "about": "The same path in a minute or two on two cores, for tests; its accuracy is not the point.",
         "budgets": (20, 40, 60),
+        "pool_limit": 6000,
         "encoder": EncoderConfig(widths=(8, 16, 32), projection=32),
         "pretrain": CPU.pretrain.model_copy(update={"epochs": 2, "steps": 20, "batch": 128}),
         "finetune": CPU.finetune.model_copy(
