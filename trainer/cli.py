@@ -35,7 +35,12 @@ Out = Annotated[Path, typer.Option(help="Folder for weights, queries, logs and t
 Data = Annotated[Path, typer.Option(help="Images-only folder: the `images` folder that `label_service prepare` makes.")]
 Service = Annotated[str, typer.Option(help="Address of the label service.", envvar="TRAINER_SERVICE")]
 ProfileName = Annotated[
-    str, typer.Option("--profile", help="cpu, gpu, paper or smoke; auto takes gpu where CUDA is found, else cpu.")
+    str,
+    typer.Option(
+        "--profile",
+        help="cpu, gpu, paper or smoke. auto takes the one that --pretrained was made with, else gpu where CUDA is "
+        "found, else cpu.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed asks for the same labels.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -59,7 +64,7 @@ _SERVICE = "http://127.0.0.1:8000"
 
 @app.command()
 def pretrain(
-    out: Out,
+    out: Out = Path("runs/pretrain"),
     data: Data = _DATA,
     profile: ProfileName = "auto",
     seed: Seed = 1,
@@ -73,15 +78,17 @@ def pretrain(
     settings = Settings(out, data=data, profile=profile, seed=seed, device=device, resume=resume)
 
     def stages(pipeline: "Pipeline") -> None:
-        print(f"pretrained weights: {pipeline.pretrain()}")
+        weights = pipeline.pretrain()
+        print(f"pretrained weights: {weights}")
+        print(f"next: python -m trainer finetune --pretrained {weights} --data {data}")
 
     _run(settings, verbose, stages)
 
 
 @app.command()
 def finetune(
-    out: Out,
     pretrained: Annotated[Path, typer.Option(help="Weights to start from: an encoder.pt made by `pretrain`.")],
+    out: Out = Path("runs/finetune"),
     data: Data = _DATA,
     service: Service = _SERVICE,
     profile: ProfileName = "auto",
@@ -116,14 +123,14 @@ def finetune(
         with pipeline.client() as client:
             ticket = pipeline.finetune(pretrained, client)
         print(f"report: {pipeline.report(ticket)}")
-        print(f"next: python -m trainer evaluate --out {out} --service {service}")
+        print(f"next: python -m trainer evaluate --out {out} --data {data} --service {service}")
 
     _run(settings, verbose, stages)
 
 
 @app.command()
 def run(
-    out: Out,
+    out: Out = Path("runs/run"),
     data: Data = _DATA,
     service: Service = _SERVICE,
     profile: ProfileName = "auto",
@@ -176,9 +183,8 @@ def evaluate(
     """Submit the frozen test predictions of a fine-tuned run, once; seals the run and compares the counts."""
 
     def work() -> None:
-        from trainer.evaluate import submit
+        from trainer.evaluate import RECEIPTS_FILE, submit
         from trainer.label_client import LabelClient
-        from trainer.pipeline import RECEIPTS_FILE
         from trainer.progress import StageClock
 
         ticket, config = _ticket_of(out), session.read_config(out)

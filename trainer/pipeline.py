@@ -10,11 +10,12 @@ from torch import Tensor
 
 from trainer import session
 from trainer.active_loop import ActiveLoop
+from trainer.checkpoint import save_checkpoint
 from trainer.config import Profile
 from trainer.data import ImageSet, load_images
 from trainer.device import pick_device, use_all_cores
 from trainer.errors import ConfigError, DataError
-from trainer.evaluate import PREDICTIONS_FILE, freeze_predictions, predict_test, submit
+from trainer.evaluate import PREDICTIONS_FILE, RECEIPTS_FILE, freeze_predictions, predict_test, submit
 from trainer.label_client import LabelClient
 from trainer.oracle import Oracle
 from trainer.pretrain import ENCODER_FILE, load_encoder, new_encoder, pretrain
@@ -22,8 +23,6 @@ from trainer.profiles import profile_named
 from trainer.progress import MetricWriter, StageClock
 from trainer.records import RunResult
 from trainer.report import write_report
-
-RECEIPTS_FILE = "receipts.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Settings:
         out: the run's folder.
         data: the images-only folder, None where a command needs no images.
         service: URL of the label service, None where a command needs none.
-        profile: name, or `auto`: `gpu` where CUDA is found, else `cpu`.
+        profile: name, or `auto`: the one that `pretrained` was made with, else `gpu` where CUDA is found, else `cpu`.
         seed: of everything random.
         budget: labels in all, None for the profile's.
         strategy: of acquisition, None for the profile's.
@@ -137,7 +136,7 @@ class Pipeline:
             )
             learned = loop.run()
             with self._clock.stage("evaluate"):
-                torch.save(learned.network.state_dict(), self.out / "model.pt")
+                save_checkpoint(self.out / "model.pt", learned.network.state_dict())
                 freeze_predictions(self.out, predict_test(learned, self.images.test.to(self._device)))
         return ticket
 
@@ -181,14 +180,24 @@ def choose_profile(settings: Settings, device: torch.device) -> Profile:
     """
     from trainer.acquisition import strategy_named
 
-    name = settings.profile if settings.profile != "auto" else ("gpu" if device.type == "cuda" else "cpu")
-    profile = profile_named(name)
+    profile = (
+        _pretraining_profile(settings.pretrained) if settings.profile == "auto" else profile_named(settings.profile)
+    )
+    if profile is None:
+        profile = profile_named("gpu" if device.type == "cuda" else "cpu")
     if settings.budget is not None:
         profile = profile.with_budget(settings.budget)
     if settings.strategy is not None:
         strategy_named(settings.strategy)
         profile = profile.model_copy(update={"strategy": settings.strategy})
     return profile
+
+
+def _pretraining_profile(weights: Path | None) -> Profile | None:
+    """Find the profile that weights were pretrained under, from the configuration beside them; None if there is none."""
+    if weights is None or not (weights.parent / session.CONFIG_FILE).is_file():
+        return None
+    return profile_named(session.read_config(weights.parent).profile.name)
 
 
 __all__ = ["ENCODER_FILE", "Pipeline", "Settings", "choose_profile"]
