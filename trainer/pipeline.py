@@ -194,7 +194,7 @@ def choose_profile(settings: Settings, device: torch.device) -> Profile:
 
 
 def _pretraining_profile(weights: Path | None) -> Profile | None:
-    """Find the profile that weights were pretrained under, from the configuration beside them; None if there is none."""
+    """Find the profile that weights were made under, from the configuration beside them; None if there is none."""
     if weights is None or not (weights.parent / session.CONFIG_FILE).is_file():
         return None
     return profile_named(session.read_config(weights.parent).profile.name)
