@@ -25,7 +25,7 @@ from trainer.finetune import FineTuner, PhaseState
 from trainer.knowledge import FeatureSpace, Knowledge
 from trainer.oracle import Oracle
 from trainer.progress import MetricWriter, StageClock
-from trainer.records import RoundRecord, append_round
+from trainer.records import RoundRecord, append_round, read_rounds
 
 _CHECKPOINT_FILE = "finetune.pt"
 
@@ -107,6 +107,7 @@ class ActiveLoop:
             if not self._oracle.has_answered(number):
                 knowledge = knowledge or self._look()
                 self._ask(number, budget, knowledge)
+            self._record_round(number)
             if self._is_past(number, len(phases) - 1):
                 continue
             ids, labels = self._oracle.answered(number + 1, self._pool.device)
@@ -151,15 +152,21 @@ class ActiveLoop:
             generator = generator_for(torch.device("cpu"), self._seed, "query", number)
             chosen = strategy_named(self._profile.strategy)(state, wanted, generator)
             self._oracle.ask(number, self._profile.strategy, chosen, state)
+
+    def _record_round(self, number: int) -> None:
+        """Write a round's line unless it is there; a kill may have fallen between the answer and the line."""
         asked = [record for record in self._oracle.records if record.round == number]
+        if not asked or any(former.round == number for former in read_rounds(self._out)):
+            return
         guessed = [record.predicted == record.label for record in asked if record.predicted is not None]
         hits = sum(guessed) / len(guessed) if guessed else None
-        append_round(self._out, RoundRecord(round=number, labels=len(ids) + len(asked), prequential_accuracy=hits))
+        labels = sum(record.round <= number for record in self._oracle.records)
+        append_round(self._out, RoundRecord(round=number, labels=labels, prequential_accuracy=hits))
         log.info(
             "round %d: asked %d labels, %d in all%s",
             number,
             len(asked),
-            len(ids) + len(asked),
+            labels,
             "" if hits is None else f"; {hits:.0%} of these (the hardest) were guessed right",
         )
 

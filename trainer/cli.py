@@ -16,6 +16,7 @@ from trainer import session
 from trainer.errors import ConfigError, DataError, TrainerError
 
 if TYPE_CHECKING:
+    from trainer.data import ImageSet
     from trainer.pipeline import Pipeline, Settings
 
 # What shells report for a program ended by Ctrl-C.
@@ -187,7 +188,9 @@ def evaluate(
         from trainer.label_client import LabelClient
         from trainer.progress import StageClock
 
+        # All that can be wrong here is found before the one evaluation is used.
         ticket, config = _ticket_of(out), session.read_config(out)
+        _load_images_of(out, data)
         with LabelClient(
             service, token=ticket.token, patience_s=patience_s, receipts_path=out / RECEIPTS_FILE
         ) as client:
@@ -205,11 +208,20 @@ def report(out: Out, data: Data = _DATA, verbose: Verbose = False) -> None:
 
 
 def _write_report(out: Path, data: Path) -> None:
-    from trainer.data import load_images
     from trainer.report import write_report
 
+    names = _ticket_of(out).dataset.class_names
+    print(f"report: {write_report(out, _load_images_of(out, data).pool.numpy(), names)}")
+
+
+def _load_images_of(out: Path, data: Path) -> "ImageSet":
+    """Load the images that a run was made with, and no others."""
+    from trainer.data import load_images
+
     images = load_images(data)
-    print(f"report: {write_report(out, images.pool.numpy(), _ticket_of(out).dataset.class_names)}")
+    if images.fingerprint != session.read_config(out).images:
+        raise DataError(f"{data} holds other images than the run in {out} was made with; give its own --data")
+    return images
 
 
 def _ticket_of(out: Path) -> session.RunTicket:
@@ -234,16 +246,18 @@ def _print_result(out: Path) -> None:
 def _run(settings: "Settings", verbose: bool, stages: Callable[["Pipeline"], None]) -> None:
     from trainer.pipeline import Pipeline
 
-    _guard(settings.out, verbose, lambda: stages(Pipeline(settings)))
+    _guard(settings.out, verbose, lambda: stages(Pipeline(settings)), begins=True)
 
 
-def _guard(out: Path, verbose: bool, work: Callable[[], None]) -> None:
+def _guard(out: Path, verbose: bool, work: Callable[[], None], *, begins: bool = False) -> None:
     """Run a command under its log, and turn the user's errors into one sentence and an exit code."""
     from trainer.progress import setup_logging
 
     try:
         if out.exists() and not out.is_dir():
             raise ConfigError(f"--out {out} is a file; name a folder")
+        if not begins and not out.is_dir():
+            raise DataError(f"there is no folder {out}; begin a run with `python -m trainer run --out {out}`")
         with setup_logging(out, verbose):
             try:
                 work()

@@ -35,7 +35,8 @@ class ImageSet:
     Attributes:
         pool: uint8 [N, H, W]; row i is the image that the label service calls `id` i.
         test: uint8 [M, H, W]; only predicted on, never trained on.
-        fingerprint: SHA-256 (hex) over both arrays' shapes and bytes, to tell one data set from another on resume.
+        fingerprint: tells one data set from another, on resume and at the label service, which answers the same one:
+            the SHA-256 (hex) of two lines, the SHA-256 of the unpacked pool file and that of the test file.
     """
 
     pool: Tensor
@@ -64,17 +65,16 @@ def load_images(folder: Path) -> ImageSet:
             f"the image folder {folder} does not exist; make it with `python -m label_service prepare --data DIR` "
             "and pass DIR/images"
         )
-    pool, test = (_read_idx_images(_find(folder, name)) for name in (POOL_FILE, TEST_FILE))
+    (pool, pool_digest), (test, test_digest) = (
+        _read_idx_images(_find(folder, name)) for name in (POOL_FILE, TEST_FILE)
+    )
     if pool.shape[1:] != test.shape[1:]:
         raise DataError(
             f"{folder} holds pool images of {pool.shape[1]}x{pool.shape[2]} pixels and test images of "
             f"{test.shape[1]}x{test.shape[2]}; both must have one size"
         )
-    digest = hashlib.sha256()
-    for array in (pool, test):
-        digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return ImageSet(torch.from_numpy(pool), torch.from_numpy(test), digest.hexdigest())
+    fingerprint = hashlib.sha256(f"{pool_digest}\n{test_digest}\n".encode()).hexdigest()
+    return ImageSet(torch.from_numpy(pool), torch.from_numpy(test), fingerprint)
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -84,8 +84,8 @@ def _find(folder: Path, name: str) -> Path:
     raise DataError(f"{folder} has no {name}.gz (nor {name}); it needs both {POOL_FILE}.gz and {TEST_FILE}.gz")
 
 
-def _read_idx_images(path: Path) -> np.ndarray:
-    """Read one IDX image file into a writable uint8 array [N, H, W]."""
+def _read_idx_images(path: Path) -> tuple[np.ndarray, str]:
+    """Read one IDX image file into a writable uint8 array [N, H, W]; beside it the SHA-256 of the unpacked file."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -102,4 +102,5 @@ def _read_idx_images(path: Path) -> np.ndarray:
         raise DataError(f"{path} has {len(raw)} bytes where its header promises {expected}; fetch it again")
     if count == 0 or min(height, width) < 8:
         raise DataError(f"{path} holds {count} images of {height}x{width} pixels; at least one of 8x8 is needed")
-    return np.frombuffer(raw, np.uint8, offset=16).reshape(count, height, width).copy()
+    images = np.frombuffer(raw, np.uint8, offset=16).reshape(count, height, width).copy()
+    return images, hashlib.sha256(raw).hexdigest()

@@ -27,8 +27,12 @@ def pick_device(wanted: str = "auto") -> torch.device:
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {wanted!r} cannot be used here; choose auto, cpu or cuda") from error
+        # `meta` and the like can hold a tensor, and no training.
+        known = device.type in ("cpu", "cuda")
+    except (RuntimeError, AssertionError):
+        known = False
+    if not known:
+        raise ConfigError(f"device {wanted!r} cannot be used here; choose auto, cpu or cuda")
     return device
 
 

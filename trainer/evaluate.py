@@ -16,13 +16,15 @@ from torch import Tensor
 from trainer import __version__
 from trainer.active_loop import LearnedState
 from trainer.errors import CountsDisagree, DataError
-from trainer.jsonl import replace_file
+from trainer.jsonl import read_lines, replace_file
 from trainer.label_client import LabelClient
 from trainer.progress import StageClock
 from trainer.records import EvaluationResult, RunResult, read_queries, write_result
+from trainer.service_answers import Evaluation
 from trainer.session import RunConfig, RunTicket
 
 PREDICTIONS_FILE = "predictions.json"
+RECEIPTS_FILE = "receipts.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +88,12 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
         ServiceError: the service refuses or is lost.
     """
     predictions = read_predictions(out)
+    key = f"{ticket.run_id}-evaluation"
     with clock.stage("evaluate"):
-        evaluation = client.evaluate(ticket.run_id, predictions, idempotency_key=f"{ticket.run_id}-evaluation")
-        if not client.run_state(ticket.run_id).sealed:
+        # A sealed run answers nothing any more, not even a repeat; its answer was on the disk before it was sealed.
+        evaluation = _kept_evaluation(out, key) if client.run_state(ticket.run_id).sealed else None
+        if evaluation is None:
+            evaluation = client.evaluate(ticket.run_id, predictions, idempotency_key=key)
             client.seal(ticket.run_id)
         summary = client.log_summary()
     counted = sum(record.charged for record in read_queries(out))
@@ -114,6 +119,21 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
             f"({result.distinct_labels_in_log} distinct labels); this result must not be used"
         )
     return result
+
+
+def _kept_evaluation(out: Path, key: str) -> Evaluation | None:
+    """Return the answer to an evaluation that the receipts hold, None if they hold none.
+
+    Raises:
+        DataError: the receipts are damaged.
+    """
+    path = out / RECEIPTS_FILE
+    try:
+        receipts = [json.loads(line) for line in read_lines(path)]
+        mine = [kept["answer"] for kept in receipts if kept["request"].get("idempotency_key") == key]
+        return Evaluation.model_validate(mine[-1]) if mine else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged, and with it the run's accuracy; restore it from a copy") from error
 
 
 def _as_json(ticket: RunTicket) -> dict[str, JsonValue]:

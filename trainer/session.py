@@ -71,11 +71,11 @@ def begin_or_resume(out: Path, config: RunConfig, *, resume: bool) -> None:
     if not resume:
         raise ResumeError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     former = read_config(out)
-    different = [name for name in RunConfig.model_fields if getattr(former, name) != getattr(config, name)]
+    different = _differences(former, config)
     if different:
         raise ResumeError(
-            f"{out} was begun with another {' and '.join(different)} ({_describe(former)}; now {_describe(config)}); "
-            "resume it with the same settings, or choose another --out"
+            f"{out} was begun with other settings ({'; '.join(different)}); resume it with those, or choose another "
+            "--out"
         )
 
 
@@ -94,8 +94,23 @@ def read_config(out: Path) -> RunConfig:
         raise ResumeError(f"{path} cannot be read; restore it or choose another --out") from error
 
 
-def _describe(config: RunConfig) -> str:
-    return f"profile {config.profile.name}, budget {config.profile.budget}, seed {config.seed}"
+def _differences(former: RunConfig, now: RunConfig) -> list[str]:
+    """Name what differs, in the words of the command line; empty when nothing does."""
+    then_profile, profile = former.profile, now.profile
+    compared = [
+        ("profile", then_profile.name, profile.name),
+        ("seed", former.seed, now.seed),
+        ("budget", then_profile.budget, profile.budget),
+        ("strategy", then_profile.strategy, profile.strategy),
+        ("images in --data", former.images[:12], now.images[:12]),
+        ("--pretrained", (former.pretrained or "none")[:12], (now.pretrained or "none")[:12]),
+    ]
+    found = [f"{name} {then}, now {given}" for name, then, given in compared if then != given]
+    if not found and former != now:
+        # The names agree and the contents do not: the profile was changed between two versions of the trainer.
+        inner = [name for name in Profile.model_fields if getattr(then_profile, name) != getattr(profile, name)]
+        found = [f"profile {profile.name} had other values of {', '.join(inner)}"]
+    return found
 
 
 def read_ticket(out: Path) -> RunTicket | None:
@@ -127,7 +142,7 @@ def open_or_take_up_run(
         registration_token: where the service wants one.
 
     Raises:
-        DataError: the service's data set has another size than the images here.
+        DataError: the service's data set is of other images than those here.
         ServiceError: the service refuses or is lost.
     """
     ticket = read_ticket(out)
@@ -137,6 +152,12 @@ def open_or_take_up_run(
         raise DataError(
             f"the label service has labels of {dataset.pool_size} pool and {dataset.test_size} test images, but "
             f"--data holds {here[0]} and {here[1]}; both must come from one `prepare`"
+        )
+    # Two re-drawn splits have the same sizes and other images; None: the service was given label files alone.
+    if dataset.fingerprint not in (None, images.fingerprint):
+        raise DataError(
+            f"the label service has the labels of other images ({dataset.name}) than --data holds, though as many; "
+            "both must come from one `prepare`"
         )
     if ticket is not None:
         return ticket
