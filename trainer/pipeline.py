@@ -107,6 +107,8 @@ class Pipeline:
 
     def finetune(self, weights: Path, client: LabelClient) -> session.RunTicket:
         """Fine-tune actively from the pretrained weights, and freeze the test predictions."""
+        # Weights that do not fit are refused before a run is opened for them.
+        load_encoder(new_encoder(self.profile.encoder, 2, self.config.seed, self._device), weights, None)
         ticket = session.open_or_take_up_run(
             self.out,
             client,
