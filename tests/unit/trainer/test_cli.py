@@ -1,0 +1,189 @@
+"""The command line on bad input: one sentence on stderr, an exit code, no traceback, and nothing begun."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.datasets import make_idx_dataset
+from tests.unit.trainer.fake_label_service import FakeLabelService, answer_bytes, answer_json
+from trainer.cli import app
+
+POOL_FILE, TEST_FILE = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
+DATA, CONFIG, USAGE, RESUME, UNAVAILABLE, PROTOCOL = 65, 78, 2, 79, 69, 76
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of few images."""
+    return make_idx_dataset(tmp_path_factory.mktemp("cli") / "data", pool=40, test=10)
+
+
+def fail(code: int, *arguments: object) -> str:
+    """Run a command that must fail with a code, and return its one sentence."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, (done.exit_code, done.stderr, done.exception)
+    assert "Traceback" not in done.output + done.stderr
+    if code == USAGE:
+        return done.stderr
+    assert done.stdout == ""
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "told"),
+    [
+        (CONFIG, ["--profile", "huge"], "no profile 'huge'; choose one of cpu, gpu, paper, smoke"),
+        (CONFIG, ["--strategy", "guess"], "no query strategy 'guess'; choose one of coverage-margin, margin"),
+        (CONFIG, ["--device", "tpu"], "device 'tpu' cannot be used here; choose auto, cpu or cuda"),
+        (CONFIG, ["--device", "meta"], "device 'meta' cannot be used here; choose auto, cpu or cuda"),
+        (CONFIG, ["--service", "localhost:8000"], "is no http URL"),
+        (USAGE, ["--budget", "0"], "Invalid value for '--budget'"),
+        (USAGE, ["--budget", "-5"], "Invalid value for '--budget'"),
+        (USAGE, ["--budget", "many"], "Invalid value for '--budget'"),
+        (USAGE, ["--sedd", "1"], "No such option"),
+    ],
+)
+def test_setting_without_meaning_is_named(
+    code: int, arguments: list[str], told: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentence says what was given and what could be."""
+    # Rich draws usage errors in a box as wide as the terminal.
+    monkeypatch.setenv("COLUMNS", "200")
+    given = ["--profile", "smoke", "--device", "cpu", *arguments]
+    assert told in fail(code, "run", "--out", tmp_path / "out", "--data", data / "images", *given)
+
+
+def cut_short(images: Path) -> None:
+    """Lose the second half of a packed file, as an interrupted copy does."""
+    content = (images / POOL_FILE).read_bytes()
+    (images / POOL_FILE).write_bytes(content[: len(content) // 2])
+
+
+def cut_short_unpacked(images: Path) -> None:
+    """The same of an unpacked file."""
+    (images / TEST_FILE.removesuffix(".gz")).write_bytes(gzip.decompress((images / TEST_FILE).read_bytes())[:-1])
+    (images / TEST_FILE).unlink()
+
+
+def labels_for_images(images: Path) -> None:
+    """Put the label file in the place of the image file."""
+    labels = images.parent / "labels" / "t10k-labels-idx1-ubyte.gz"
+    (images / TEST_FILE).write_bytes(labels.read_bytes())
+
+
+def empty_folder(images: Path) -> None:
+    """Remove both files."""
+    for name in (POOL_FILE, TEST_FILE):
+        (images / name).unlink()
+
+
+def no_folder(images: Path) -> None:
+    """Remove the folder."""
+    empty_folder(images)
+    images.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (no_folder, "does not exist; make it with `python -m label_service prepare"),
+        (empty_folder, f"has no {POOL_FILE}"),
+        (cut_short, f"{POOL_FILE} cannot be read"),
+        (cut_short_unpacked, "bytes where its header promises"),
+        (labels_for_images, f"{TEST_FILE} holds labels; the trainer takes image files only"),
+    ],
+)
+@pytest.mark.parametrize("command", ["pretrain", "run"])
+def test_damaged_data_folder_is_named(command: str, damage: Callable[[Path], None], told: str, tmp_path: Path) -> None:
+    """Nothing is begun on images that are not whole, and a label file is not read as images."""
+    images = make_idx_dataset(tmp_path / "data", pool=40, test=10) / "images"
+    damage(images)
+    out = tmp_path / "out"
+    assert told in fail(DATA, command, "--out", out, "--data", images, "--profile", "smoke", "--device", "cpu")
+    assert not (out / "config.json").exists()
+
+
+@pytest.mark.parametrize("command", ["pretrain", "run", "evaluate", "report"])
+def test_out_that_is_a_file_is_refused(command: str, data: Path, tmp_path: Path) -> None:
+    """The file is left as it was."""
+    (tmp_path / "out").write_text("mine")
+    assert "is a file; name a folder" in fail(CONFIG, command, "--out", tmp_path / "out", "--data", data / "images")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_folder_without_a_run_has_nothing_to_show(command: str, data: Path, tmp_path: Path) -> None:
+    """A folder that is not there is not made; an empty one holds no run."""
+    given = ["--data", data / "images"]
+    assert "there is no folder" in fail(DATA, command, "--out", tmp_path / "none", *given)
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "empty").mkdir()
+    assert "holds no run that asked the label service" in fail(DATA, command, "--out", tmp_path / "empty", *given)
+
+
+def test_missing_weights_are_named(data: Path, tmp_path: Path) -> None:
+    """--pretrained that is not there, or is a folder."""
+    for weights in (tmp_path / "none.pt", tmp_path):
+        given = ["--pretrained", weights, "--out", tmp_path / "out", "--data", data / "images", "--device", "cpu"]
+        assert "there are no pretrained weights at" in fail(DATA, "finetune", *given)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [
+        (answer_bytes(200, b"<html>hello</html>", "text/html"), PROTOCOL, "is not what a label service says"),
+        (answer_bytes(404, b"<html>not here</html>", "text/html"), PROTOCOL, "which no label service does"),
+        (answer_bytes(200, b"\x00\xff garbage"), PROTOCOL, "is not what a label service says"),
+        (answer_json(503, {"code": "log-not-writable", "detail": "Later."}), UNAVAILABLE, "did not answer for 0 s"),
+    ],
+)
+def test_what_is_no_label_service_is_told(fault: object, code: int, told: str, data: Path, tmp_path: Path) -> None:
+    """HTML, garbage, or a service that is never ready: one sentence, and nothing was trained before it."""
+    with FakeLabelService(pool_size=40) as service:
+        service.fail("/readyz", *[fault] * 20)  # type: ignore[list-item]
+        service.fail("/v1/dataset", *[fault] * 20)  # type: ignore[list-item]
+        weights = tmp_path / "encoder.pt"
+        make_weights(weights)
+        given = ["--pretrained", weights, "--data", data / "images", "--service", service.url, "--profile", "smoke"]
+        given += ["--patience-s", "0.2", "--device", "cpu", "--out", tmp_path / "out"]
+        assert told in fail(code, "finetune", *given)
+        assert service.paths("/v1/runs") == []
+
+
+def make_weights(path: Path) -> None:
+    """Save a smoke encoder as `pretrain` would."""
+    import torch
+
+    from trainer.checkpoint import save_checkpoint
+    from trainer.pretrain import new_encoder
+    from trainer.profiles import SMOKE
+
+    encoder = new_encoder(SMOKE.encoder, 2, 1, torch.device("cpu"))
+    save_checkpoint(path, {"encoder": encoder.state_dict(), "identity": "test"})
+
+
+@pytest.mark.slow
+def test_service_that_is_down_is_told_by_the_real_program(data: Path, tmp_path: Path) -> None:
+    """`python -m trainer run` in a process of its own: one line on stderr, exit code 69, no pretraining begun."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    command = [sys.executable, "-m", "trainer", "run", "--service", url, "--patience-s", "0.2", "--profile", "smoke"]
+    command += ["--data", str(data / "images"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, done.stdout) == (UNAVAILABLE, "")
+    assert done.stderr.startswith(f"error: the label service at {url} did not answer for 0 s")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / "encoder.pt").exists()
