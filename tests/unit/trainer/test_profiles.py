@@ -1,0 +1,124 @@
+"""Profiles are complete, valid and immutable, and a budget scales their rounds."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from trainer.config import EncoderConfig, PretrainConfig, Profile, ViewConfig
+from trainer.errors import ConfigError
+from trainer.profiles import CPU, GPU, PAPER, PROFILES, SMOKE, profile_named
+
+every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+
+
+@every_profile
+def test_every_profile_is_valid_in_all_its_parts(profile: Profile) -> None:
+    """Written out and read back it validates, also where it was made by copying another, which checks nothing."""
+    assert Profile.model_validate_json(profile.model_dump_json()) == profile
+    assert profile_named(profile.name) is profile
+    assert profile.about.endswith(".")
+
+
+def test_there_are_the_four_promised_profiles() -> None:
+    """paper, cpu, gpu and smoke."""
+    assert PROFILES.keys() == {"paper", "cpu", "gpu", "smoke"}
+
+
+def test_the_paper_s_profile_has_the_published_setting() -> None:
+    """ResNet-18, batch 512, 100 epochs, t 0.5, beta 1, tau_plus 0.1."""
+    assert PAPER.encoder.backbone == "resnet18"
+    pretrain = PAPER.pretrain
+    assert (pretrain.batch, pretrain.epochs) == (512, 100)
+    assert (pretrain.temperature, pretrain.beta, pretrain.tau_plus) == (0.5, 1.0, 0.1)
+
+
+def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:
+    """The sentence lists what to choose from."""
+    with pytest.raises(ConfigError, match="no profile 'fast'; choose one of cpu, gpu, paper, smoke"):
+        profile_named("fast")
+
+
+@every_profile
+def test_settings_cannot_be_changed(profile: Profile) -> None:
+    """A profile is frozen through and through."""
+    for part, name in [(profile, "budgets"), (profile.pretrain, "epochs"), (profile.finetune.weak, "flip")]:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, name, getattr(part, name))
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    """A misspelt name is an error, not ignored."""
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        EncoderConfig.model_validate({"width": 3})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"temperature": 0.0}, {"beta": -1.0}, {"tau_plus": 1.0}, {"epochs": -1}, {"batch": 0}, {"steps": 0}],
+    ids=str,
+)
+def test_parameters_out_of_range_are_refused(change: dict[str, float]) -> None:
+    """The ranges of the loss and the schedule are checked where they are set."""
+    with pytest.raises(ValidationError):
+        PretrainConfig.model_validate(CPU.pretrain.model_dump() | change)
+
+
+@pytest.mark.parametrize("budgets", [(), (10, 10), (20, 10), (0, 10)], ids=str)
+def test_budgets_must_ascend(budgets: tuple[int, ...]) -> None:
+    """Rounds that ask nothing, or none at all, are refused."""
+    with pytest.raises(ValidationError):
+        Profile.model_validate(SMOKE.model_dump() | {"budgets": budgets})
+
+
+@every_profile
+@pytest.mark.parametrize("budget", [1, 2, 7, 60, 500, 999, 60000])
+def test_a_budget_scales_the_rounds(profile: Profile, budget: int) -> None:
+    """Rounds ascend from at least one label and end at the budget exactly; nothing else changes."""
+    scaled = profile.with_budget(budget)
+    assert scaled.budget == scaled.budgets[-1] == budget
+    assert scaled.budgets[0] >= 1
+    assert list(scaled.budgets) == sorted(set(scaled.budgets))
+    assert scaled.model_copy(update={"budgets": profile.budgets}) == profile
+    assert Profile.model_validate(scaled.model_dump()) == scaled
+
+
+@every_profile
+def test_a_profile_s_own_budget_changes_nothing(profile: Profile) -> None:
+    """Scaling to the total that is there keeps every round, and one label is one round."""
+    assert profile.with_budget(profile.budget) == profile
+    assert profile.with_budget(1).budgets == (1,)
+
+
+@pytest.mark.parametrize("budget", [0, -5])
+def test_no_budget_is_refused(budget: int) -> None:
+    """The sentence says what was given."""
+    with pytest.raises(ConfigError, match=f"at least one label, not {budget}"):
+        CPU.with_budget(budget)
+
+
+def test_the_pretraining_identity_covers_all_that_weights_depend_on() -> None:
+    """Seed, images, encoder, schedule and pool limit change it; name, budgets and fine-tuning do not."""
+    identity = CPU.pretraining_identity(0, "data")
+    same = CPU.model_copy(update={"name": "other", "finetune": SMOKE.finetune}).with_budget(5)
+    assert same.pretraining_identity(0, "data") == identity
+    others = [
+        CPU.pretraining_identity(1, "data"),
+        CPU.pretraining_identity(0, "other data"),
+        CPU.model_copy(update={"encoder": GPU.encoder}).pretraining_identity(0, "data"),
+        CPU.model_copy(update={"pretrain": GPU.pretrain}).pretraining_identity(0, "data"),
+        CPU.model_copy(update={"pool_limit": 100}).pretraining_identity(0, "data"),
+    ]
+    assert len({identity, *others}) == 6
+
+
+def test_a_view_knows_whether_it_moves_pixels() -> None:
+    """Mirroring, tone and erasing leave pixels in place; zoom, aspect, rotation and shift do not."""
+    still = [ViewConfig(), ViewConfig(tone=0.5, texture=0.1, erase=0.5)]
+    moving = [
+        ViewConfig(scale=(0.9, 1.0)),
+        ViewConfig(aspect=0.1),
+        ViewConfig(rotation_deg=1),
+        ViewConfig(translate_px=1),
+    ]
+    assert [view.moves for view in still + moving] == [False] * 2 + [True] * 4
