@@ -126,7 +126,8 @@ class FineTuner:
             state = PhaseState(0, None, torch.full((C,), 1 / C, device=device))
         elif state.optimizer is not None:
             optimizer.load_state_dict(state.optimizer)
-        steps = max(1, len(self._images) // config.batch) if config.steps is None else config.steps
+        whole = max(1, len(self._images) // config.batch)
+        steps = whole if config.steps is None else min(config.steps, whole)
         for epoch in range(state.epoch, phase.epochs):
             generator = generator_for(device, self._seed, name, epoch)
             order = torch.randperm(len(self._images), generator=generator, device=device)

@@ -82,7 +82,8 @@ def pretrain(
         optimizer.load_state_dict(state["optimizer"])
         first_epoch = state["epoch"]
         log.info("pretraining goes on after epoch %d of %d", first_epoch, config.epochs)
-    steps = max(1, len(images) // config.batch) if config.steps is None else config.steps
+    whole = max(1, len(images) // config.batch)
+    steps = whole if config.steps is None else min(config.steps, whole)
     for epoch in range(first_epoch, config.epochs):
         generator = generator_for(device, seed, "pretrain", epoch)
         order = torch.randperm(len(images), generator=generator, device=device)
