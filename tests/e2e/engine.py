@@ -5,17 +5,21 @@ LABELMETER_ENGINE names it: a script that runs a command with an engine up and t
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
+# Two engines at once would take each other's folders and mounts away; a second test session waits for the first.
+LOCK = Path(tempfile.gettempdir()) / "labelmeter-engine.lock"
 # An engine fetches packages and makes a base image the first time.
 ENGINE_TIMEOUT_S = 600
 PROJECT = "labelmeter-test"
@@ -44,6 +48,15 @@ def running_engine(name, folder):
     if name == "host":
         yield dict(os.environ)
         return
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _engine_by(name, folder) as environment:
+            yield environment
+
+
+@contextlib.contextmanager
+def _engine_by(name, folder):
+    """Start the engine through the script called `name`, and take it down in the end."""
     told, log = folder / "engine.env", folder / "engine.log"
     # The engine lives as long as this pipe: also when the tests are killed, it is taken down.
     hold = 'printf "%s\\n%s\\n" "$DOCKER_HOST" "$HOST_BUILD" > "$0.part"; mv "$0.part" "$0"; exec cat'
