@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.config import GraphConfig
 from trainer.descriptor import Descriptor
 from trainer.encoder import Encoder
-from trainer.finetune import embed, predict
+from trainer.finetune import embed, embed_and_predict, predict
 from trainer.graph import NeighbourGraph, balance_classes, build_graph, nearest_neighbours, propagate_labels
 
 # 0.8^20 = 1%: what is left to converge.
@@ -31,25 +31,28 @@ class FeatureSpace:
         self.config = config
         self._descriptor = Descriptor(pool, config.descriptor_dimensions)
         self._pretrained = copy.deepcopy(encoder).requires_grad_(False)
-        self._pool = pool
         self._fixed_pool = self._fixed(pool)
 
-    def pool(self, network: Encoder | None) -> Tensor:
-        """Describe the pool: float32 [N, D]; `network` is the fine-tuned one, None while there is none."""
-        return self._join(self._fixed_pool, self._pool, network)
+    def pool(self, finetuned: Tensor | None) -> Tensor:
+        """Describe the pool: float32 [N, D].
+
+        Args:
+            finetuned: its embedding by the fine-tuned network, float32 [N, E]; None while there is none.
+        """
+        return self._join(self._fixed_pool, finetuned)
 
     def describe(self, images: Tensor, network: Encoder | None) -> Tensor:
         """Describe other images in the same space: uint8 [M, H, W] -> float32 [M, D]."""
-        return self._join(self._fixed(images), images, network)
+        return self._join(self._fixed(images), None if network is None else embed(network, images))
 
     def _fixed(self, images: Tensor) -> Tensor:
         pretrained = self.config.pretrained_weight * embed(self._pretrained, images)
         return F.normalize(torch.cat([self._descriptor(images), pretrained], 1), dim=1)
 
-    def _join(self, fixed: Tensor, images: Tensor, network: Encoder | None) -> Tensor:
-        if network is None:
+    def _join(self, fixed: Tensor, finetuned: Tensor | None) -> Tensor:
+        if finetuned is None:
             return fixed
-        return F.normalize(torch.cat([fixed, self.config.finetuned_weight * embed(network, images)], 1), dim=1)
+        return F.normalize(torch.cat([fixed, self.config.finetuned_weight * finetuned], 1), dim=1)
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,9 @@ class Knowledge:
     @classmethod
     def of(cls, space: FeatureSpace, pool: Tensor, network: Encoder | None) -> "Knowledge":
         """Look at the pool with a fine-tuned network, or (None) with the unchanging features alone."""
-        features = space.pool(network)
-        graph = build_graph(features, space.config.neighbours)
-        return cls(space, network, features, graph, None if network is None else predict(network, pool))
+        embedding, predictions = (None, None) if network is None else embed_and_predict(network, pool)
+        features = space.pool(embedding)
+        return cls(space, network, features, build_graph(features, space.config.neighbours), predictions)
 
     def beliefs(self, ids: Tensor, labels: Tensor, classes: int) -> Tensor:
         """Join the graph's propagation of the known labels with the network's predictions.

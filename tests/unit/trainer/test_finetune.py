@@ -23,7 +23,7 @@ from tests.unit.trainer.tiny_learning import (
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import PhaseConfig
 from trainer.encoder import Encoder
-from trainer.finetune import FineTuner, PhaseState, Teacher, embed, predict
+from trainer.finetune import FineTuner, PhaseState, Teacher, embed, embed_and_predict, predict
 from trainer.pretrain import load_encoder, new_encoder, pretrain
 
 MIXED = PhaseConfig(epochs=2, soft=1.0, consistency=1.0, threshold=0.4)
@@ -249,3 +249,10 @@ def test_embeddings_are_unit_vectors_blind_to_mirroring(data: tuple[Tensor, Tens
     assert features.shape == (60, 8) and features.dtype == torch.float32
     torch.testing.assert_close(features.norm(dim=1), torch.ones(60))
     torch.testing.assert_close(embed(network, data[0].flip(2)), features, rtol=0, atol=0.01)
+
+
+def test_embedding_and_predicting_at_once_answers_what_each_alone_does(data: tuple[Tensor, Tensor]) -> None:
+    """The shared forward pass saves time and changes nothing."""
+    network = new_encoder(TINY_ENCODER, 3, 0, CPU).train()
+    embedding, answers = embed_and_predict(network, data[0])
+    assert torch.equal(embedding, embed(network, data[0])) and torch.equal(answers, predict(network, data[0]))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.unit.trainer.tiny_learning import CPU, TINY_ENCODER, bars
 from trainer.config import GraphConfig
-from trainer.finetune import predict
+from trainer.finetune import embed, predict
 from trainer.graph import propagate_labels
 from trainer.knowledge import FeatureSpace, Knowledge
 from trainer.pretrain import new_encoder
@@ -35,7 +35,7 @@ def test_the_space_joins_its_sources_by_their_weights(data: tuple[Tensor, Tensor
         space_of(data[0], pretrained_weight=0.5, finetuned_weight=2.0),
         new_encoder(TINY_ENCODER, 3, 1, CPU),
     )
-    fixed, joined = space.pool(None), space.pool(network)
+    fixed, joined = space.pool(None), space.pool(embed(network, data[0]))
     assert fixed.shape == (60, 16 + 8) and joined.shape == (60, 16 + 8 + 8)
     for features in (fixed, joined):
         torch.testing.assert_close(features.norm(dim=1), torch.ones(60))
@@ -47,7 +47,8 @@ def test_other_images_are_described_as_the_pool_is(data: tuple[Tensor, Tensor]) 
     """An image of the pool has the same place whether asked as such or as another image."""
     space, network = space_of(data[0]), new_encoder(TINY_ENCODER, 3, 1, CPU)
     for learned in (None, network):
-        torch.testing.assert_close(space.describe(data[0][:9], learned), space.pool(learned)[:9], rtol=0, atol=0.01)
+        pool = space.pool(None if learned is None else embed(learned, data[0]))
+        torch.testing.assert_close(space.describe(data[0][:9], learned), pool[:9], rtol=0, atol=0.01)
 
 
 def test_fine_tuning_does_not_move_the_pretrained_features(data: tuple[Tensor, Tensor]) -> None:
