@@ -101,9 +101,7 @@ class ActiveLoop:
             RecordsUnwritable: the disk is full; what was paid for is kept.
         """
         knowledge: Knowledge | None = None
-        last = len(self._profile.budgets) - 1
-        for number, budget in enumerate(self._profile.budgets):
-            phases = self._profile.finetune.final_phases if number == last else self._profile.finetune.round_phases
+        for number, (budget, phases) in enumerate((one.labels, one.phases) for one in self._profile.rounds):
             if not self._oracle.has_answered(number):
                 knowledge = knowledge or self._look()
                 self._ask(number, budget, knowledge)
@@ -123,7 +121,7 @@ class ActiveLoop:
                 self._train(number, index, phase, ids, labels, targets)
                 knowledge = None
         knowledge = self._look()
-        ids, labels = self._oracle.answered(len(self._profile.budgets), self._pool.device)
+        ids, labels = self._oracle.answered(len(self._profile.rounds), self._pool.device)
         beliefs = knowledge.beliefs(ids, labels, self._classes)
         return LearnedState(self._tuner.teacher.network, knowledge, beliefs)
 
@@ -176,7 +174,7 @@ class ActiveLoop:
             self._half_done = state if state.epoch < phase.epochs else None
             self._save(targets)
 
-        final = number == len(self._profile.budgets) - 1
+        final = number == len(self._profile.rounds) - 1
         with self._clock.stage("fine-tune"):
             self._tuner.train_phase(
                 phase,

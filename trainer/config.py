@@ -148,8 +148,6 @@ class FinetuneConfig(Frozen):
         teacher_decay: of the moving average.
         weak: views that labels are learned on and guesses are made on.
         strong: views that must agree with the guesses.
-        round_phases: after each round of queries but the last.
-        final_phases: after the last query; between two phases, graph and beliefs are renewed.
     """
 
     batch: PositiveInt = 256
@@ -159,8 +157,18 @@ class FinetuneConfig(Frozen):
     teacher_decay: float = Field(default=0.995, ge=0, lt=1)
     weak: ViewConfig
     strong: ViewConfig
-    round_phases: tuple[PhaseConfig, ...]
-    final_phases: tuple[PhaseConfig, ...]
+
+
+class RoundConfig(Frozen):
+    """One round of queries and what is learned from it.
+
+    Attributes:
+        labels: paid for when the round has asked, in all.
+        phases: of fine-tuning after it; before each, graph and beliefs are renewed. None leaves it to the graph.
+    """
+
+    labels: PositiveInt
+    phases: tuple[PhaseConfig, ...] = ()
 
 
 class Profile(Frozen):
@@ -169,14 +177,14 @@ class Profile(Frozen):
     Attributes:
         name: as given on the command line.
         about: source, expected cost and result, in a sentence.
-        budgets: labels paid for after each round, ascending; the last is the budget.
+        rounds: ascending in labels; the last round's are the budget, and its training ends the run.
         strategy: of acquisition.
         pool_limit: use only so many images of the pool, None for all; for quick tests.
     """
 
     name: str
     about: str
-    budgets: tuple[PositiveInt, ...]
+    rounds: tuple[RoundConfig, ...]
     strategy: str = "coverage-margin"
     pool_limit: PositiveInt | None = None
     encoder: EncoderConfig
@@ -185,10 +193,17 @@ class Profile(Frozen):
     finetune: FinetuneConfig
 
     @model_validator(mode="after")
-    def _budgets_ascend(self) -> "Profile":
+    def _rounds_ascend(self) -> "Profile":
         if list(self.budgets) != sorted(set(self.budgets)) or not self.budgets:
-            raise ValueError("budgets must ascend")
+            raise ValueError("rounds must ascend in labels, and there must be one")
+        if not self.rounds[-1].phases:
+            raise ValueError("the last round must have a phase of training")
         return self
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Labels paid for after each round."""
+        return tuple(one.labels for one in self.rounds)
 
     @property
     def budget(self) -> int:
@@ -196,15 +211,16 @@ class Profile(Frozen):
         return self.budgets[-1]
 
     def with_budget(self, budget: int) -> "Profile":
-        """Scale the rounds to another total.
+        """Scale the rounds to another total; of rounds that fall together, the last one's training stays.
 
         Raises:
             ConfigError: the budget is not positive.
         """
         if budget < 1:
             raise ConfigError(f"a budget must be at least one label, not {budget}")
-        scaled = sorted({max(1, round(b * budget / self.budget)) for b in self.budgets} | {budget})
-        return self.model_copy(update={"budgets": tuple(b for b in scaled if b <= budget)})
+        scaled = {labels: one for one in self.rounds for labels in [max(1, round(one.labels * budget / self.budget))]}
+        rounds = tuple(one.model_copy(update={"labels": labels}) for labels, one in scaled.items())
+        return self.model_copy(update={"rounds": rounds})
 
     def pretraining_identity(self, seed: int, images_fingerprint: str) -> str:
         """Digest of all that pretrained weights depend on."""

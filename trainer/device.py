@@ -1,6 +1,7 @@
 """Where and how precisely to compute: CUDA if there is one, else the CPU; bfloat16 where the hardware has it."""
 
 import contextlib
+import ctypes
 import hashlib
 import os
 from pathlib import Path
@@ -11,6 +12,8 @@ from trainer.errors import ConfigError
 
 # CPU flags (Linux) of instructions that multiply bfloat16; without them autocast is slower than float32.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+# Parameters of glibc's mallopt (malloc.h): how much free memory to keep, and how many blocks to map one by one.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
@@ -39,6 +42,19 @@ def pick_device(wanted: str = "auto") -> torch.device:
 def use_all_cores() -> None:
     """Give PyTorch as many threads as this process may use cores (a container's share, not the host's count)."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def keep_freed_memory() -> bool:
+    """Tell the allocator to keep what is freed for the next step, where it is glibc's; answer whether it took it.
+
+    By default every large tensor is mapped afresh from the kernel, which clears its pages first: 10 to 25% of a
+    training step on two cores.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def has_bfloat16(device: torch.device) -> bool:

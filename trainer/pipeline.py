@@ -13,7 +13,7 @@ from trainer.active_loop import ActiveLoop
 from trainer.checkpoint import save_checkpoint
 from trainer.config import Profile
 from trainer.data import ImageSet, load_images
-from trainer.device import pick_device, use_all_cores
+from trainer.device import keep_freed_memory, pick_device, use_all_cores
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import PREDICTIONS_FILE, RECEIPTS_FILE, freeze_predictions, predict_test, submit
 from trainer.label_client import LabelClient
@@ -74,6 +74,7 @@ class Pipeline:
         if settings.pretrained is not None and not settings.pretrained.is_file():
             raise DataError(f"there are no pretrained weights at {settings.pretrained}; make them with `pretrain`")
         use_all_cores()
+        keep_freed_memory()
         self._settings = settings
         self._device = pick_device(settings.device)
         self.profile = choose_profile(settings, self._device)

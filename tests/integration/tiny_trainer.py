@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trainer import active_loop, checkpoint, cli, pipeline
-from trainer.config import EncoderConfig, PhaseConfig
+from trainer.config import EncoderConfig, PhaseConfig, RoundConfig
 from trainer.profiles import PROFILES, SMOKE
 
 KILL_AT = "TINY_TRAINER_KILL_AT"
@@ -25,19 +25,15 @@ TINY = SMOKE.model_copy(
     update={
         "name": "tiny",
         "about": "For tests.",
-        "budgets": (6, 12, 18),
+        "rounds": (
+            RoundConfig(labels=6, phases=(PhaseConfig(epochs=1, soft=1.0),)),
+            RoundConfig(labels=12, phases=(PhaseConfig(epochs=1, soft=1.0),)),
+            RoundConfig(labels=18, phases=(PhaseConfig(epochs=2, soft=1.0), PhaseConfig(epochs=1, consistency=1.0))),
+        ),
         "pool_limit": None,
         "encoder": EncoderConfig(widths=(4, 8), projection=8),
         "pretrain": SMOKE.pretrain.model_copy(update={"epochs": 2, "steps": 2, "batch": 16}),
-        "finetune": SMOKE.finetune.model_copy(
-            update={
-                "steps": 2,
-                "batch": 16,
-                "labelled_batch": 8,
-                "round_phases": (PhaseConfig(epochs=1, soft=1.0),),
-                "final_phases": (PhaseConfig(epochs=2, soft=1.0), PhaseConfig(epochs=1, consistency=1.0)),
-            }
-        ),
+        "finetune": SMOKE.finetune.model_copy(update={"steps": 2, "batch": 16, "labelled_batch": 8}),
     }
 )
 # Checkpoints of one run of TINY: a round's phase, the next round's, two epochs and one of the final phases.

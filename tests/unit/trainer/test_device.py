@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from trainer import device as device_module
-from trainer.device import derived_seed, generator_for, has_bfloat16, mixed_precision, pick_device, use_all_cores
+from trainer.device import (
+    derived_seed,
+    generator_for,
+    has_bfloat16,
+    mixed_precision,
+    pick_device,
+    use_all_cores,
+)
 from trainer.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -82,3 +92,14 @@ def test_a_generator_is_fresh_for_each_purpose() -> None:
     first = torch.rand(5, generator=generator_for(CPU, 3, "round", 1))
     assert torch.equal(torch.rand(5, generator=generator_for(CPU, 3, "round", 1)), first)
     assert not torch.equal(torch.rand(5, generator=generator_for(CPU, 3, "round", 2)), first)
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    """In a process of its own, since there is no way back: glibc takes the order, another library has no such call."""
+    took = subprocess.run(
+        [sys.executable, "-c", "from trainer.device import keep_freed_memory; print(keep_freed_memory())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert took.stdout.strip() == str(platform.libc_ver()[0] == "glibc")

@@ -12,6 +12,11 @@ from trainer.profiles import CPU, GPU, PAPER, PROFILES, SMOKE, profile_named
 every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
 
 
+def trained(labels: int) -> dict[str, object]:
+    """Make a round that trains, as written."""
+    return {"labels": labels, "phases": [{"epochs": 1}]}
+
+
 @every_profile
 def test_every_profile_is_valid_in_all_its_parts(profile: Profile) -> None:
     """Written out and read back it validates, also where it was made by copying another, which checks nothing."""
@@ -42,7 +47,7 @@ def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:
 @every_profile
 def test_settings_cannot_be_changed(profile: Profile) -> None:
     """A profile is frozen through and through."""
-    for part, name in [(profile, "budgets"), (profile.pretrain, "epochs"), (profile.finetune.weak, "flip")]:
+    for part, name in [(profile, "rounds"), (profile.pretrain, "epochs"), (profile.finetune.weak, "flip")]:
         with pytest.raises(ValidationError, match="frozen"):
             setattr(part, name, getattr(part, name))
 
@@ -65,10 +70,16 @@ def test_parameters_out_of_range_are_refused(change: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("budgets", [(), (10, 10), (20, 10), (0, 10)], ids=str)
-def test_budgets_must_ascend(budgets: tuple[int, ...]) -> None:
+def test_rounds_must_ascend(budgets: tuple[int, ...]) -> None:
     """Rounds that ask nothing, or none at all, are refused."""
     with pytest.raises(ValidationError):
-        Profile.model_validate(SMOKE.model_dump() | {"budgets": budgets})
+        Profile.model_validate(SMOKE.model_dump() | {"rounds": [trained(labels) for labels in budgets]})
+
+
+def test_the_last_round_must_train() -> None:
+    """A run ends with a network that has learned from all its labels."""
+    with pytest.raises(ValidationError, match="last round must have a phase"):
+        Profile.model_validate(SMOKE.model_dump() | {"rounds": [trained(20), {"labels": 60}]})
 
 
 @every_profile
@@ -79,7 +90,8 @@ def test_a_budget_scales_the_rounds(profile: Profile, budget: int) -> None:
     assert scaled.budget == scaled.budgets[-1] == budget
     assert scaled.budgets[0] >= 1
     assert list(scaled.budgets) == sorted(set(scaled.budgets))
-    assert scaled.model_copy(update={"budgets": profile.budgets}) == profile
+    assert scaled.rounds[-1].phases == profile.rounds[-1].phases
+    assert scaled.model_copy(update={"rounds": profile.rounds}) == profile
     assert Profile.model_validate(scaled.model_dump()) == scaled
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.datasets import make_idx_dataset, read_pool_labels
-from trainer.config import EncoderConfig, FinetuneConfig, PhaseConfig, PretrainConfig, ViewConfig
+from trainer.config import EncoderConfig, FinetuneConfig, PretrainConfig, ViewConfig
 from trainer.data import load_images
 from trainer.encoder import Encoder
 
@@ -40,7 +40,6 @@ def pretrain_config(**changes: object) -> PretrainConfig:
 
 def finetune_config(**changes: object) -> FinetuneConfig:
     """Make settings of small, few steps."""
-    phases = (PhaseConfig(epochs=1),)
     few = {
         "batch": 12,
         "labelled_batch": 12,
@@ -48,7 +47,7 @@ def finetune_config(**changes: object) -> FinetuneConfig:
         "weak": SHIFTED,
         "strong": ViewConfig(translate_px=2, erase=0.5),
     }
-    return FinetuneConfig.model_validate(few | {"round_phases": phases, "final_phases": phases} | changes)
+    return FinetuneConfig.model_validate(few | changes)
 
 
 def bars(folder: Path, pool: int = 60, side: int = 12) -> tuple[Tensor, Tensor]:
