@@ -129,6 +129,7 @@ def serve(
     data: Annotated[Path | None, _setting("data")] = None,
     other_data: Annotated[bool | None, _setting("other_data", "--other-data")] = None,
     database_url: Annotated[str | None, _setting("database_url")] = None,
+    heads_folder: Annotated[Path | None, _setting("heads_folder")] = None,
     guest_budget: Annotated[int | None, _setting("guest_budget")] = None,
     default_run_budget: Annotated[int | None, _setting("default_run_budget")] = None,
     max_run_budget: Annotated[int | None, _setting("max_run_budget")] = None,

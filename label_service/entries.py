@@ -51,6 +51,14 @@ class Draft:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A stored entry: its number and its exact bytes."""
+
+    seq: int
+    data: bytes
+
+
 def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     """Return the one byte string that stands for a JSON value: sorted keys, compact, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
@@ -61,8 +69,8 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def append(connection: Connection, log_id: str, draft: Draft, pool_size: int) -> int:
-    """Append an entry within the open transaction and return its sequence number.
+def append(connection: Connection, log_id: str, draft: Draft, pool_size: int) -> Entry:
+    """Append an entry within the open transaction and return it with its number.
 
     Args:
         connection: the writer's connection, inside its transaction.
@@ -88,10 +96,11 @@ def append(connection: Connection, log_id: str, draft: Draft, pool_size: int) ->
     }
     if draft.detail:
         document["detail"] = draft.detail
+    entry = Entry(seq, canonical_json(document))
     connection.execute(
         insert(tables.entries).values(
             seq=seq,
-            entry=canonical_json(document),
+            entry=entry.data,
             run_id=draft.run,
             op=draft.op,
             outcome=draft.outcome,
@@ -101,4 +110,4 @@ def append(connection: Connection, log_id: str, draft: Draft, pool_size: int) ->
     rows = [{"label_id": label_id, "seq": seq} for label_id in draft.ids if 0 <= label_id < pool_size]
     if rows:
         connection.execute(insert(tables.entry_ids), rows)
-    return seq
+    return entry

@@ -6,6 +6,7 @@
     │   │   └── DataMissing             there are no label files in it
     │   ├── DatabaseRefused             the database cannot be opened, is in use, or holds other data
     │   └── PortTaken                   the address cannot be listened on
+    ├── LogChanged                      entries that were signed are not in the database any more: nothing is written
     └── Problem                         a client sees it: RFC 9457 problem details
         ├── InvalidRequest        422   path, header or body is not what the contract says
         ├── InvalidPredictions    422   wrong number of predictions, or a class that does not exist
@@ -23,6 +24,7 @@
         ├── EvaluationsExhausted  403   the run, or the service as a whole, has used its evaluations
         ├── UnknownId             404   no image has this id
         ├── UnknownRun            404   no run has this id
+        ├── NotSigned             404   no proof: the log was never signed at this size
         ├── NotFound              404   no such path
         ├── MethodNotAllowed      405   the path exists, the method does not
         ├── QueryingClosed        409   the run has been evaluated: no new labels
@@ -67,6 +69,10 @@ class DatabaseRefused(SetupError):  # noqa: N818 - says what happened, as its si
 
 class PortTaken(SetupError):  # noqa: N818 - says what happened, as its siblings do
     """Raised when the service cannot listen on the address it was given."""
+
+
+class LogChanged(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
+    """Raised when entries that were signed are not in the database as they were; no label leaves until they are."""
 
 
 class Problem(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
@@ -206,6 +212,12 @@ class UnknownRun(Problem):
     """No run has this id."""
 
     status, code = 404, "unknown-run"
+
+
+class NotSigned(Problem):
+    """No signed head has this size, or it has no such entry."""
+
+    status, code = 404, "not-signed"
 
 
 class NotFound(Problem):

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from label_service import tables
 from label_service.dataset import sha256
-from label_service.entries import Draft, Op, append, canonical_json, now
+from label_service.entries import Draft, Entry, Op, append, canonical_json, now
 from label_service.errors import Problem, UnknownId
 from label_service.idempotency import find_key, keep_key
 from label_service.limits import RunState, Totals, refuse_ended, refuse_evaluation, refuse_reveal
@@ -68,6 +68,7 @@ class Revealed:
         queries: labels charged to the run so far.
         remaining: labels left of its budget.
         replayed: nothing was charged now, because the run had every label already or the key was used before.
+        entry: that logs this request.
     """
 
     run_id: str
@@ -77,11 +78,12 @@ class Revealed:
     queries: int
     remaining: int
     replayed: bool
+    entry: Entry
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The answer to an evaluation: how many of the test predictions are right. Never which."""
+    """The answer to an evaluation: how many of the test predictions are right (never which), and the entry of it."""
 
     run_id: str
     number: int
@@ -90,6 +92,7 @@ class Evaluated:
     total: int
     allowed: int
     replayed: bool
+    entry: Entry
 
 
 def load_run(connection: Connection, run_id: str) -> RunState:
@@ -139,19 +142,19 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
     if refusal is not None:
         _append(connection, rules, run, request, "query", refusal.code, ids=asked)
         return refusal
-    seq = _append(
+    entry = _append(
         connection, rules, run, request, "query", "revealed" if new else "replayed", ids=asked, charged=len(new)
     )
     if new:
         connection.execute(
-            insert(tables.reveals), [{"run_id": run.run_id, "label_id": label_id, "seq": seq} for label_id in new]
+            insert(tables.reveals), [{"run_id": run.run_id, "label_id": label_id, "seq": entry.seq} for label_id in new]
         )
         connection.execute(
             update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(spent=tables.runs.c.spent + len(new))
         )
-    charged_by, spent = (earlier.seq, earlier.spent) if earlier else (seq, run.spent + len(new))
+    charged_by, spent = (earlier.seq, earlier.spent) if earlier else (entry.seq, run.spent + len(new))
     if earlier is None:
-        keep_key(connection, request.run_id, request.key, fingerprint, seq)
+        keep_key(connection, request.run_id, request.key, fingerprint, entry.seq)
     charged = {label_id for label_id, at in held.items() if at == charged_by} if earlier else set(new)
     labels = _labels(connection, asked)
     return Revealed(
@@ -162,6 +165,7 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
         queries=spent,
         remaining=max(0, run.budget - spent),
         replayed=not new,
+        entry=entry,
     )
 
 
@@ -188,10 +192,10 @@ def evaluate(
         return earlier
     refusal = refuse_ended(run)
     if refusal is None and earlier is not None:
-        _append(connection, rules, run, request, "evaluation", "replayed")
+        entry = _append(connection, rules, run, request, "evaluation", "replayed")
         row = connection.execute(select(tables.evaluations).where(tables.evaluations.c.seq == earlier.seq)).one()
         return Evaluated(
-            run.run_id, row.number, row.budget, row.correct, row.total, run.evaluations_allowed, replayed=True
+            run.run_id, row.number, row.budget, row.correct, row.total, run.evaluations_allowed, True, entry
         )
     refusal = refusal or refuse_evaluation(run, _totals(connection, rules), budget)
     if refusal is not None:
@@ -207,14 +211,14 @@ def evaluate(
         "total": total,
         "predictions_sha256": predictions_sha256,
     }
-    seq = _append(connection, rules, run, request, "evaluation", "evaluated", detail=detail)
+    entry = _append(connection, rules, run, request, "evaluation", "evaluated", detail=detail)
     connection.execute(
         insert(tables.evaluations).values(
-            run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=seq
+            run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=entry.seq
         )
     )
-    keep_key(connection, request.run_id, request.key, fingerprint, seq)
-    return Evaluated(run.run_id, number, budget, correct, total, run.evaluations_allowed, replayed=False)
+    keep_key(connection, request.run_id, request.key, fingerprint, entry.seq)
+    return Evaluated(run.run_id, number, budget, correct, total, run.evaluations_allowed, False, entry)
 
 
 def seal(connection: Connection, rules: Rules, request: Request) -> bool:
@@ -238,7 +242,7 @@ def _append(
     ids: Sequence[int] = (),
     charged: int = 0,
     detail: dict[str, Any] | None = None,
-) -> int:
+) -> Entry:
     draft = Draft(
         run=run.run_id,
         op=op,

@@ -73,13 +73,13 @@ class LogReader:
         page = rows[:limit]
         return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
 
-    def export(self) -> Iterator[bytes]:
-        """Yield every entry's exact bytes, in order, up to the last one at the time of the call.
+    def export(self, size: int | None = None) -> Iterator[bytes]:
+        """Yield the exact bytes of the first `size` entries, in order; None takes all there are now.
 
         Read page by page: one long transaction would keep the writer from ever truncating its journal.
         """
         with self._engine.connect() as connection:
-            last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
+            last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one() if size is None else size - 1
         after = -1
         while last is not None and after < last:
             with self._engine.connect() as connection:

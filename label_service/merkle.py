@@ -62,15 +62,9 @@ class MerkleTree:
             self._levels[level + 1].append(node_hash(*self._levels[level][-2:]))
             level += 1
 
-    def truncate(self, size: int) -> None:
-        """Forget all leaves from `size` on: what was appended was not committed.
-
-        Raises:
-            ValueError: the tree is smaller.
-        """
-        self._require(0 <= size <= self.size, f"a tree of {self.size} leaves cannot be cut to {size}")
-        for level, hashes in enumerate(self._levels):
-            del hashes[size >> level :]
+    def leaf(self, index: int) -> bytes:
+        """Answer a leaf's hash; IndexError if there is none."""
+        return self._levels[0][index]
 
     def root(self, size: int | None = None) -> bytes:
         """Answer the root, now or at a former size.

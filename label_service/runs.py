@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, insert, select, update
 
 from label_service import tables
-from label_service.entries import Draft, append, now
+from label_service.entries import Draft, Entry, append, now
 from label_service.errors import Problem, RunBudgetTooLarge, TooManyEvaluations
 from label_service.ledger import Rules
 from label_service.limits import GUEST
@@ -30,12 +30,13 @@ class Opening:
 
 @dataclass(frozen=True)
 class Opened:
-    """A fresh run and its token, which nobody can be told again."""
+    """A fresh run, its token, which nobody can be told again, and the entry of its opening."""
 
     run_id: str
     token: str
     evaluations_allowed: int
     opened_at: str
+    entry: Entry
 
 
 def refuse_opening(opening: Opening, max_run_budget: int | None, max_evaluations: int) -> Problem | None:
@@ -76,8 +77,8 @@ def open_run(connection: Connection, rules: Rules, opening: Opening, request_id:
         "evaluations_allowed": allowed,
     }
     draft = Draft(run_id, "run-opened", "opened", spent=0, budget=opening.budget, request_id=request_id, detail=detail)
-    append(connection, rules.log_id, draft, rules.pool_size)
-    return Opened(run_id, token, allowed, opened_at)
+    entry = append(connection, rules.log_id, draft, rules.pool_size)
+    return Opened(run_id, token, allowed, opened_at, entry)
 
 
 def set_guest_budget(connection: Connection, rules: Rules, budget: int) -> None:

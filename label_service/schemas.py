@@ -86,7 +86,23 @@ class EvaluationRequest(_Request):
     budget: Budget | None = Field(None, description="The declared budget this evaluation is for.")
 
 
-Receipt = Annotated[None, Field(description="Reserved: always null in this version.")]
+class Receipt(BaseModel):
+    """Proof that the entry of this request is in the log: hash the entry, follow the proof, compare the root."""
+
+    model_config = ConfigDict(from_attributes=True)
+    entry: str = Field(description="The entry's exact text: the leaf of the tree.")
+    index: int = Field(description="Its number, which is its place among the leaves.")
+    inclusion_proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64.")
+    checkpoint: str = Field(description="The signed head the proof leads to (C2SP tlog-checkpoint).")
+
+
+class Evidence(BaseModel):
+    """The whole log under one signed head: all that offline verification needs beside the pinned key."""
+
+    bundle: Literal[1] = 1
+    key: str = Field(description="The log's verifier key. Compare it with the one you pinned.")
+    checkpoint: str
+    entries: list[str] = Field(description="Every entry's exact text, in order, up to the checkpoint's size.")
 
 
 class Label(BaseModel):
@@ -113,7 +129,12 @@ class LabelAnswer(Label):
                     "remaining": 99,
                     "run_id": "guest",
                     "replayed": False,
-                    "receipt": None,
+                    "receipt": {
+                        "entry": '{"charged":1,"ids":[42],"op":"query","run":"guest","seq":1}',
+                        "index": 1,
+                        "inclusion_proof": ["bjQLnP+zepicpUTmu3gKLHiQHT+zNzh2hRGjBhevoB0="],
+                        "checkpoint": "labelmeter/log-1f0c\n2\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
+                    },
                 }
             ]
         }
@@ -122,7 +143,7 @@ class LabelAnswer(Label):
     remaining: int = Field(description="Labels left of the run's budget.")
     run_id: str
     replayed: bool = Field(description="Nothing was charged: the run had the label already.")
-    receipt: Receipt = None
+    receipt: Receipt
 
 
 class LabelsAnswer(BaseModel):
@@ -134,7 +155,7 @@ class LabelsAnswer(BaseModel):
     remaining: int = Field(description="Labels left of the run's budget.")
     run_id: str
     replayed: bool = Field(description="Nothing was charged now.")
-    receipt: Receipt = None
+    receipt: Receipt
 
 
 class DatasetAnswer(BaseModel):
@@ -190,13 +211,13 @@ class RunOpenedAnswer(RunAnswer):
 
     token: str
     dataset: DatasetAnswer
-    receipt: Receipt = None
+    receipt: Receipt
 
 
 class RunSealedAnswer(RunAnswer):
     """A run that has ended."""
 
-    evidence: Receipt = None
+    evidence: Evidence
 
 
 class EvaluationAnswer(BaseModel):
@@ -211,7 +232,7 @@ class EvaluationAnswer(BaseModel):
     evaluations_used: int
     evaluations_allowed: int
     replayed: bool = Field(description="This repeats an earlier answer under the same Idempotency-Key.")
-    receipt: Receipt = None
+    receipt: Receipt
 
 
 class LogPage(BaseModel):
@@ -260,3 +281,28 @@ class ProblemAnswer(BaseModel):
     detail: str
     code: str
     request_id: str
+
+
+class KeyAnswer(BaseModel):
+    """The log's public key, to be pinned."""
+
+    key: str = Field(description="C2SP verifier key: NAME+ID+KEY, where NAME is the log's origin.")
+
+
+class InclusionAnswer(BaseModel):
+    """Proof that an entry is under a signed head."""
+
+    index: int
+    size: int
+    root: str = Field(description="Of the tree of that size, base64.")
+    proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64.")
+
+
+class ConsistencyAnswer(BaseModel):
+    """Proof that the log of the second size begins with the log of the first."""
+
+    first: int
+    second: int
+    first_root: str
+    second_root: str
+    proof: list[str] = Field(description="RFC 6962 hashes, base64.")

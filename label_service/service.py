@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -34,6 +35,7 @@ from label_service.log_reader import LogReader
 from label_service.metrics import Metrics
 from label_service.seed import DatasetInfo, load_info, read_label_files, seed
 from label_service.settings import Settings
+from label_service.signed_log import SignedLog, open_signed_log
 from label_service.writer import Work, Writer
 
 T = TypeVar("T")
@@ -49,15 +51,23 @@ class LabelService:
         dataset: what was seeded.
         reader: the log and the runs, read-only.
         writer: the one writer.
+        log: the signed log.
         metrics: this service's counters.
     """
 
     def __init__(
-        self, settings: Settings, dataset: DatasetInfo, reader: LogReader, writer: Writer, metrics: Metrics
+        self,
+        settings: Settings,
+        dataset: DatasetInfo,
+        reader: LogReader,
+        writer: Writer,
+        log: SignedLog,
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
         self.dataset = dataset
         self.reader = reader
+        self.log = log
         self.writer = writer
         self.metrics = metrics
         self.rules = _rules(settings, dataset)
@@ -113,6 +123,11 @@ class LabelService:
     async def seal(self, request: ledger.Request) -> bool:
         """End a run; return False if it had ended before."""
         return await self._write(lambda connection: ledger.seal(connection, self.rules, request))
+
+    def evidence(self) -> tuple[str, str, Iterator[bytes]]:
+        """Return the verifier key, the newest signed head, and every entry under it."""
+        head = self.log.head
+        return self.log.verifier.vkey, head.note, self.reader.export(head.checkpoint.size)
 
     async def ready(self) -> bool:
         """Return whether a log entry could be written now, by writing the heartbeat."""
@@ -184,18 +199,20 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         reading = open_reading_engine(path)
         stack.callback(reading.dispose)
         reader, metrics = LogReader(reading), Metrics()
-        writer = Writer(engine, settings.queue_size, metrics.observe_commit)
+        log = open_signed_log(engine, path.with_suffix(".key"), _heads_folder(settings, path), dataset.log_id)
+        writer = Writer(engine, log, settings.queue_size, metrics.observe_commit)
         stack.callback(writer.close)
         metrics.watch(lambda: writer.waiting, reader.entries_count)
         logger.info(
-            "%s: %d labels in %s, log %s, SQLite %s",
+            "%s: %d labels in %s, log %s, key %s, SQLite %s",
             dataset.name,
             dataset.pool_size,
             path,
             dataset.log_id,
+            log.verifier.vkey,
             sqlite3.sqlite_version,
         )
-        yield LabelService(settings, dataset, reader, writer, metrics)
+        yield LabelService(settings, dataset, reader, writer, log, metrics)
 
 
 def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
@@ -209,6 +226,10 @@ def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
             return existing
         raise
     return seed(connection, files)
+
+
+def _heads_folder(settings: Settings, database: Path) -> Path:
+    return settings.heads_folder or database.parent.with_name(database.parent.name + "-heads")
 
 
 def _rules(settings: Settings, dataset: DatasetInfo) -> ledger.Rules:

@@ -26,6 +26,11 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "sqlite:///data/service/labels.sqlite3", description="Where labels, runs and the log are kept (SQLite)."
     )
+    heads_folder: Path | None = Field(
+        None,
+        description="Where signed heads of the log are remembered; best on another volume than the database. Empty: "
+        "beside the database's folder, under its name with -heads.",
+    )
     data: Path = Field(Path("data"), description="Folder made by `prepare`, or its labels folder; used to seed.")
     other_data: bool = Field(False, description="Accept label files that are not the known Fashion-MNIST files.")
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -1,9 +1,10 @@
 """The one writer: a thread that runs every change of the database, many requests to one transaction.
 
 Requests put their work into a bounded queue. The thread takes everything that waits, runs it inside one
-`BEGIN IMMEDIATE … COMMIT`, and answers only after the commit (group commit): nobody hears of a label whose entry is not
-durable. If the transaction fails for any reason - locked, read-only, disk full, I/O - nobody in it gets an answer but
-`LogNotWritable`, and the connection is opened anew for the next one.
+`BEGIN IMMEDIATE … COMMIT`, signs one head of the log for all of it, and only then answers (group commit): nobody hears
+of a label whose entry is not durable and signed. If anything fails - locked, read-only, disk full, I/O - nobody in the
+group gets an answer but `LogNotWritable`, the connection is opened anew, and the next group compares the whole log with
+what was signed before it writes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from label_service import tables
 from label_service.entries import now
 from label_service.errors import LogNotWritable
+from label_service.signed_log import SignedLog
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +55,9 @@ class _Job:
 class Writer:
     """Runs work on the writing connection, in order, in its own thread."""
 
-    def __init__(self, engine: Engine, queue_size: int, observe: CommitObserver | None = None) -> None:
+    def __init__(self, engine: Engine, log: SignedLog, queue_size: int, observe: CommitObserver | None = None) -> None:
         self._engine = engine
+        self._log = log
         self._queue: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
         self._observe = observe
         # Guards the hand-over at the end: after `_closed` is set, no job may enter the queue.
@@ -136,7 +139,9 @@ class Writer:
             with self._engine.connect() as connection, connection.begin():
                 for job in jobs:
                     _run_in_savepoint(connection, job)
-            # A signed head of the log belongs here: after the commit, before the first answer.
+                new = self._log.new_entries(connection)
+            # One signature for the whole group: after the commit, before the first answer.
+            self._log.grow(new)
         except Exception as error:
             self._fail(jobs, error)
             written = False
@@ -155,6 +160,7 @@ class Writer:
         logger.error("log not writable, %d request(s) refused: %s: %s", len(jobs), type(reason).__name__, reason)
         # After a failed write nothing is assumed of the connection; the next transaction opens a new one.
         self._engine.dispose()
+        self._log.doubt()
         for job in jobs:
             job.future.set_exception(
                 LogNotWritable(

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from label_service import ledger
+from label_service.entries import Entry
 from label_service.errors import (
     InvalidRequest,
     InvalidToken,
@@ -19,6 +20,7 @@ from label_service.errors import (
     UnknownRun,
 )
 from label_service.limits import GUEST
+from label_service.schemas import Receipt
 from label_service.service import LabelService
 from label_service.tokens import matches, run_of, token_hash
 
@@ -121,6 +123,11 @@ def label_headers(budget: int, remaining: int) -> dict[str, str]:
     The two fields are those of draft-ietf-httpapi-ratelimit-headers; the budget has no window, so none is named.
     """
     return {**NO_STORE, "RateLimit-Policy": f'"labels";q={budget}', "RateLimit": f'"labels";r={remaining}'}
+
+
+def receipt(service: LabelService, entry: Entry) -> Receipt:
+    """Return the proof that a request's entry is in the log."""
+    return Receipt.model_validate(service.log.receipt(entry))
 
 
 def problem_headers(problem: Problem) -> dict[str, str]:

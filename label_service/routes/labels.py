@@ -21,7 +21,7 @@ from label_service.errors import (
     UnknownId,
 )
 from label_service.openapi import problems
-from label_service.routes.callers import Caller, Service, label_headers, ledger_request
+from label_service.routes.callers import Caller, Service, label_headers, ledger_request, receipt
 from label_service.schemas import DatasetAnswer, Label, LabelAnswer, LabelQuery, LabelsAnswer, PathLabelId
 from label_service.seed import DatasetInfo
 from label_service.service import LabelService
@@ -67,6 +67,7 @@ async def reveal_label(
         remaining=answer.remaining,
         run_id=answer.run_id,
         replayed=answer.replayed,
+        receipt=receipt(service, answer.entry),
     )
 
 
@@ -88,6 +89,7 @@ async def query_labels(
         remaining=answer.remaining,
         run_id=answer.run_id,
         replayed=answer.replayed,
+        receipt=receipt(service, answer.entry),
     )
 
 

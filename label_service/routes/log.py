@@ -1,18 +1,29 @@
-"""The query log, readable by anybody: entries, export, counts. No label is in it."""
+"""The query log, readable by anybody: entries, export, counts, signed heads and proofs. No label is in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
+from label_service.errors import NotSigned
 from label_service.log_reader import Filter
 from label_service.openapi import problems
 from label_service.routes.callers import NO_STORE, Service
-from label_service.schemas import MAX_ID, MAX_SEQ, LogPage, SummaryAnswer
+from label_service.schemas import (
+    MAX_ID,
+    MAX_SEQ,
+    ConsistencyAnswer,
+    InclusionAnswer,
+    KeyAnswer,
+    LogPage,
+    SummaryAnswer,
+)
+from label_service.signed_log import encode_hash
 
 router = APIRouter(prefix="/v1/log", tags=["log"])
 
@@ -56,6 +67,66 @@ def summarise_log(service: Service, response: Response) -> SummaryAnswer:
     """Count the log: each run, and the labels that anybody has seen. Nothing is logged."""
     response.headers.update(NO_STORE)
     return SummaryAnswer(log_id=service.dataset.log_id, **asdict(service.reader.summary()))
+
+
+@router.get("/key", responses=problems())
+async def read_key(service: Service, response: Response) -> KeyAnswer:
+    """Tell the log's public key. Pin it before the first query: it never changes."""
+    response.headers.update(NO_STORE)
+    return KeyAnswer(key=service.log.verifier.vkey)
+
+
+@router.get(
+    "/checkpoint",
+    response_class=PlainTextResponse,
+    responses={**problems(), 200: {"content": {"text/plain": {}}, "description": "A signed note."}},
+)
+async def read_checkpoint(service: Service) -> PlainTextResponse:
+    """Answer the newest signed head: a C2SP tlog-checkpoint."""
+    return PlainTextResponse(service.log.head.note, headers=NO_STORE)
+
+
+@router.get("/proof/inclusion", responses=problems(NotSigned))
+async def prove_inclusion(
+    service: Service,
+    response: Response,
+    index: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Number of the entry.")],
+    size: Annotated[int, Query(ge=1, le=MAX_SEQ, description="Size of the tree to prove it in, such as a head's.")],
+) -> InclusionAnswer:
+    """Prove that an entry is in the log of a signed size."""
+    with _signed_only():
+        proof, root = service.log.inclusion_proof(index, size), service.log.root(size)
+    response.headers.update(NO_STORE)
+    return InclusionAnswer(index=index, size=size, root=encode_hash(root), proof=[encode_hash(one) for one in proof])
+
+
+@router.get("/proof/consistency", responses=problems(NotSigned))
+async def prove_consistency(
+    service: Service,
+    response: Response,
+    first: Annotated[int, Query(ge=1, le=MAX_SEQ, description="Size of the older head.")],
+    second: Annotated[int, Query(ge=1, le=MAX_SEQ, description="Size of the newer head.")],
+) -> ConsistencyAnswer:
+    """Prove that the log of one signed size begins with the log of another."""
+    with _signed_only():
+        proof = service.log.consistency_proof(first, second)
+        roots = service.log.root(first), service.log.root(second)
+    response.headers.update(NO_STORE)
+    return ConsistencyAnswer(
+        first=first,
+        second=second,
+        first_root=encode_hash(roots[0]),
+        second_root=encode_hash(roots[1]),
+        proof=[encode_hash(one) for one in proof],
+    )
+
+
+@contextmanager
+def _signed_only() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise NotSigned(f"There is no such proof: {error}.") from error
 
 
 def _lines(entries: Iterator[bytes]) -> Iterator[bytes]:

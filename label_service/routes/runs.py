@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from label_service import runs
 from label_service.errors import (
@@ -27,11 +28,12 @@ from label_service.errors import (
 )
 from label_service.limits import GUEST
 from label_service.openapi import problems
-from label_service.routes.callers import NO_STORE, OwnRun, Service, ledger_request, may_open_run
+from label_service.routes.callers import NO_STORE, OwnRun, Service, ledger_request, may_open_run, receipt
 from label_service.routes.labels import dataset_answer
 from label_service.schemas import (
     EvaluationAnswer,
     EvaluationRequest,
+    Evidence,
     RunAnswer,
     RunOpenedAnswer,
     RunRequest,
@@ -75,6 +77,7 @@ async def open_run(body: RunRequest, request: Request, response: Response, servi
         opened_at=opened.opened_at,
         sealed_at=None,
         dataset=dataset_answer(service.dataset),
+        receipt=receipt(service, opened.entry),
     )
 
 
@@ -99,7 +102,7 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
     if run_id == GUEST:
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
     await service.seal(ledger_request(request, run_id))
-    return RunSealedAnswer(**_state(service, run_id))
+    return RunSealedAnswer(**_state(service, run_id), evidence=await run_in_threadpool(_evidence, service))
 
 
 @router.post(
@@ -140,6 +143,7 @@ async def evaluate_run(
         evaluations_used=answer.number,
         evaluations_allowed=answer.allowed,
         replayed=answer.replayed,
+        receipt=receipt(service, answer.entry),
     )
 
 
@@ -151,6 +155,11 @@ def _check_predictions(service: LabelService, predictions: list[int]) -> None:
         )
     if min(predictions) < 0 or max(predictions) >= classes:
         raise InvalidPredictions(f"Predictions are class numbers from 0 to {classes - 1}, and at least one is not.")
+
+
+def _evidence(service: LabelService) -> Evidence:
+    key, note, entries = service.evidence()
+    return Evidence(key=key, checkpoint=note, entries=[entry.decode("ascii") for entry in entries])
 
 
 def _state(service: LabelService, run_id: str) -> dict[str, Any]:

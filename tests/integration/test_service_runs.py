@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,6 +179,8 @@ def test_same_idempotency_key_answers_the_same_and_charges_once(running: Running
     running.client.get("/label/4", headers=token)
     second = running.client.post("/v1/labels:query", json={"ids": [1, 2, 3]}, headers=keyed).json()
     assert second.pop("replayed") and not first.pop("replayed")
+    assert json.loads(second.pop("receipt")["entry"])["outcome"] == "replayed"
+    assert json.loads(first.pop("receipt")["entry"])["outcome"] == "revealed"
     assert first == second
     assert (first["charged"], first["queries"]) == (2, 3)
     assert running.entries()[-1]["outcome"] == "replayed"
@@ -219,6 +222,8 @@ def test_evaluation_repeated_under_its_key_is_counted_once(running: RunningServi
     first = running.client.post(call, json={"predictions": [2] * 50}, headers=keyed).json()
     second = running.client.post(call, json={"predictions": [2] * 50}, headers=keyed).json()
     assert second.pop("replayed") and not first.pop("replayed")
+    assert json.loads(second.pop("receipt")["entry"])["outcome"] == "replayed"
+    assert json.loads(first.pop("receipt")["entry"])["outcome"] == "evaluated"
     assert first == second and first["evaluations_used"] == 1
     other = running.client.post(call, json={"predictions": [1] * 50}, headers=keyed)
     assert other.json()["code"] == "idempotency-key-reused"

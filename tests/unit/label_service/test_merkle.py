@@ -122,17 +122,6 @@ def test_a_tree_answers_for_its_former_sizes() -> None:
         assert tree.consistency_proof(size // 2 or 1, size) == former.consistency_proof(size // 2 or 1)
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 31, 40])
-def test_a_cut_tree_is_the_tree_it_was(size: int) -> None:
-    """What was appended and not committed leaves no trace, also in what is appended later."""
-    tree = MerkleTree(LEAVES)
-    tree.truncate(size)
-    assert tree.size == size and tree.root() == root(LEAVES[:size])
-    for one in LEAVES[size:]:
-        tree.append(one)
-    assert tree.root() == root(LEAVES)
-
-
 def test_what_is_not_there_has_no_proof() -> None:
     """An index or size outside of the tree is the caller's mistake."""
     tree = MerkleTree(LEAVES[:5])
@@ -144,7 +133,6 @@ def test_what_is_not_there_has_no_proof() -> None:
         lambda: tree.inclusion_proof(0, 6),
         lambda: tree.consistency_proof(3, 6),
         lambda: tree.consistency_proof(4, 3),
-        lambda: tree.truncate(6),
     ]:
         with pytest.raises(ValueError, match=r"leaf|leaves|size"):
             impossible()

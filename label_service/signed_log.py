@@ -1,0 +1,274 @@
+"""The signed log: the Merkle tree over the committed entries, its signed head, and receipts.
+
+The tree holds the exact bytes of the entries in the order of their numbers. After each commit the tree
+grows, one checkpoint is signed for all new entries, and the checkpoint is remembered in a file outside the database's
+folder; only then is anybody answered. At the start the tree is made anew from the database, and a database
+that does not grow from the newest remembered head is refused: it is older, or another one.
+
+The writer's thread is the only one that grows the tree. Others read it for sizes that have been signed, which do not
+change any more.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from label_service import tables
+from label_service.checkpoint import Checkpoint, SigningKey, Verifier
+from label_service.entries import Entry
+from label_service.errors import DatabaseRefused, LogChanged
+from label_service.merkle import MerkleTree, VerificationError, leaf_hash
+
+logger = logging.getLogger(__name__)
+
+ORIGIN_PREFIX = "labelmeter/"
+# Heads are remembered one after the other; beyond this the file is begun anew.
+_MAX_HEADS_BYTES = 1_000_000
+_SEPARATOR = "\x00\n"
+
+
+@dataclass(frozen=True)
+class SignedHead:
+    """The newest checkpoint, read and as signed."""
+
+    checkpoint: Checkpoint
+    note: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that an entry is in the log.
+
+    Attributes:
+        entry: its exact text.
+        index: its number.
+        inclusion_proof: hashes from the leaf's sibling up, base64.
+        checkpoint: the signed head that the proof leads to.
+    """
+
+    entry: str
+    index: int
+    inclusion_proof: tuple[str, ...]
+    checkpoint: str
+
+
+def encode_hash(one: bytes) -> str:
+    """Write a hash as base64."""
+    return base64.b64encode(one).decode("ascii")
+
+
+class RememberedHeads:
+    """The file that remembers signed heads, outside the database's folder.
+
+    Heads are appended, so that a crash in the middle costs the last one at most: a torn end is not read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def newest(self, verifier: Verifier) -> Checkpoint | None:
+        """Return the newest head that is whole, or None if there is none yet.
+
+        Raises:
+            DatabaseRefused: the file cannot be read, or its newest whole head is not this key's.
+        """
+        try:
+            *whole, _torn = self._path.read_text(encoding="utf-8", errors="replace").split(_SEPARATOR)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DatabaseRefused(f"{self._path} cannot be read ({error.strerror}); check its permissions.") from error
+        if not whole:
+            return None
+        try:
+            return Checkpoint.open(whole[-1], verifier)
+        except VerificationError as error:
+            raise DatabaseRefused(
+                f"The newest head in {self._path} is not one that this log's key has signed ({error}); "
+                "if the key was replaced, so was the log."
+            ) from error
+
+    def begin(self, note: str) -> None:
+        """Begin the file anew with one head, whole or not at all.
+
+        Raises:
+            DatabaseRefused: it cannot be written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self._path.with_name(self._path.name + ".new")
+            with fresh.open("w", encoding="utf-8") as file:
+                file.write(note + _SEPARATOR)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._path)
+        except OSError as error:
+            raise DatabaseRefused(
+                f"{self._path}, which remembers signed heads, cannot be written ({error.strerror}); "
+                "choose another place with LABEL_SERVICE_HEADS_FOLDER."
+            ) from error
+
+    def remember(self, note: str) -> None:
+        """Append a head. It is not synced: a power cut may forget the newest ones, which only makes the file older."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(note + _SEPARATOR)
+            full = file.tell() > _MAX_HEADS_BYTES
+        if full:
+            self.begin(note)
+
+
+class SignedLog:
+    """Grows with the entries and signs each growth.
+
+    Attributes:
+        verifier: the public key to pin.
+        head: the newest signed head.
+    """
+
+    def __init__(self, connection: Connection, key: SigningKey, heads: RememberedHeads) -> None:
+        """Make the tree of the database's entries, check it against the remembered head, and sign it.
+
+        Args:
+            connection: inside a transaction.
+            key: signs; its name is the log's origin.
+            heads: remembers what was signed.
+
+        Raises:
+            DatabaseRefused: the database does not grow from the newest remembered head.
+        """
+        self._key, self._heads = key, heads
+        self.verifier = key.verifier
+        self._tree = MerkleTree(leaf_hash(entry) for entry in _read(connection, 0))
+        remembered = heads.newest(self.verifier)
+        if remembered is not None:
+            self._refuse_older(remembered)
+        self.head = self._sign()
+        heads.begin(self.head.note)
+        self._doubtful = False
+
+    def new_entries(self, connection: Connection) -> list[bytes]:
+        """Read the entries that the tree does not hold yet, inside the transaction that appended them.
+
+        What was signed before must still be there, or the head would be signed over a log that is gone: the last
+        signed entry is compared each time, and all of them after a failed write.
+
+        Raises:
+            LogChanged: it is not.
+        """
+        size = self._tree.size
+        start = 0 if self._doubtful else max(0, size - 1)
+        entries = _read(connection, start)
+        kept, new = entries[: size - start], entries[size - start :]
+        if [leaf_hash(entry) for entry in kept] != [self._tree.leaf(index) for index in range(start, size)]:
+            raise LogChanged(f"The {size} signed entries of the log are not what they were when they were signed.")
+        self._doubtful = False
+        return new
+
+    def doubt(self) -> None:
+        """Take note that a write has failed, so that the next one compares every signed entry."""
+        self._doubtful = True
+
+    def grow(self, new: Sequence[bytes]) -> None:
+        """Take in committed entries, sign the new head, and remember it.
+
+        Raises:
+            OSError: the head cannot be remembered; it is signed all the same, and the next one covers it.
+        """
+        if not new:
+            return
+        for entry in new:
+            self._tree.append(leaf_hash(entry))
+        self.head = self._sign()
+        self._heads.remember(self.head.note)
+
+    def receipt(self, entry: Entry) -> Receipt:
+        """Prove that a committed entry is under the newest head."""
+        head = self.head
+        proof = self._tree.inclusion_proof(entry.seq, head.checkpoint.size)
+        return Receipt(entry.data.decode("ascii"), entry.seq, tuple(encode_hash(one) for one in proof), head.note)
+
+    def inclusion_proof(self, index: int, size: int) -> list[bytes]:
+        """Prove an entry under a signed size; ValueError if there is no such entry or size."""
+        self._require_signed(size)
+        return self._tree.inclusion_proof(index, size)
+
+    def consistency_proof(self, first: int, second: int) -> list[bytes]:
+        """Prove that a signed size grew from another; ValueError if there are no such sizes."""
+        self._require_signed(second)
+        return self._tree.consistency_proof(first, second)
+
+    def root(self, size: int) -> bytes:
+        """Answer the root of a signed size; ValueError if there is none."""
+        self._require_signed(size)
+        return self._tree.root(size)
+
+    def _require_signed(self, size: int) -> None:
+        signed = self.head.checkpoint.size
+        if size > signed:
+            raise ValueError(f"the log has {signed} signed entries, not {size}")
+
+    def _sign(self) -> SignedHead:
+        checkpoint = Checkpoint(self.verifier.name, self._tree.size, self._tree.root())
+        return SignedHead(checkpoint, checkpoint.sign(self._key))
+
+    def _refuse_older(self, remembered: Checkpoint) -> None:
+        if remembered.size > self._tree.size:
+            raise DatabaseRefused(
+                f"The database has {self._tree.size} log entries and a head over {remembered.size} was signed: it is "
+                "older than the log it continues, such as a backup put back; restore the newer one."
+            )
+        if self._tree.root(remembered.size) != remembered.root:
+            raise DatabaseRefused(
+                f"The first {remembered.size} log entries are not those that were signed: the database was changed."
+            )
+
+
+def _read(connection: Connection, start: int) -> list[bytes]:
+    columns = tables.entries.c
+    found = select(columns.entry).where(columns.seq >= start).order_by(columns.seq)
+    # Entries are bytes. Whatever else lies there was not written by this service, and hashes to nothing known.
+    return [entry if isinstance(entry, bytes) else b"" for entry in connection.execute(found).scalars()]
+
+
+def load_key(path: Path, log_id: str) -> SigningKey:
+    """Read the log's signing key, or make it at the log's first start (mode 0600).
+
+    Raises:
+        DatabaseRefused: the key cannot be read or written, or belongs to another log.
+    """
+    origin = ORIGIN_PREFIX + log_id
+    try:
+        try:
+            key = SigningKey.load(path)
+        except FileNotFoundError:
+            key = SigningKey.generate(origin)
+            key.save(path)
+            logger.info("made the log's signing key; pin its public half: %s", key.verifier.vkey)
+    except (OSError, VerificationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DatabaseRefused(f"The log's signing key {path} cannot be used ({reason}).") from error
+    if key.name != origin:
+        raise DatabaseRefused(f"{path} is the key of {key.name}, and the database holds {origin}; they must belong.")
+    return key
+
+
+def open_signed_log(engine: Engine, key_path: Path, heads_folder: Path, log_id: str) -> SignedLog:
+    """Open a database's signed log.
+
+    Raises:
+        DatabaseRefused: key, remembered head and database do not belong together, or cannot be read.
+    """
+    key = load_key(key_path, log_id)
+    try:
+        with engine.begin() as connection:
+            return SignedLog(connection, key, RememberedHeads(heads_folder / f"{log_id}.heads"))
+    except SQLAlchemyError as error:
+        raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error

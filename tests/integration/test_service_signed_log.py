@@ -1,0 +1,296 @@
+"""Every answer carries a receipt that holds, heads grow from one another, and a changed database is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from label_service.checkpoint import Checkpoint, SigningKey, Verifier
+from label_service.errors import DatabaseRefused
+from label_service.merkle import leaf_hash, root, verify_consistency, verify_inclusion
+from label_service.service import open_service
+from label_service.settings import Settings
+from tests.integration.conftest import RunningService, run_service
+
+Make = Callable[..., Settings]
+
+
+def verifier_of(running: RunningService) -> Verifier:
+    """Pin the service's key."""
+    return Verifier.from_vkey(running.client.get("/v1/log/key").json()["key"])
+
+
+def head_of(running: RunningService) -> Checkpoint:
+    """Read the newest signed head."""
+    return Checkpoint.open(running.client.get("/v1/log/checkpoint").text, verifier_of(running))
+
+
+def check_receipt(running: RunningService, receipt: dict[str, Any]) -> dict[str, Any]:
+    """Verify a receipt as an outsider would and return its entry."""
+    head = Checkpoint.open(receipt["checkpoint"], verifier_of(running))
+    proof = [base64.b64decode(one) for one in receipt["inclusion_proof"]]
+    verify_inclusion(leaf_hash(receipt["entry"].encode()), receipt["index"], head.size, proof, head.root)
+    entry: dict[str, Any] = json.loads(receipt["entry"])
+    assert entry["seq"] == receipt["index"]
+    return entry
+
+
+def test_every_answer_has_a_receipt_of_its_own_entry(running: RunningService) -> None:
+    """A label, a batch, a replay, an opening and an evaluation: each is on the record as it was answered."""
+    opened = running.client.post("/v1/runs", json={"name": "r", "budget": 9}).json()
+    token = {"Authorization": f"Bearer {opened['token']}"}
+    assert check_receipt(running, opened["receipt"])["op"] == "run-opened"
+    for asked, call in [
+        ([4], lambda: running.client.get("/label/4", headers=token)),
+        ([4, 5, 6], lambda: running.client.post("/v1/labels:query", json={"ids": [4, 5, 6]}, headers=token)),
+        ([5], lambda: running.client.get("/label/5", headers=token)),
+    ]:
+        answer = call().json()
+        entry = check_receipt(running, answer["receipt"])
+        assert (entry["run"], entry["ids"], entry["spent"]) == (opened["run_id"], asked, answer["queries"])
+    call = f"/v1/runs/{opened['run_id']}/evaluations"
+    evaluated = running.client.post(call, json={"predictions": [0] * 50}, headers=token).json()
+    assert check_receipt(running, evaluated["receipt"])["detail"]["correct"] == evaluated["correct"]
+
+
+def test_receipts_of_many_clients_at_once_hold_and_their_heads_are_one_history(running: RunningService) -> None:
+    """Group commit: requests that share a transaction share a head, and all heads grow from one another."""
+
+    def ask(label_id: int) -> dict[str, Any]:
+        receipt: dict[str, Any] = running.client.get(f"/label/{label_id}").json()["receipt"]
+        return receipt
+
+    with ThreadPoolExecutor(16) as pool:
+        receipts = list(pool.map(ask, range(64)))
+    assert sorted(check_receipt(running, receipt)["ids"][0] for receipt in receipts) == list(range(64))
+    verifier = verifier_of(running)
+    heads = sorted({Checkpoint.open(one["checkpoint"], verifier) for one in receipts}, key=lambda head: head.size)
+    assert len({head.size for head in heads}) == len(heads)
+    for older, newer in pairwise(heads):
+        answer = running.client.get("/v1/log/proof/consistency", params={"first": older.size, "second": newer.size})
+        proof = [base64.b64decode(one) for one in answer.json()["proof"]]
+        verify_consistency(older.size, newer.size, older.root, newer.root, proof)
+
+
+def test_the_head_is_over_the_exported_entries(running: RunningService) -> None:
+    """Whoever hashes the export finds the signed root."""
+    running.client.get("/label/1")
+    running.client.get("/label/900")
+    entries = running.client.get("/v1/log/export.ndjson").content.splitlines()
+    head = head_of(running)
+    assert head.size == len(entries) and head.root == root([leaf_hash(entry) for entry in entries])
+
+
+def test_any_entry_is_proved_at_any_signed_size(running: RunningService) -> None:
+    """The proofs that the service answers hold against its own export."""
+    for label_id in range(6):
+        running.client.get(f"/label/{label_id}")
+    leaves = [leaf_hash(entry) for entry in running.client.get("/v1/log/export.ndjson").content.splitlines()]
+    for size in range(1, len(leaves) + 1):
+        for index in range(size):
+            answer = running.client.get("/v1/log/proof/inclusion", params={"index": index, "size": size}).json()
+            proof = [base64.b64decode(one) for one in answer["proof"]]
+            assert base64.b64decode(answer["root"]) == root(leaves[:size])
+            verify_inclusion(leaves[index], index, size, proof, root(leaves[:size]))
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("inclusion?index=0&size=999", 404, "not-signed"),
+        ("inclusion?index=1&size=1", 404, "not-signed"),
+        ("inclusion?index=-1&size=1", 422, "invalid-request"),
+        ("inclusion?size=1", 422, "invalid-request"),
+        ("consistency?first=1&second=999", 404, "not-signed"),
+        ("consistency?first=2&second=1", 404, "not-signed"),
+        ("consistency?first=0&second=1", 422, "invalid-request"),
+    ],
+)
+def test_a_proof_that_does_not_exist_is_refused(
+    shared_service: RunningService, path: str, status: int, code: str
+) -> None:
+    """One clear sentence, and nothing is logged."""
+    answer = shared_service.client.get(f"/v1/log/proof/{path}")
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_sealing_answers_the_log_under_a_head(running: RunningService) -> None:
+    """The evidence holds by itself: its entries have the signed root, and the last one is the seal."""
+    run_id, token = running.open_run()
+    running.client.get("/label/3", headers=token)
+    evidence = running.client.post(f"/v1/runs/{run_id}:seal", headers=token).json()["evidence"]
+    head = Checkpoint.open(evidence["checkpoint"], Verifier.from_vkey(evidence["key"]))
+    assert evidence["key"] == verifier_of(running).vkey
+    assert head.root == root([leaf_hash(entry.encode()) for entry in evidence["entries"]])
+    assert json.loads(evidence["entries"][-1])["op"] == "run-sealed"
+
+
+def test_the_key_is_made_once_and_is_its_owner_s(service_settings: Make, tmp_path: Path) -> None:
+    """A restart goes on under the same key, and its head grows from the one before."""
+    settings = service_settings()
+    with run_service(settings) as running:
+        running.client.get("/label/1")
+        key, before = verifier_of(running), head_of(running)
+    with run_service(settings) as running:
+        running.client.get("/label/2")
+        assert verifier_of(running) == key
+        after = head_of(running)
+        answer = running.client.get("/v1/log/proof/consistency", params={"first": before.size, "second": after.size})
+    proof = [base64.b64decode(one) for one in answer.json()["proof"]]
+    verify_consistency(before.size, after.size, before.root, after.root, proof)
+    assert (tmp_path / "labels.key").stat().st_mode & 0o777 == 0o600
+
+
+def restart(settings: Settings) -> None:
+    """Open the service again and close it."""
+    with open_service(settings):
+        pass
+
+
+def without_triggers(database: Path, *statements: str) -> None:
+    """Change a database as someone with write access can: first away with the triggers."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for (name,) in names:
+            connection.execute(f"DROP TRIGGER {name}")
+        for statement in statements:
+            connection.execute(statement)
+
+
+CHANGED = "are not those that were signed"
+OLDER = "older than the log it continues"
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        ("UPDATE entries SET entry = CAST(replace(entry, 'guest', 'other') AS BLOB) WHERE seq = 0", CHANGED),
+        ("UPDATE entries SET entry = CAST(replace(entry, 'revealed', 'replayed') AS BLOB) WHERE seq = 2", CHANGED),
+        ("UPDATE entries SET entry = CAST(replace(entry, '1', '2') AS BLOB) WHERE seq = 4", CHANGED),
+        ("DELETE FROM entries WHERE seq = (SELECT max(seq) FROM entries)", OLDER),
+        ("DELETE FROM entries WHERE seq > 1", OLDER),
+        ("DELETE FROM entries WHERE seq = 2", OLDER),
+        ("UPDATE entries SET entry = CAST(entry AS TEXT) WHERE seq = 1", CHANGED),
+        (
+            "UPDATE entries SET seq = 9 - seq WHERE seq IN (1, 2); UPDATE entries SET seq = seq - 6 WHERE seq > 6",
+            CHANGED,
+        ),
+    ],
+)
+def test_a_database_changed_while_the_service_was_down_is_refused(
+    service_settings: Make, tmp_path: Path, statement: str, sentence: str
+) -> None:
+    """Edit, cut, delete and reorder, at the first, a middle and the last entry."""
+    settings = service_settings()
+    with run_service(settings) as running:
+        for label_id in range(4):
+            running.client.get(f"/label/{label_id}")
+    without_triggers(tmp_path / "labels.sqlite3", *statement.split(";"))
+    with pytest.raises(DatabaseRefused, match=sentence):
+        restart(settings)
+
+
+def test_an_old_backup_put_back_is_refused(service_settings: Make, tmp_path: Path) -> None:
+    """Key and database are those of yesterday; the remembered head, elsewhere, is today's."""
+    settings = service_settings()
+    with run_service(settings) as running:
+        running.client.get("/label/1")
+    shutil.copy(tmp_path / "labels.sqlite3", tmp_path / "backup")
+    with run_service(settings) as running:
+        running.client.get("/label/2")
+    for leftover in tmp_path.glob("labels.sqlite3-*"):
+        leftover.unlink()
+    shutil.copy(tmp_path / "backup", tmp_path / "labels.sqlite3")
+    with pytest.raises(DatabaseRefused, match=OLDER):
+        restart(settings)
+
+
+def test_another_key_is_refused(service_settings: Make, tmp_path: Path) -> None:
+    """A key of the same name does not continue the log; a key of another log does not even begin it."""
+    settings = service_settings()
+    with run_service(settings) as running:
+        name = verifier_of(running).name
+    key = tmp_path / "labels.key"
+    for swapped, sentence in [(name, "if the key was replaced, so was the log"), ("other/log", "they must belong")]:
+        key.unlink()
+        SigningKey.generate(swapped).save(key)
+        with pytest.raises(DatabaseRefused, match=sentence):
+            restart(settings)
+    key.write_text("nonsense")
+    with pytest.raises(DatabaseRefused, match="cannot be used"):
+        restart(settings)
+
+
+def test_a_head_torn_by_a_crash_is_passed_over(service_settings: Make, tmp_path: Path) -> None:
+    """The newest whole head counts."""
+    settings = service_settings(heads_folder=tmp_path / "heads")
+    with run_service(settings) as running:
+        running.client.get("/label/1")
+    (file,) = (tmp_path / "heads").iterdir()
+    file.write_text(file.read_text() + "labelmeter/log-")
+    restart(settings)
+    file.write_text(file.read_text()[:-10])
+    restart(settings)
+
+
+def test_an_entry_changed_while_the_service_runs_stops_it(running: RunningService, tmp_path: Path) -> None:
+    """The signed entry before the new one must be what was signed, or nothing is written and nothing leaves."""
+    running.client.get("/label/1")
+    database = tmp_path / "labels.sqlite3"
+    last = "seq = (SELECT max(seq) FROM entries)"
+    without_triggers(
+        database, f"UPDATE entries SET entry = CAST(replace(entry, 'guest', 'other') AS BLOB) WHERE {last}"
+    )
+    count = len(running.entries())
+    answer = running.client.get("/label/2")
+    assert (answer.status_code, answer.json()["code"]) == (503, "log-not-writable")
+    assert "label" not in answer.json() and len(running.entries()) == count
+    # After a failure all signed entries are compared, so mending the last one alone is not enough.
+    without_triggers(
+        database,
+        f"UPDATE entries SET entry = CAST(replace(entry, 'other', 'guest') AS BLOB) WHERE {last}",
+        "UPDATE entries SET entry = CAST(replace(entry, 'guest', 'other') AS BLOB) WHERE seq = 0",
+    )
+    assert running.client.get("/label/2").status_code == 503
+    without_triggers(
+        database, "UPDATE entries SET entry = CAST(replace(entry, 'other', 'guest') AS BLOB) WHERE seq = 0"
+    )
+    assert running.client.get("/label/2").status_code == 200
+
+
+def test_a_head_that_cannot_be_remembered_reveals_nothing(start_service: Any, tmp_path: Path) -> None:
+    """The entry is there, the label is not; once heads can be kept, the same question is answered, not paid twice."""
+    running = start_service(heads_folder=tmp_path / "heads")
+    running.client.get("/label/1")
+    (file,) = (tmp_path / "heads").iterdir()
+    kept = file.read_text()
+    file.unlink()
+    file.mkdir()
+    refused = running.client.get("/label/2")
+    assert (refused.status_code, refused.json()["code"]) == (503, "log-not-writable")
+    file.rmdir()
+    file.write_text(kept)
+    answer = running.client.get("/label/2").json()
+    assert (answer["charged"], answer["queries"]) == (False, 2)
+    assert check_receipt(running, answer["receipt"])["outcome"] == "replayed"
+
+
+def test_many_heads_do_not_fill_the_disk(start_service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is begun anew when it is long, with the newest head in it."""
+    monkeypatch.setattr("label_service.signed_log._MAX_HEADS_BYTES", 2000)
+    running = start_service(heads_folder=tmp_path / "heads")
+    for label_id in range(30):
+        running.client.get(f"/label/{label_id}")
+    (file,) = (tmp_path / "heads").iterdir()
+    assert file.stat().st_size < 2500
+    assert running.client.get("/v1/log/checkpoint").text in file.read_text()
