@@ -1,4 +1,4 @@
-"""The command line: prepare | seed | serve | export. An expected failure is one sentence, exit code 1."""
+"""The command line: prepare | seed | serve | export | verify. An expected failure is one sentence, exit code 1."""
 
 from __future__ import annotations
 
@@ -174,3 +174,32 @@ def export(
             raise DatabaseRefused(f"The log of {path} cannot be exported ({error.__cause__ or error}).") from error
         finally:
             engine.dispose()
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Evidence bundle: what sealing a run answers, or OUT/evidence.json.")],
+    key: Annotated[str, typer.Option(help="The log's verifier key, pinned before the first query (GET /v1/log/key).")],
+    receipts: Annotated[
+        Path | None, typer.Option(help="receipts.jsonl that the trainer kept: finds forks and cut ends too.")
+    ] = None,
+) -> None:
+    """Verify an evidence bundle offline: signature, tree, and every entry by the rules. Exit code 1 if it fails."""
+    from label_service.checkpoint import Verifier
+    from label_service.merkle import VerificationError
+    from label_service.verify import read_bundle, read_receipts
+    from label_service.verify import verify as check
+
+    try:
+        kept = read_receipts(receipts) if receipts is not None else []
+        verdict = check(read_bundle(bundle), Verifier.from_vkey(key), kept)
+    except VerificationError as error:
+        typer.echo(f"not verified: {error}")
+        raise typer.Exit(1) from error
+    typer.echo(f"{verdict.origin}: {verdict.entries:,} entries, {len(verdict.labels):,} distinct labels to anybody")
+    for name, run in verdict.runs.items():
+        typer.echo(
+            f"  {name}: {run.queries:,} queries, {len(run.labels):,} distinct labels, {run.replays:,} replays, "
+            f"{run.refusals:,} refusals, {run.evaluations:,} evaluations"
+        )
+    typer.echo(f"verified{f' with {verdict.receipts:,} receipts' if receipts is not None else ', without receipts'}")
