@@ -134,15 +134,6 @@ def find_disagreements(result: Mapping[str, Any], queried: Iterable[Mapping[str,
     return found
 
 
-def verify_evidence(out: Path) -> str:
-    """Say what vouches for the log of a run; the place where an evidence bundle will be verified.
-
-    This version's log is an append-only table without signatures, so beyond the counts there is nothing to verify,
-    and this says so rather than nothing.
-    """
-    return f"counts only; the log of this version is not signed ({out / 'query-log.ndjson'})"
-
-
 def format_table(rows: Iterable[tuple[str, str]]) -> str:
     """Return rows of name and value as aligned plain text."""
     rows = list(rows)
@@ -167,7 +158,9 @@ def format_accuracy(evaluation: Mapping[str, Any] | None) -> str:
     )
 
 
-def table_rows(result: Mapping[str, Any], log: LogCounts, dataset: str, out: Path) -> list[tuple[str, str]]:
+def table_rows(
+    result: Mapping[str, Any], log: LogCounts, dataset: str, evidence: str, out: Path
+) -> list[tuple[str, str]]:
     """Return the closing table of a run: counts of both sides, accuracy, times, places."""
     stages = result["stage_seconds"]
     return [
@@ -182,5 +175,5 @@ def table_rows(result: Mapping[str, Any], log: LogCounts, dataset: str, out: Pat
         *((f"  {name}", format_seconds(seconds)) for name, seconds in stages.items()),
         ("report", str(out / "trainer" / "report.html")),
         ("query log", str(out / "query-log.ndjson")),
-        ("evidence", verify_evidence(out)),
+        ("evidence", evidence),
     ]

@@ -1,8 +1,9 @@
 """`make run`: the whole path, from no data to a checked count of labels, with one command.
 
-prepare the data -> serve the labels from a database of this run alone -> train over HTTP -> save the query log -> stop
-the service -> count the log here and compare with the trainer. Repeat the same command after any interruption and it
-goes on; repeat it on a finished run and it checks again and prints the same table.
+prepare the data -> serve the labels from a database of this run alone -> pin the log's key -> train over HTTP -> save
+the query log -> stop the service -> count the log here, compare with the trainer, and verify the log's evidence. Repeat
+the same command after any interruption and it goes on; repeat it on a finished run and it checks again and prints the
+same table.
 
 Notable choices: the trainer gets the images folder, the service's address and no setting of the service; it never
 sees the folder of labels. Exit codes: 0 fine, 1 failed or counts differ, 2 wrong options, 130 interrupted; the
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from scripts import counts, files, processes
+from scripts import counts, evidence, files, processes
 from scripts.errors import RunError
 
 DEFAULT_DATA = Path("data")
@@ -93,7 +94,7 @@ def run(wish: Wish, programs: Programs) -> None:
         RunError: a step failed, or the counts disagree.
     """
     out = wish.out
-    log = out / "query-log.ndjson"
+    log = out / evidence.LOG_FILE
     if _is_trained(out) and log.exists():
         _say("finished", f"{out} holds a finished run; checking its counts again")
         _refuse_another_configuration(wish)
@@ -105,12 +106,13 @@ def run(wish: Wish, programs: Programs) -> None:
         service_log.parent.mkdir(exist_ok=True)
         _say("service", f"starting the label service on {url} (its output: {service_log})")
         with processes.running_service(_serve_command(wish, programs, data, other_data, url), url, service_log):
+            _pin_key(url, out)
             if not _is_trained(out):
                 _train(wish, programs, data, url)
             _say("log", f"saving the query log to {log}")
-            _save_log(url, log)
+            _save_log(url, out)
         _say("service", "stopped")
-    _check_and_report(out)
+    _check_and_report(out, programs)
 
 
 def _prepare(wish: Wish, programs: Programs) -> tuple[Path, bool]:
@@ -197,29 +199,37 @@ def _ended(code: int) -> str:
     return f"ended with exit code {code}; the reason stands above"
 
 
-def _save_log(url: str, path: Path) -> None:
-    """Save every entry of the query log, and the service's own summary of it beside it."""
+def _pin_key(url: str, out: Path) -> None:
+    try:
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            evidence.pin_key(client, out)
+    except httpx.HTTPError as error:
+        raise RunError(f"the log's key could not be read from {url} ({error}); run the same command again.") from error
+
+
+def _save_log(url: str, out: Path) -> None:
+    """Save every entry of the query log, the service's own summary of it beside it, and the evidence bundle."""
     try:
         with httpx.Client(base_url=url, trust_env=False, timeout=EXPORT_TIMEOUT_S) as client:
             summary = client.get("/v1/log/summary").raise_for_status()
-            entries = client.get("/v1/log/export.ndjson").raise_for_status()
+            files.write_atomically(out / "query-log-summary.json", summary.content)
+            evidence.save_log(client, out)
     except httpx.HTTPError as error:
         raise RunError(f"the query log could not be read from {url} ({error}); run the same command again.") from error
-    files.write_atomically(path.with_name("query-log-summary.json"), summary.content)
-    files.write_atomically(path, entries.content)
 
 
-def _check_and_report(out: Path) -> None:
-    """Count the saved log, compare with the trainer, print the table.
+def _check_and_report(out: Path, programs: Programs) -> None:
+    """Count the saved log, compare with the trainer, verify the evidence, print the table.
 
     Raises:
-        RunError: the counts disagree; the table is printed all the same.
+        RunError: the counts disagree (the table is printed all the same), or the evidence does not hold.
     """
     result = counts.read_result(out / "trainer" / "result.json")
-    log = counts.count_log(counts.read_lines(out / "query-log.ndjson"), result["run_id"])
+    log = counts.count_log(counts.read_lines(out / evidence.LOG_FILE), result["run_id"])
     disagreements = counts.find_disagreements(result, counts.read_lines(out / "trainer" / "queries.jsonl"), log)
     dataset = files.read_json(out / "dataset.json").get("name", "unknown")
-    print(f"\n{counts.format_table(counts.table_rows(result, log, dataset, out))}\n", flush=True)
+    shown = "not verified" if disagreements else evidence.verify_bundle(programs.service, out)
+    print(f"\n{counts.format_table(counts.table_rows(result, log, dataset, shown, out))}\n", flush=True)
     if disagreements:
         raise RunError(f"the counts do not agree: {'; '.join(disagreements)}. Do not trust this run.")
     print("The trainer's count and the log's agree.")

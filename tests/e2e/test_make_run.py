@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,26 @@ def test_smoke_run_ends_with_counts_that_agree(finished):
     assert table["data set"] == "Fashion-MNIST"
     assert "The trainer's count and the log's agree." in printed
     assert Path(table["report"]).is_file()
+
+
+def test_readme_s_command_verifies_the_run_and_finds_a_changed_one(finished, tmp_path):
+    """Offline, from three files; with one label's entry changed the same command names it and exits with 1."""
+    folder, printed = finished
+    (command,) = re.findall(r"^\$ (python -m label_service verify .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    out = shutil.copytree(folder / "finished", tmp_path / "finished")
+    command = command.replace("python ", f"{sys.executable} ", 1).replace("runs/seed3", str(out))
+    verify = partial(subprocess.run, ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    done = verify()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("verified with ")
+    assert f"{done.stdout.splitlines()[-1]} (" in printed
+    bundle = json.loads((out / "evidence.json").read_text())
+    at = next(seq for seq, entry in enumerate(bundle["entries"]) if '"outcome":"revealed"' in entry)
+    bundle["entries"][at] = bundle["entries"][at].replace('"charged":', '"charged":1')
+    (out / "evidence.json").write_text(json.dumps(bundle))
+    done = verify()
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"not verified: entry {at}: ")
 
 
 def test_finished_run_prints_its_table_again(finished):

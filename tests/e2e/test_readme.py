@@ -259,7 +259,7 @@ def test_closing_table_has_the_rows_that_make_run_prints(tmp_path):
         "stage_seconds": dict.fromkeys(("pretrain", "features", "graph", "query", "fine-tune", "evaluate"), 1.0),
     }  # fmt: skip
     log = counts.LogCounts(60, frozenset(), frozenset())
-    printed = [name for name, _ in counts.table_rows(result, log, "Fashion-MNIST", tmp_path)]
+    printed = [name for name, _ in counts.table_rows(result, log, "Fashion-MNIST", "verified", tmp_path)]
     (shown,) = blocks("text", "closing table")
     width = max(len(name) for name in printed)
     assert [line[2 : 2 + width].rstrip() for line in shown.splitlines() if line.startswith("  ")] == printed

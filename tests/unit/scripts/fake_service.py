@@ -1,6 +1,6 @@
-"""A stand-in for `python -m label_service`: as little of prepare, serve and the log as `make run` needs.
+"""A stand-in for `python -m label_service`: as little of prepare, serve, the log and verify as `make run` needs.
 
-FAKE_SERVICE=die makes `serve` end at once with some last words.
+FAKE_SERVICE=die makes `serve` end at once with some last words; FAKE_KEY is the key of its log.
 """
 
 import argparse
@@ -11,6 +11,8 @@ import signal
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+KEY = os.environ.get("FAKE_KEY", "stand-in+0+key")
 
 
 def prepare(options):
@@ -28,8 +30,10 @@ class Handler(BaseHTTPRequestHandler):
     log = Path()
 
     def do_GET(self):
-        content = self.log.read_bytes() if self.path.endswith(".ndjson") and self.log.exists() else b""
-        self._answer(b"{}" if not self.path.endswith(".ndjson") else content)
+        content = self.log.read_bytes() if self.log.exists() else b""
+        answers = {"/v1/log/export.ndjson": content, "/v1/log/key": json.dumps({"key": KEY}).encode()}
+        answers["/v1/log/checkpoint"] = b"stand-in\n%d\nroot\n" % len(content.splitlines())
+        self._answer(answers.get(self.path, b"{}"))
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -58,8 +62,18 @@ def serve(options):
     ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()
 
 
+def verify(options):
+    bundle = json.loads(options.bundle.read_text())
+    if bundle["key"] != options.key:
+        sys.exit("not verified: the bundle names another key")
+    print(f"verified {len(bundle['entries'])} entries")
+
+
 parser = argparse.ArgumentParser()
-parser.add_argument("command", choices=["prepare", "serve"])
+parser.add_argument("command", choices=["prepare", "serve", "verify"])
+parser.add_argument("bundle", type=Path, nargs="?")
+parser.add_argument("--key")
+parser.add_argument("--receipts", type=Path)
 parser.add_argument("--data", type=Path)
 parser.add_argument("--from", dest="source", type=Path)
 parser.add_argument("--other-data", action="store_true")
@@ -67,4 +81,4 @@ parser.add_argument("--database-url")
 parser.add_argument("--host")
 parser.add_argument("--port", type=int)
 given = parser.parse_args()
-(prepare if given.command == "prepare" else serve)(given)
+{"prepare": prepare, "serve": serve, "verify": verify}[given.command](given)

@@ -144,6 +144,47 @@ def test_counts_that_differ_fail_the_command_and_are_named(tmp_path, tamper, say
     assert "agree" not in out
 
 
+def test_evidence_is_verified_under_the_key_pinned_before_the_first_query(tmp_path):
+    """The closing table says what was verified; a bundle of another key fails the command."""
+    code, out, _ = run(tmp_path, "--out", "o")
+    assert code == 0
+    assert "verified 10 entries (o/evidence.json)" in out
+    assert (tmp_path / "o/log-key.txt").read_text() == "stand-in+0+key\n"
+    bundle = tmp_path / "o/evidence.json"
+    bundle.write_text(bundle.read_text().replace("+0+", "+1+"))
+    code, out, err = run(tmp_path, "--out", "o")
+    assert code == 1
+    assert "does not hold: not verified: the bundle names another key. Do not trust this run." in err
+    assert "agree" not in out
+
+
+def test_evidence_of_another_log_than_the_one_counted_is_refused(tmp_path):
+    """What is verified is what was counted, to the byte."""
+    assert run(tmp_path, "--out", "o")[0] == 0
+    log = tmp_path / "o/query-log.ndjson"
+    log.write_text(log.read_text().replace('"op": "query"', '"op":  "query"'))
+    code, _, err = run(tmp_path, "--out", "o")
+    assert code == 1
+    assert "is not the log that o/evidence.json holds" in err
+
+
+def test_run_does_not_go_on_with_another_log(tmp_path):
+    """The key pinned at the beginning is the key at every start."""
+    assert run(tmp_path, "--out", "o", FAKE_TRAINER="fail")[0] == 65
+    code, _, err = run(tmp_path, "--out", "o", FAKE_KEY="stand-in+2+key")
+    assert code == 1
+    assert "the log's key is not the one pinned in o/log-key.txt" in err
+
+
+def test_finished_run_of_an_unsigned_log_says_that_there_is_no_evidence(tmp_path):
+    """Results of an older version are still shown, and not called verified."""
+    assert run(tmp_path, "--out", "o")[0] == 0
+    (tmp_path / "o/evidence.json").unlink()
+    code, out, _ = run(tmp_path, "--out", "o")
+    assert code == 0
+    assert "none: the run was made by a version that did not sign its log" in out
+
+
 def test_taken_port_is_one_sentence_and_starts_nothing(tmp_path):
     """A port that another program has is refused before anything runs on it."""
     with socket.socket() as other:
