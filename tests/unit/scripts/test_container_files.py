@@ -34,9 +34,9 @@ def test_trainer_sits_on_the_internal_network_only(name):
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_trainer_mounts_its_results_and_not_the_database(name):
-    """The database volume is the service's alone."""
+    """The volumes of the database and of the signed heads are the service's alone."""
     assert sources(SERVICES[name]) == ["${LABELMETER_RESULTS:-./runs/compose}"]
-    assert sources(SERVICES["label_service"]) == ["database"]
+    assert sources(SERVICES["label_service"]) == ["database", "heads"]
 
 
 def test_service_is_published_on_the_loopback_address_only():
