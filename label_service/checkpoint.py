@@ -79,12 +79,19 @@ class Verifier:
         own = [signature for name, signature in signatures if name == self.name and signature[:4] == self.key_id]
         if not own:
             raise VerificationError(f"the note is not signed by {self.name} with the key {self.key_id.hex()}")
-        for signature in own:
-            try:
-                Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature[4:], text.encode())
-            except (InvalidSignature, ValueError) as error:
-                raise VerificationError(f"the signature of {self.name} does not hold") from error
+        if not all(self.has_signed(text, signature) for signature in own):
+            raise VerificationError(f"the signature of {self.name} does not hold")
         return text
+
+    def has_signed(self, text: str, signature: bytes) -> bool:
+        """Tell whether a note's signature (key id, then 64 bytes) is this key's over a text."""
+        if signature[:_KEY_ID_BYTES] != self.key_id:
+            return False
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature[_KEY_ID_BYTES:], text.encode())
+        except (InvalidSignature, ValueError):
+            return False
+        return True
 
 
 @dataclass(frozen=True)

@@ -202,4 +202,9 @@ def verify(
             f"  {name}: {run.queries:,} queries, {len(run.labels):,} distinct labels, {run.replays:,} replays, "
             f"{run.refusals:,} refusals, {run.evaluations:,} evaluations"
         )
-    typer.echo(f"verified{f' with {verdict.receipts:,} receipts' if receipts is not None else ', without receipts'}")
+    if verdict.uncommitted:
+        typer.echo(f"  {verdict.uncommitted:,} entries are older than the commitment to the answer key")
+    if receipts is None:
+        typer.echo("verified, without receipts")
+    else:
+        typer.echo(f"verified with {verdict.receipts:,} receipts and {verdict.openings:,} labels as committed to")

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, func, insert, select
 
 from label_service import tables
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 
 Op = Literal["run-opened", "run-sealed", "budget-changed", "query", "evaluation"]
 # Outcomes of what was done; any other outcome is the code of the error that refused it.
@@ -69,13 +69,14 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def append(connection: Connection, log_id: str, draft: Draft, pool_size: int) -> Entry:
+def append(connection: Connection, draft: Draft, *, log_id: str, label_commitment: str, pool_size: int) -> Entry:
     """Append an entry within the open transaction and return it with its number.
 
     Args:
         connection: the writer's connection, inside its transaction.
-        log_id: the log's own id, so that entries of two logs cannot be mixed.
         draft: what the entry says.
+        log_id: the log's own id, so that entries of two logs cannot be mixed.
+        label_commitment: root of the answer key, base64: every entry binds the labels.
         pool_size: ids from 0 to this, exclusive, are indexed for the filter by id.
     """
     last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
@@ -92,6 +93,7 @@ def append(connection: Connection, log_id: str, draft: Draft, pool_size: int) ->
         "charged": draft.charged,
         "spent": draft.spent,
         "budget": draft.budget,
+        "label_commitment": label_commitment,
         "request_id": draft.request_id,
     }
     if draft.detail:

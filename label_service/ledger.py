@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 
 from label_service import tables
+from label_service.answer_key import AnswerKey
 from label_service.dataset import sha256
 from label_service.entries import Draft, Entry, Op, append, canonical_json, now
 from label_service.errors import Problem, UnknownId
@@ -28,15 +29,27 @@ class Rules:
 
     Attributes:
         log_id: the log's id.
+        answer_key: the labels committed to.
         pool_size: labels that can be asked for; ids run from 0 to pool_size - 1.
         total_budget: labels that all runs may be charged together, None for no limit.
         total_evaluations: evaluations that all runs may make together, None for no limit.
     """
 
     log_id: str
+    answer_key: AnswerKey
     pool_size: int
     total_budget: int | None = None
     total_evaluations: int | None = None
+
+    def append(self, connection: Connection, draft: Draft) -> Entry:
+        """Append an entry to this log, inside the writer's transaction."""
+        return append(
+            connection,
+            draft,
+            log_id=self.log_id,
+            label_commitment=self.answer_key.commitment,
+            pool_size=self.pool_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,7 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
     if earlier is None:
         keep_key(connection, request.run_id, request.key, fingerprint, entry.seq)
     charged = {label_id for label_id, at in held.items() if at == charged_by} if earlier else set(new)
-    labels = _labels(connection, asked)
+    labels = _labels(connection, rules.answer_key, asked)
     return Revealed(
         run_id=run.run_id,
         labels=tuple(RevealedLabel(label_id, labels[label_id], label_id in charged) for label_id in asked),
@@ -254,7 +267,7 @@ def _append(
         charged=charged,
         detail=detail or {},
     )
-    return append(connection, rules.log_id, draft, rules.pool_size)
+    return rules.append(connection, draft)
 
 
 def _held(connection: Connection, run_id: str, ids: Sequence[int]) -> dict[int, int]:
@@ -265,10 +278,14 @@ def _held(connection: Connection, run_id: str, ids: Sequence[int]) -> dict[int, 
     return {row.label_id: row.seq for row in connection.execute(found)}
 
 
-def _labels(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
+def _labels(connection: Connection, key: AnswerKey, ids: Sequence[int]) -> dict[int, int]:
     pool = tables.pool_labels.c
     found = connection.execute(select(pool.id, pool.label).where(pool.id.in_(ids)))
-    return {row.id: row.label for row in found}
+    labels = {row.id: row.label for row in found}
+    # Before the commit: a label that was changed in the database is neither charged nor answered.
+    for label_id, label in labels.items():
+        key.require(label_id, label)
+    return labels
 
 
 def _totals(connection: Connection, rules: Rules) -> Totals:

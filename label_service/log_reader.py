@@ -87,6 +87,13 @@ class LogReader:
             yield from (row.entry for row in rows)
             after = rows[-1].seq
 
+    def heads(self, size: int) -> list[tuple[int, str]]:
+        """Return sizes below `size` at which a head was signed, in order, each with its signature."""
+        heads = tables.heads.c
+        earlier = select(heads.size, heads.signature).where(heads.size < size).order_by(heads.size)
+        with self._engine.connect() as connection:
+            return [(row.size, row.signature) for row in connection.execute(earlier)]
+
     def latest(self, count: int) -> list[dict[str, Any]]:
         """Return the latest entries, newest first, as parsed JSON."""
         newest = select(tables.entries.c.entry).order_by(tables.entries.c.seq.desc()).limit(count)

@@ -7,6 +7,7 @@ RFC 9162 (2021), sections 2.1.3.2 and 2.1.4.2. SHA-256 throughout; every hash is
 functions over a list of leaf hashes build one and ask it.
 """
 
+import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -32,6 +33,11 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 def _split(size: int) -> int:
     """Answer the largest power of two below `size` (at least 2): where a tree parts into left and right."""
     return 1 << ((size - 1).bit_length() - 1)
+
+
+def encode_hash(one: bytes) -> str:
+    """Write a hash as base64, as answers and notes carry it."""
+    return base64.b64encode(one).decode("ascii")
 
 
 class MerkleTree:

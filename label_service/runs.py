@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, insert, select, update
 
 from label_service import tables
-from label_service.entries import Draft, Entry, append, now
+from label_service.entries import Draft, Entry, now
 from label_service.errors import Problem, RunBudgetTooLarge, TooManyEvaluations
 from label_service.ledger import Rules
 from label_service.limits import GUEST
@@ -77,7 +77,7 @@ def open_run(connection: Connection, rules: Rules, opening: Opening, request_id:
         "evaluations_allowed": allowed,
     }
     draft = Draft(run_id, "run-opened", "opened", spent=0, budget=opening.budget, request_id=request_id, detail=detail)
-    entry = append(connection, rules.log_id, draft, rules.pool_size)
+    entry = rules.append(connection, draft)
     return Opened(run_id, token, allowed, opened_at, entry)
 
 
@@ -110,4 +110,4 @@ def set_guest_budget(connection: Connection, rules: Rules, budget: int) -> None:
         )
     else:
         return
-    append(connection, rules.log_id, draft, rules.pool_size)
+    rules.append(connection, draft)

@@ -96,20 +96,46 @@ class Receipt(BaseModel):
     checkpoint: str = Field(description="The signed head the proof leads to (C2SP tlog-checkpoint).")
 
 
+class EarlierHead(BaseModel):
+    """The signature under an earlier size of the log; its root follows from the entries."""
+
+    size: int
+    signature: str = Field(description="Key id and Ed25519 signature, base64, as in a signed note.")
+
+
 class Evidence(BaseModel):
     """The whole log under one signed head: all that offline verification needs beside the pinned key."""
 
     bundle: Literal[1] = 1
     key: str = Field(description="The log's verifier key. Compare it with the one you pinned.")
+    pool_size: int = Field(description="Leaves of the answer key.")
     checkpoint: str
     entries: list[str] = Field(description="Every entry's exact text, in order, up to the checkpoint's size.")
+    heads: list[EarlierHead] = Field(description="One a commit; they name the entry that was changed, if one was.")
 
 
-class Label(BaseModel):
-    """One label, and whether this request was charged for it."""
+class LabelOpening(BaseModel):
+    """Proof that a label is the one committed to before the first query.
+
+    The leaf is `{"id":…,"label":…,"salt":"…"}` without white space; its tree's root is the entry's `label_commitment`.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+    salt: str = Field(description="64 hexadecimal digits that nobody could guess.")
+    proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64; the index is the id.")
+
+
+class OpenedLabel(BaseModel):
+    """One label and the proof that it was committed to."""
 
     id: int
     label: int
+    opening: LabelOpening
+
+
+class Label(OpenedLabel):
+    """One label, and whether this request was charged for it."""
+
     label_name: str
     charged: bool
 
@@ -125,6 +151,10 @@ class LabelAnswer(Label):
                     "label": 2,
                     "label_name": "Pullover",
                     "charged": True,
+                    "opening": {
+                        "salt": "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+                        "proof": ["bjQLnP+zepicpUTmu3gKLHiQHT+zNzh2hRGjBhevoB0="],
+                    },
                     "queries": 1,
                     "remaining": 99,
                     "run_id": "guest",
@@ -144,6 +174,24 @@ class LabelAnswer(Label):
     run_id: str
     replayed: bool = Field(description="Nothing was charged: the run had the label already.")
     receipt: Receipt
+
+
+class KeptAnswer(BaseModel):
+    """What verification reads of an answer that a client kept: its receipt, and the labels it told."""
+
+    receipt: Receipt
+    labels: list[OpenedLabel] = Field(default_factory=list)
+    # The answer about a single label has these at its top.
+    id: int | None = None
+    label: int | None = None
+    opening: LabelOpening | None = None
+
+    @property
+    def told(self) -> list[OpenedLabel]:
+        """Every label of the answer."""
+        if self.id is None or self.label is None or self.opening is None:
+            return self.labels
+        return [OpenedLabel(id=self.id, label=self.label, opening=self.opening)]
 
 
 class LabelsAnswer(BaseModel):

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import ledger, runs
+from label_service.answer_key import AnswerKey, open_answer_key
 from label_service.database import (
     database_path,
     lock_database,
@@ -33,6 +34,7 @@ from label_service.errors import (
 from label_service.limits import TokenBucket
 from label_service.log_reader import LogReader
 from label_service.metrics import Metrics
+from label_service.schemas import EarlierHead, Evidence
 from label_service.seed import DatasetInfo, load_info, read_label_files, seed
 from label_service.settings import Settings
 from label_service.signed_log import SignedLog, open_signed_log
@@ -49,6 +51,7 @@ class LabelService:
     Attributes:
         settings: the operator's.
         dataset: what was seeded.
+        rules: that hold for every run.
         reader: the log and the runs, read-only.
         writer: the one writer.
         log: the signed log.
@@ -59,6 +62,7 @@ class LabelService:
         self,
         settings: Settings,
         dataset: DatasetInfo,
+        rules: ledger.Rules,
         reader: LogReader,
         writer: Writer,
         log: SignedLog,
@@ -70,7 +74,7 @@ class LabelService:
         self.log = log
         self.writer = writer
         self.metrics = metrics
-        self.rules = _rules(settings, dataset)
+        self.rules = rules
         self._buckets: dict[str, TokenBucket] = {}
         # Keys whose first request is still being answered. Touched by the event loop's thread only.
         self._keys_in_use: set[tuple[str, str]] = set()
@@ -124,10 +128,17 @@ class LabelService:
         """End a run; return False if it had ended before."""
         return await self._write(lambda connection: ledger.seal(connection, self.rules, request))
 
-    def evidence(self) -> tuple[str, str, Iterator[bytes]]:
-        """Return the verifier key, the newest signed head, and every entry under it."""
+    def evidence(self) -> Evidence:
+        """Return the whole log under its newest signed head."""
         head = self.log.head
-        return self.log.verifier.vkey, head.note, self.reader.export(head.checkpoint.size)
+        size = head.checkpoint.size
+        return Evidence(
+            key=self.log.verifier.vkey,
+            pool_size=self.dataset.pool_size,
+            checkpoint=head.note,
+            entries=[entry.decode("ascii") for entry in self.reader.export(size)],
+            heads=[EarlierHead(size=one, signature=signature) for one, signature in self.reader.heads(size)],
+        )
 
     async def ready(self) -> bool:
         """Return whether a log entry could be written now, by writing the heartbeat."""
@@ -192,7 +203,8 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         try:
             with engine.begin() as connection:
                 dataset = _seed(connection, settings)
-                runs.set_guest_budget(connection, _rules(settings, dataset), settings.guest_budget)
+                rules = _rules(settings, dataset, open_answer_key(connection))
+                runs.set_guest_budget(connection, rules, settings.guest_budget)
         except SQLAlchemyError as error:
             reason = getattr(error, "orig", error)
             raise DatabaseRefused(f"{path} cannot be written ({reason}); check disk space and permissions.") from error
@@ -212,7 +224,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
             log.verifier.vkey,
             sqlite3.sqlite_version,
         )
-        yield LabelService(settings, dataset, reader, writer, log, metrics)
+        yield LabelService(settings, dataset, rules, reader, writer, log, metrics)
 
 
 def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
@@ -232,5 +244,5 @@ def _heads_folder(settings: Settings, database: Path) -> Path:
     return settings.heads_folder or database.parent.with_name(database.parent.name + "-heads")
 
 
-def _rules(settings: Settings, dataset: DatasetInfo) -> ledger.Rules:
-    return ledger.Rules(dataset.log_id, dataset.pool_size, settings.total_budget, settings.total_evaluations)
+def _rules(settings: Settings, dataset: DatasetInfo, key: AnswerKey) -> ledger.Rules:
+    return ledger.Rules(dataset.log_id, key, dataset.pool_size, settings.total_budget, settings.total_evaluations)

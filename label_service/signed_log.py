@@ -11,21 +11,20 @@ change any more.
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, exists, insert, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import tables
 from label_service.checkpoint import Checkpoint, SigningKey, Verifier
 from label_service.entries import Entry
 from label_service.errors import DatabaseRefused, LogChanged
-from label_service.merkle import MerkleTree, VerificationError, leaf_hash
+from label_service.merkle import MerkleTree, VerificationError, encode_hash, leaf_hash
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +40,11 @@ class SignedHead:
 
     checkpoint: Checkpoint
     note: str
+
+    @property
+    def signature(self) -> str:
+        """Key id and signature, base64: the end of the note."""
+        return self.note.rstrip("\n").rpartition(" ")[2]
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,6 @@ class Receipt:
     index: int
     inclusion_proof: tuple[str, ...]
     checkpoint: str
-
-
-def encode_hash(one: bytes) -> str:
-    """Write a hash as base64."""
-    return base64.b64encode(one).decode("ascii")
 
 
 class RememberedHeads:
@@ -153,6 +152,8 @@ class SignedLog:
         self.head = self._sign()
         heads.begin(self.head.note)
         self._doubtful = False
+        # The size whose head is stored; it is stored with the commit after its own.
+        self._kept = 0
 
     def new_entries(self, connection: Connection) -> list[bytes]:
         """Read the entries that the tree does not hold yet, inside the transaction that appended them.
@@ -182,6 +183,7 @@ class SignedLog:
         Raises:
             OSError: the head cannot be remembered; it is signed all the same, and the next one covers it.
         """
+        self._kept = self.head.checkpoint.size
         if not new:
             return
         for entry in new:
@@ -218,6 +220,20 @@ class SignedLog:
     def _sign(self) -> SignedHead:
         checkpoint = Checkpoint(self.verifier.name, self._tree.size, self._tree.root())
         return SignedHead(checkpoint, checkpoint.sign(self._key))
+
+    def keep_head(self, connection: Connection) -> None:
+        """Store the newest head, inside the transaction of the commit after it.
+
+        It was signed after its own commit, so it cannot be in that one. Nothing is lost if the process ends before:
+        the same head can be signed again.
+        """
+        size = self.head.checkpoint.size
+        if size == self._kept:
+            return
+        # Another process may have stored the same; both are the same bytes.
+        row = select(literal(size), literal(self.head.signature))
+        is_new = ~exists().where(tables.heads.c.size == size)
+        connection.execute(insert(tables.heads).from_select(["size", "signature"], row.where(is_new)))
 
     def _refuse_older(self, remembered: Checkpoint) -> None:
         if remembered.size > self._tree.size:

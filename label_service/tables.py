@@ -43,6 +43,17 @@ dataset = Table(
     Column("seeded_at", Text, nullable=False),
 )
 
+# One row: what the service committed to before the first query. The secret never leaves; salts made of it do, one for
+# each label revealed.
+answer_key = Table(
+    "answer_key",
+    metadata,
+    Column("singleton", Integer, CheckConstraint("singleton = 1", name="one_row"), primary_key=True),
+    Column("secret", LargeBinary, nullable=False),
+    Column("commitment", Text, nullable=False),  # base64 root
+    Column("committed_at", Text, nullable=False),
+)
+
 pool_labels = Table(
     "pool_labels",
     metadata,
@@ -82,6 +93,14 @@ entries = Table(
     Column("op", Text, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("charged", Integer, nullable=False),
+)
+
+# The signed head of every commit but the newest, which is in memory and can be signed again: same size, same bytes.
+heads = Table(
+    "heads",
+    metadata,
+    Column("size", Integer, primary_key=True, autoincrement=False),
+    Column("signature", Text, nullable=False),  # key id and signature, base64, as in the note
 )
 
 # Which entries asked for which label (ids inside the data set only).

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import tables
 from label_service.entries import now
-from label_service.errors import LogNotWritable
+from label_service.errors import LogChanged, LogNotWritable
 from label_service.signed_log import SignedLog
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ class Writer:
             with self._engine.connect() as connection, connection.begin():
                 for job in jobs:
                     _run_in_savepoint(connection, job)
+                self._log.keep_head(connection)
                 new = self._log.new_entries(connection)
             # One signature for the whole group: after the commit, before the first answer.
             self._log.grow(new)
@@ -172,11 +173,11 @@ class Writer:
 
 
 def _run_in_savepoint(connection: Connection, job: _Job) -> None:
-    """Run one job so that a fault in it undoes that job only. A database error undoes the whole group."""
+    """Run one job so that a fault in it undoes that job only; a database error or a changed label undoes the group."""
     savepoint = connection.begin_nested()
     try:
         job.result = job.work(connection)
-    except SQLAlchemyError:
+    except (SQLAlchemyError, LogChanged):
         raise
     except Exception as error:
         savepoint.rollback()

@@ -41,13 +41,9 @@ def save_log(client: httpx.Client, out: Path) -> None:
     Raises:
         httpx.HTTPError: the service does not answer.
     """
-    # The head first: what others ask in between is left out of both files.
-    checkpoint = client.get("/v1/log/checkpoint").raise_for_status().text
-    exported = client.get("/v1/log/export.ndjson").raise_for_status().text
-    entries = exported.splitlines()[: int(checkpoint.splitlines()[1])]
-    key = (out / KEY_FILE).read_text().strip()
-    bundle = {"bundle": 1, "key": key, "checkpoint": checkpoint, "entries": entries}
-    files.write_atomically(out / BUNDLE_FILE, json.dumps(bundle).encode())
+    bundle = client.get("/v1/log/evidence").raise_for_status().content
+    entries: list[str] = json.loads(bundle)["entries"]
+    files.write_atomically(out / BUNDLE_FILE, bundle)
     files.write_atomically(out / LOG_FILE, "".join(f"{entry}\n" for entry in entries).encode())
 
 

@@ -22,7 +22,7 @@ from label_service.errors import (
 )
 from label_service.openapi import problems
 from label_service.routes.callers import Caller, Service, label_headers, ledger_request, receipt
-from label_service.schemas import DatasetAnswer, Label, LabelAnswer, LabelQuery, LabelsAnswer, PathLabelId
+from label_service.schemas import DatasetAnswer, Label, LabelAnswer, LabelOpening, LabelQuery, LabelsAnswer, PathLabelId
 from label_service.seed import DatasetInfo
 from label_service.service import LabelService
 
@@ -102,4 +102,5 @@ def dataset_answer(dataset: DatasetInfo) -> DatasetAnswer:
 
 def _label(service: LabelService, item: ledger.RevealedLabel) -> Label:
     name = service.dataset.class_names[item.label]
-    return Label(id=item.id, label=item.label, label_name=name, charged=item.charged)
+    opening = LabelOpening.model_validate(service.rules.answer_key.open(item.id))
+    return Label(id=item.id, label=item.label, label_name=name, charged=item.charged, opening=opening)

@@ -12,18 +12,19 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from label_service.errors import NotSigned
 from label_service.log_reader import Filter
+from label_service.merkle import encode_hash
 from label_service.openapi import problems
 from label_service.routes.callers import NO_STORE, Service
 from label_service.schemas import (
     MAX_ID,
     MAX_SEQ,
     ConsistencyAnswer,
+    Evidence,
     InclusionAnswer,
     KeyAnswer,
     LogPage,
     SummaryAnswer,
 )
-from label_service.signed_log import encode_hash
 
 router = APIRouter(prefix="/v1/log", tags=["log"])
 
@@ -60,6 +61,13 @@ def read_entries(
 def export_log(service: Service) -> StreamingResponse:
     """Answer the whole log, one entry a line, exactly as stored. Nothing is logged."""
     return StreamingResponse(_lines(service.reader.export()), media_type="application/x-ndjson", headers=NO_STORE)
+
+
+@router.get("/evidence", responses=problems())
+def read_evidence(service: Service, response: Response) -> Evidence:
+    """Answer the whole log under its newest signed head: what `verify` reads. Nothing is logged."""
+    response.headers.update(NO_STORE)
+    return service.evidence()
 
 
 @router.get("/summary", responses=problems())

@@ -33,7 +33,6 @@ from label_service.routes.labels import dataset_answer
 from label_service.schemas import (
     EvaluationAnswer,
     EvaluationRequest,
-    Evidence,
     RunAnswer,
     RunOpenedAnswer,
     RunRequest,
@@ -102,7 +101,7 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
     if run_id == GUEST:
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
     await service.seal(ledger_request(request, run_id))
-    return RunSealedAnswer(**_state(service, run_id), evidence=await run_in_threadpool(_evidence, service))
+    return RunSealedAnswer(**_state(service, run_id), evidence=await run_in_threadpool(service.evidence))
 
 
 @router.post(
@@ -155,11 +154,6 @@ def _check_predictions(service: LabelService, predictions: list[int]) -> None:
         )
     if min(predictions) < 0 or max(predictions) >= classes:
         raise InvalidPredictions(f"Predictions are class numbers from 0 to {classes - 1}, and at least one is not.")
-
-
-def _evidence(service: LabelService) -> Evidence:
-    key, note, entries = service.evidence()
-    return Evidence(key=key, checkpoint=note, entries=[entry.decode("ascii") for entry in entries])
 
 
 def _state(service: LabelService, run_id: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tests.integration.conftest import RunningService, run_service
 
 ENTRY_FIELDS = {
     "v", "seq", "ts", "log_id", "run", "op", "ids", "outcome", "charged", "spent", "budget", "request_id",
+    "label_commitment",
 }  # fmt: skip
 
 

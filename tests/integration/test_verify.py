@@ -15,7 +15,7 @@ from label_service.checkpoint import Checkpoint, SigningKey, Verifier
 from label_service.cli import app
 from label_service.entries import canonical_json
 from label_service.merkle import VerificationError, leaf_hash, root
-from label_service.schemas import Evidence, Receipt
+from label_service.schemas import Evidence, KeptAnswer
 from label_service.settings import Settings
 from label_service.verify import verify
 from tests.integration.conftest import run_service
@@ -29,7 +29,7 @@ class Case:
 
     evidence: Evidence
     signing_key: SigningKey
-    receipts: tuple[Receipt, ...]
+    kept: tuple[KeptAnswer, ...]
 
     @property
     def key(self) -> Verifier:
@@ -62,19 +62,19 @@ def case(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Case:
         answers.append(running.client.post(call, json={"predictions": [0] * 50}, headers=token).json())
         sealed = running.client.post(f"/v1/runs/{opened['run_id']}:seal", headers=token).json()
     evidence = Evidence.model_validate(sealed["evidence"])
-    receipts = tuple(Receipt.model_validate(answer["receipt"]) for answer in answers)
-    return Case(evidence, SigningKey.load(folder / "labels.key"), receipts)
+    kept = tuple(KeptAnswer.model_validate(answer) for answer in answers)
+    return Case(evidence, SigningKey.load(folder / "labels.key"), kept)
 
 
 def test_an_honest_bundle_is_verified_and_counted(case: Case) -> None:
     """Counts by run and over all, with and without receipts."""
     assert len(case.evidence.entries) == LAST + 1
-    for receipts in ((), case.receipts):
-        verdict = verify(case.evidence, case.key, receipts)
+    for kept in ((), case.kept):
+        verdict = verify(case.evidence, case.key, kept)
         (run,) = (account for name, account in verdict.runs.items() if name != "guest")
         assert (run.queries, run.replays, run.refusals, run.evaluations, run.sealed) == (6, 1, 2, 1, True)
         assert run.labels == {1, 2, 3, 4, 5, 6} and verdict.runs["guest"].labels == {9}
-        assert (len(verdict.labels), verdict.receipts) == (7, len(receipts))
+        assert (len(verdict.labels), verdict.receipts, verdict.openings) == (7, len(kept), 8 if kept else 0)
 
 
 Attack = Callable[[list[str]], list[str]]
@@ -138,13 +138,13 @@ def test_someone_with_the_key_is_found_by_the_receipts(case: Case, name: str) ->
     """The sentence names the first entry that a receipt contradicts, at or after the one that was touched."""
     attack, touched = ATTACKS[name]
     forged = case.of(attack(list(case.evidence.entries)), signed=True)
-    shown = max(receipt.index for receipt in case.receipts)
+    shown = max(answer.receipt.index for answer in case.kept)
     if touched > shown:
         # The limit, held fast: after the last receipt the key's holder can write what follows the rules.
-        verify(forged, case.key, case.receipts)
+        verify(forged, case.key, case.kept)
         return
     with pytest.raises(VerificationError, match=r"^entry \d+"):
-        verify(forged, case.key, case.receipts)
+        verify(forged, case.key, case.kept)
 
 
 def test_a_swapped_key_is_found(case: Case) -> None:
@@ -163,7 +163,7 @@ def test_a_fork_is_found_by_the_receipts(case: Case) -> None:
     forged = case.of(fork, signed=True)
     verify(forged, case.key)
     with pytest.raises(VerificationError, match=r"^entry 4: it is not the one that the receipt"):
-        verify(forged, case.key, case.receipts)
+        verify(forged, case.key, case.kept)
 
 
 def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -> None:
@@ -171,7 +171,7 @@ def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -
     guest = next(seq for seq, entry in enumerate(case.evidence.entries) if '"ids":[9]' in entry)
     forged = case.of(edited(guest, request_id="another")(list(case.evidence.entries)), signed=True)
     with pytest.raises(VerificationError, match=rf"^entry {guest}, or one of those up to"):
-        verify(forged, case.key, case.receipts)
+        verify(forged, case.key, case.kept)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,13 @@ def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -
         ({"run": "run-unknown"}, "run run-unknown was never opened"),
         ({"log_id": "log-0"}, "of another log"),
         ({"seq": 9}, "numbered 9"),
-        ({"v": 2}, "of version 2"),
+        ({"v": 3}, "of version 3"),
         ({"ids": [1, 1]}, "names an id twice"),
         ({"ids": ["1"]}, "ids are not integers"),
         ({"charged": True}, "must be a count is not"),
         ({"ts": 5}, "must be text is not"),
+        ({"label_commitment": "AAAA"}, "binds another answer key"),
+        ({"label_commitment": None}, "must be text is not"),
         ({"op": "gift"}, "unknown kind, gift"),
         ({"outcome": "evaluated"}, "do not match|detail lacks"),
         ({"more": 1}, "not the fields"),
@@ -234,10 +236,10 @@ def test_the_command_prints_counts_and_verified(case: Case, tmp_path: Path) -> N
     assert ": 6 queries, 6 distinct labels, 1 replays, 2 refusals, 1 evaluations" in printed
     assert printed.endswith("verified, without receipts\n")
     kept = tmp_path / "receipts.jsonl"
-    lines = [{"answer": {"receipt": one.model_dump()}} for one in case.receipts] + [{"answer": {"evidence": 1}}]
+    lines = [{"answer": one.model_dump()} for one in case.kept] + [{"answer": {"evidence": 1}}]
     kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
     code, printed = run_command(case, tmp_path, "--receipts", str(kept))
-    assert code == 0 and printed.endswith(f"verified with {len(case.receipts)} receipts\n")
+    assert code == 0 and printed.endswith(f"verified with {len(case.kept)} receipts and 8 labels as committed to\n")
 
 
 @pytest.mark.parametrize(

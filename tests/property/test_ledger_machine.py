@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from sqlalchemy import Connection, func, select
 
 from label_service import ledger, runs, tables
+from label_service.answer_key import open_answer_key
 from label_service.database import migrate, open_writing_engine
 from label_service.entries import canonical_json
 from label_service.errors import Problem
@@ -43,7 +44,7 @@ class LedgerMachine(RuleBasedStateMachine):
         migrate(self.engine)
         with self.engine.begin() as connection:
             info = seed(connection, read_label_files(data, True))
-            self.rules = ledger.Rules(info.log_id, POOL, total_budget=TOTAL_BUDGET)
+            self.rules = ledger.Rules(info.log_id, open_answer_key(connection), POOL, total_budget=TOTAL_BUDGET)
             runs.set_guest_budget(connection, self.rules, GUEST_BUDGET)
         self.budget = {GUEST: GUEST_BUDGET}
         self.has: dict[str, set[int]] = {GUEST: set()}

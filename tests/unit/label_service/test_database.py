@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from label_service import ledger, runs, tables
+from label_service.answer_key import open_answer_key
 from label_service.database import database_path, migrate, open_reading_engine, open_writing_engine
 from label_service.errors import DatabaseRefused
 from label_service.seed import read_label_files, seed
@@ -26,7 +27,7 @@ def database(tmp_path: Path) -> Iterator[Path]:
     migrate(engine)
     with engine.begin() as connection:
         info = seed(connection, read_label_files(make_idx_dataset(tmp_path / "data", pool=20, test=5), True))
-        rules = ledger.Rules(info.log_id, info.pool_size)
+        rules = ledger.Rules(info.log_id, open_answer_key(connection), info.pool_size)
         runs.set_guest_budget(connection, rules, 5)
         opened = runs.open_run(connection, rules, runs.Opening("x", 5, ()), "r")
         request = ledger.Request(opened.run_id, "r", key="k")

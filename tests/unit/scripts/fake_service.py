@@ -31,8 +31,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         content = self.log.read_bytes() if self.log.exists() else b""
-        answers = {"/v1/log/export.ndjson": content, "/v1/log/key": json.dumps({"key": KEY}).encode()}
-        answers["/v1/log/checkpoint"] = b"stand-in\n%d\nroot\n" % len(content.splitlines())
+        bundle = {"key": KEY, "entries": content.decode().splitlines()}
+        answers = {"/v1/log/evidence": json.dumps(bundle).encode(), "/v1/log/key": json.dumps({"key": KEY}).encode()}
         self._answer(answers.get(self.path, b"{}"))
 
     def do_POST(self):
