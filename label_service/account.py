@@ -27,6 +27,26 @@ _OUTCOMES = {
 _DETAIL = {"opened": "evaluations_allowed", "changed": "previous_budget", "evaluated": "evaluation"}
 
 
+class EntryFails(VerificationError):  # noqa: N818 - says what happened, as the package's other errors
+    """An entry does not hold.
+
+    Attributes:
+        seq: its number, or the last of several among which it is.
+    """
+
+    def __init__(self, seq: int, reason: str, since: int | None = None) -> None:
+        """Say which entry, and why.
+
+        Args:
+            seq: number of the entry.
+            reason: what does not hold, as `it ...`.
+            since: the first entry that it may be instead.
+        """
+        first = seq if since is None else since
+        super().__init__(f"entry {first}{f', or one of those up to {seq}' if first < seq else ''}: {reason}")
+        self.seq = seq
+
+
 @dataclass
 class RunAccount:
     """What the entries of one run add up to."""
@@ -60,7 +80,7 @@ def play(entries: Sequence[bytes], log_id: str) -> Account:
     """Play the entries through the rules of the log.
 
     Raises:
-        VerificationError: the first entry that does not follow from those before it.
+        EntryFails: the first entry that does not follow from those before it.
     """
     account = Account()
     for seq, data in enumerate(entries):
@@ -74,7 +94,7 @@ def play(entries: Sequence[bytes], log_id: str) -> Account:
         try:
             _play(account.runs, entry)
         except _RuleBroken as broken:
-            raise VerificationError(f"entry {seq}: {broken}") from broken
+            raise EntryFails(seq, str(broken)) from broken
     return account
 
 
@@ -123,7 +143,7 @@ def _parsed(data: bytes, seq: int) -> dict[str, Any]:
         entry = json.loads(data)
         canonical = canonical_json(entry)
     except (ValueError, RecursionError) as error:
-        raise VerificationError(f"entry {seq}: it is not JSON") from error
+        raise EntryFails(seq, "it is not JSON") from error
     _require(isinstance(entry, dict), seq, "it is no JSON object")
     version = entry.get("v")
     known = type(version) is int and version in _FIELDS
@@ -154,4 +174,4 @@ def _is_count(value: object) -> bool:
 
 def _require(holds: bool, seq: int, otherwise: str) -> None:
     if not holds:
-        raise VerificationError(f"entry {seq}: {otherwise}")
+        raise EntryFails(seq, otherwise)

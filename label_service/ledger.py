@@ -234,14 +234,16 @@ def evaluate(
     return Evaluated(run.run_id, number, budget, correct, total, run.evaluations_allowed, False, entry)
 
 
-def seal(connection: Connection, rules: Rules, request: Request) -> bool:
-    """End a run for good; return False if it had ended before (nothing is logged twice)."""
+def seal(connection: Connection, rules: Rules, request: Request) -> Entry:
+    """End a run for good and return the entry that says so; if it had ended before, nothing is logged twice."""
     run = load_run(connection, request.run_id)
     if run.sealed:
-        return False
+        entries = tables.entries.c
+        ended = select(entries.seq, entries.entry).where(entries.run_id == run.run_id, entries.op == "run-sealed")
+        row = connection.execute(ended).one()
+        return Entry(row.seq, bytes(row.entry))
     connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
-    _append(connection, rules, run, request, "run-sealed", "sealed")
-    return True
+    return _append(connection, rules, run, request, "run-sealed", "sealed")
 
 
 def _append(

@@ -265,6 +265,7 @@ class RunOpenedAnswer(RunAnswer):
 class RunSealedAnswer(RunAnswer):
     """A run that has ended."""
 
+    receipt: Receipt
     evidence: Evidence
 
 

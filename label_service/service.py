@@ -23,6 +23,7 @@ from label_service.database import (
     open_reading_engine,
     open_writing_engine,
 )
+from label_service.entries import Entry
 from label_service.errors import (
     DatabaseRefused,
     DataMissing,
@@ -124,8 +125,8 @@ class LabelService:
         self.metrics.runs_opened.inc()
         return opened
 
-    async def seal(self, request: ledger.Request) -> bool:
-        """End a run; return False if it had ended before."""
+    async def seal(self, request: ledger.Request) -> Entry:
+        """End a run; return the entry that ended it."""
         return await self._write(lambda connection: ledger.seal(connection, self.rules, request))
 
     def evidence(self) -> Evidence:

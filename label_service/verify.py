@@ -15,11 +15,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from label_service.account import RunAccount, play
+from label_service.account import Account, EntryFails, RunAccount, play
 from label_service.answer_key import leaf
 from label_service.checkpoint import Checkpoint, Verifier
 from label_service.merkle import MerkleTree, VerificationError, leaf_hash, verify_inclusion
-from label_service.schemas import Evidence, KeptAnswer, Receipt
+from label_service.schemas import EarlierHead, Evidence, KeptAnswer, Receipt
 from label_service.signed_log import ORIGIN_PREFIX
 
 
@@ -63,23 +63,16 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
     if evidence.key != key.vkey:
         raise VerificationError(f"the bundle names the key {evidence.key}, and {key.vkey} is pinned")
     head = Checkpoint.open(evidence.checkpoint, key)
-    entries = [_bytes(text, seq) for seq, text in enumerate(evidence.entries)]
-    tree = MerkleTree(leaf_hash(entry) for entry in entries)
     answers = list(kept)
-    # First what the receipts say: they name the entry, where the root alone can only say that there is one.
-    _check_receipts([answer.receipt for answer in answers], entries, tree, key)
-    account = play(entries, key.name.removeprefix(ORIGIN_PREFIX))
-    if head.size > tree.size:
-        raise VerificationError(
-            f"entry {tree.size}: it is missing; the bundle has {tree.size} entries, and its head was signed over "
-            f"{head.size}"
-        )
-    if head.size < tree.size:
-        raise VerificationError(f"entry {head.size}: it was added; the bundle's head was signed over {head.size}")
-    if head.root != tree.root():
-        raise VerificationError(_first_changed(evidence, tree, key))
+    log = _Log(key, [_bytes(text) for text in evidence.entries])
+    log.compare_with_receipts([answer.receipt for answer in answers])
+    log.compare_with_head(head)
+    account = log.play()
+    if account is None:
+        log.compare_with_earlier_heads(evidence.heads)
+        raise log.first_failure()
     openings = sum(_check_labels(answer, account.label_commitment, evidence.pool_size) for answer in answers)
-    return Verdict(len(entries), account.runs, len(answers), openings, account.uncommitted, head.origin)
+    return Verdict(len(log.entries), account.runs, len(answers), openings, account.uncommitted, head.origin)
 
 
 def read_bundle(path: Path) -> Evidence:
@@ -117,32 +110,83 @@ def read_receipts(path: Path) -> list[KeptAnswer]:
     return kept
 
 
-def _check_receipts(receipts: Sequence[Receipt], entries: Sequence[bytes], tree: MerkleTree, key: Verifier) -> None:
-    """Compare what a client was shown with the bundle: its entries, then the heads they were shown under."""
-    heads = {receipt.checkpoint: Checkpoint.open(receipt.checkpoint, key) for receipt in receipts}
-    for receipt in sorted(receipts, key=lambda one: one.index):
-        if receipt.index < tree.size and entries[receipt.index] != receipt.entry.encode():
-            raise VerificationError(f"entry {receipt.index}: it is not the one that the receipt was given for")
-    same = 0
-    for head in sorted(heads.values(), key=lambda one: one.size):
-        if head.size > tree.size:
-            raise VerificationError(
-                f"entry {tree.size}: it is missing; a receipt's head was signed over {head.size} entries, and the "
-                f"bundle has {tree.size}: its end was cut or an older state put back"
-            )
-        if tree.root(head.size) != head.root:
-            raise VerificationError(
-                f"{_one_of(same, head.size)}: it is not what it was when a receipt's head was signed, so an entry was "
-                "changed or the log was forked"
-            )
-        same = head.size
-    for receipt in receipts:
-        _check_inclusion(receipt, heads[receipt.checkpoint])
+class _Log:
+    """The entries of a bundle, and all that was found to speak for or against them."""
 
+    def __init__(self, key: Verifier, entries: Sequence[bytes]) -> None:
+        self.key = key
+        self.entries = entries
+        self.tree = MerkleTree(leaf_hash(entry) for entry in entries)
+        # Sizes at which a signed head has this tree's root: no entry below was changed.
+        self._same = {0}
+        # What was found to differ from what was signed: the last entry that it can be about, and why.
+        self._differences: list[tuple[int, str]] = []
+        self._broken: EntryFails | None = None
 
-def _check_inclusion(receipt: Receipt, head: Checkpoint) -> None:
-    proof = _proof(receipt.inclusion_proof, f"entry {receipt.index}: its receipt's proof")
-    verify_inclusion(leaf_hash(receipt.entry.encode()), receipt.index, head.size, proof, head.root)
+    def compare_with_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Compare with what a client was shown: its entries, and the heads they were shown under."""
+        heads = {receipt.checkpoint: Checkpoint.open(receipt.checkpoint, self.key) for receipt in receipts}
+        for receipt in receipts:
+            head = heads[receipt.checkpoint]
+            proof = _proof(receipt.inclusion_proof, f"entry {receipt.index}: its receipt's proof")
+            entry = receipt.entry.encode()
+            verify_inclusion(leaf_hash(entry), receipt.index, head.size, proof, head.root)
+            if receipt.index < self.tree.size and self.entries[receipt.index] != entry:
+                self._differences.append((receipt.index, "it is not the one that the receipt was given for"))
+        for head in heads.values():
+            if head.size > self.tree.size:
+                reason = (
+                    f"it is missing; a receipt's head was signed over {head.size} entries, and the bundle has "
+                    f"{self.tree.size}: its end was cut or an older state put back"
+                )
+                self._differences.append((self.tree.size, reason))
+            elif self.tree.root(head.size) == head.root:
+                self._same.add(head.size)
+            else:
+                reason = (
+                    "it is not what it was when a receipt's head was signed, so an entry was changed or the log was "
+                    "forked"
+                )
+                self._differences.append((head.size - 1, reason))
+
+    def compare_with_head(self, head: Checkpoint) -> None:
+        """Compare with the bundle's own head."""
+        size = self.tree.size
+        if head.size > size:
+            reason = f"it is missing; the bundle has {size} entries, and its head was signed over {head.size}"
+            self._differences.append((size, reason))
+        elif head.size < size:
+            reason = f"it was added; the bundle has {size} entries, and its head was signed over {head.size}"
+            self._differences.append((head.size, reason))
+        elif head.root != self.tree.root():
+            self._differences.append((size - 1, "it is not the one that the head was signed over"))
+
+    def compare_with_earlier_heads(self, heads: Sequence[EarlierHead]) -> None:
+        """Compare with the heads of earlier commits, which part the entries before a changed one from it."""
+        for head in heads:
+            if 0 < head.size <= self.tree.size:
+                text = Checkpoint(self.key.name, head.size, self.tree.root(head.size)).text
+                if self.key.has_signed(text, _decoded(head.signature, "a head's signature")):
+                    self._same.add(head.size)
+                else:
+                    self._differences.append((head.size - 1, "it is not the one that a head was signed over"))
+
+    def play(self) -> Account | None:
+        """Play the entries through the rules; None if they break one, or differ from what was signed."""
+        try:
+            account = play(self.entries, self.key.name.removeprefix(ORIGIN_PREFIX))
+        except EntryFails as broken:
+            self._broken = broken
+            return None
+        return None if self._differences else account
+
+    def first_failure(self) -> EntryFails:
+        """Return the first entry that does not hold; if a head leaves several, the sentence says which."""
+        # A forger's first change shows in hashes no later than in the rules, unless he signed anew.
+        last, reason = min(self._differences, key=lambda one: one[0], default=(self.tree.size, ""))
+        if self._broken is not None and (not reason or self._broken.seq < last):
+            return self._broken
+        return EntryFails(last, reason, since=max(size for size in self._same if size <= last))
 
 
 def _check_labels(answer: KeptAnswer, commitment: str | None, pool_size: int) -> int:
@@ -165,24 +209,6 @@ def _check_labels(answer: KeptAnswer, commitment: str | None, pool_size: int) ->
     return len(labels)
 
 
-def _first_changed(evidence: Evidence, tree: MerkleTree, key: Verifier) -> str:
-    """Say which entry was changed after it was signed: the heads of earlier commits part those before it from it."""
-    same, complaint = 0, "it is not the one that a head was signed over"
-    for head in sorted(evidence.heads, key=lambda one: one.size):
-        if not same < head.size < tree.size:
-            continue
-        text = Checkpoint(key.name, head.size, tree.root(head.size)).text
-        if not key.has_signed(text, _decoded(head.signature, "a head's signature")):
-            return f"{_one_of(same, head.size)}: {complaint}"
-        same = head.size
-    return f"{_one_of(same, tree.size)}: {complaint}"
-
-
-def _one_of(start: int, end: int) -> str:
-    """Name the entries from `start` up to `end`, exclusive."""
-    return f"entry {start}" + (f", or one of those up to {end - 1}" if end - start > 1 else "")
-
-
 def _proof(hashes: Sequence[str], what: str) -> list[bytes]:
     return [_decoded(one, what) for one in hashes]
 
@@ -194,7 +220,6 @@ def _decoded(text: str, what: str) -> bytes:
         raise VerificationError(f"{what} is not base64") from error
 
 
-def _bytes(text: str, seq: int) -> bytes:
-    if not text.isascii():
-        raise VerificationError(f"entry {seq}: it is not ASCII")
-    return text.encode("ascii")
+def _bytes(text: str) -> bytes:
+    # What cannot be encoded is no entry either; its place still counts.
+    return text.encode("ascii") if text.isascii() else b""

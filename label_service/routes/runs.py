@@ -100,8 +100,9 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
     """End a run for good. Sealing it again answers the same and logs nothing."""
     if run_id == GUEST:
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
-    await service.seal(ledger_request(request, run_id))
-    return RunSealedAnswer(**_state(service, run_id), evidence=await run_in_threadpool(service.evidence))
+    entry = await service.seal(ledger_request(request, run_id))
+    evidence = await run_in_threadpool(service.evidence)
+    return RunSealedAnswer(**_state(service, run_id), receipt=receipt(service, entry), evidence=evidence)
 
 
 @router.post(

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from label_service.checkpoint import Checkpoint, SigningKey, Verifier
+from label_service.database import database_path
+from label_service.entries import canonical_json
 from label_service.errors import DatabaseRefused
-from label_service.merkle import leaf_hash, root, verify_consistency, verify_inclusion
+from label_service.merkle import VerificationError, leaf_hash, root, verify_consistency, verify_inclusion
 from label_service.service import open_service
 from label_service.settings import Settings
 from tests.integration.conftest import RunningService, run_service
@@ -294,3 +296,70 @@ def test_many_heads_do_not_fill_the_disk(start_service: Any, tmp_path: Path, mon
     (file,) = (tmp_path / "heads").iterdir()
     assert file.stat().st_size < 2500
     assert running.client.get("/v1/log/checkpoint").text in file.read_text()
+
+
+def opened_under(answer: dict[str, Any], label: dict[str, Any], pool_size: int) -> None:
+    """Check a label's opening against the commitment in the entry of its answer."""
+    commitment = base64.b64decode(json.loads(answer["receipt"]["entry"])["label_commitment"])
+    opened = canonical_json({"id": label["id"], "label": label["label"], "salt": label["opening"]["salt"]})
+    proof = [base64.b64decode(one) for one in label["opening"]["proof"]]
+    verify_inclusion(leaf_hash(opened), label["id"], pool_size, proof, commitment)
+
+
+def test_every_label_opens_a_commitment_made_before_the_first_query(running: RunningService) -> None:
+    """Single labels, batches and replays; the root is the one that the log's first entry already has."""
+    _, token = running.open_run()
+    single = running.client.get("/label/199", headers=token).json()
+    opened_under(single, single, 200)
+    for _ in range(2):
+        batch = running.client.post("/v1/labels:query", json={"ids": [0, 199, 7]}, headers=token).json()
+        for label in batch["labels"]:
+            opened_under(batch, label, 200)
+    assert len({entry["label_commitment"] for entry in running.entries()}) == 1
+    lie = single | {"label": (single["label"] + 1) % 3}
+    with pytest.raises(VerificationError):
+        opened_under(single, lie, 200)
+
+
+def change_label(running: RunningService, label_id: int) -> None:
+    """Change a label in the database under the running service, as its operator could."""
+    with closing(sqlite3.connect(database_path(running.service.settings.database_url))) as connection:
+        connection.execute("DROP TRIGGER pool_labels_no_update")
+        connection.execute("UPDATE pool_labels SET label = (label + 1) % 3 WHERE id = ?", (label_id,))
+        connection.commit()
+
+
+def test_a_label_changed_under_the_service_is_neither_charged_nor_answered(running: RunningService) -> None:
+    """503 for whoever asks for it; other labels go on."""
+    _, token = running.open_run()
+    change_label(running, 5)
+    answer = running.client.get("/label/5", headers=token)
+    assert answer.status_code == 503 and "label" not in answer.json()
+    assert running.client.get("/label/6", headers=token).json()["queries"] == 1
+
+
+def test_a_database_whose_labels_were_changed_is_refused_at_the_start(service_settings: Any) -> None:
+    """One sentence, and no service."""
+    settings = service_settings()
+    with run_service(settings) as running:
+        change_label(running, 5)
+    with pytest.raises(DatabaseRefused, match="not those that were committed to"), open_service(settings):
+        pass
+
+
+def test_the_evidence_names_a_head_for_every_commit(service_settings: Any) -> None:
+    """Sizes ascend by one under a sequential client, every signature holds, and a restart loses none."""
+    settings = service_settings()
+    for _ in range(2):
+        with run_service(settings) as running:
+            _, token = running.open_run()
+            for label_id in range(3):
+                running.client.get(f"/label/{label_id}", headers=token)
+            evidence = running.client.get("/v1/log/evidence").json()
+    assert len(evidence["entries"]) == 9
+    entries = [leaf_hash(entry.encode()) for entry in evidence["entries"]]
+    assert [head["size"] for head in evidence["heads"]] == list(range(1, len(entries)))
+    verifier = Verifier.from_vkey(evidence["key"])
+    for head in evidence["heads"]:
+        text = Checkpoint(verifier.name, head["size"], root(entries[: head["size"]])).text
+        assert verifier.has_signed(text, base64.b64decode(head["signature"]))

@@ -3,67 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from label_service.checkpoint import Checkpoint, SigningKey, Verifier
+from benchmarks.tamper_matrix import LAST, Case, edited, honest_case, judge, trials
 from label_service.cli import app
 from label_service.entries import canonical_json
-from label_service.merkle import VerificationError, leaf_hash, root
-from label_service.schemas import Evidence, KeptAnswer
-from label_service.settings import Settings
+from label_service.merkle import VerificationError
 from label_service.verify import verify
-from tests.integration.conftest import run_service
-
-LAST = 11
-
-
-@dataclass(frozen=True)
-class Case:
-    """An honest log of twelve entries: its bundle, the key that signed it, and the receipts of one run."""
-
-    evidence: Evidence
-    signing_key: SigningKey
-    kept: tuple[KeptAnswer, ...]
-
-    @property
-    def key(self) -> Verifier:
-        """The pinned key."""
-        return self.signing_key.verifier
-
-    def of(self, entries: list[str], *, signed: bool) -> Evidence:
-        """Make a bundle of other entries; signed anew by someone who holds the key, or under the old head."""
-        head = Checkpoint(self.key.name, len(entries), root([leaf_hash(entry.encode()) for entry in entries]))
-        note = head.sign(self.signing_key) if signed else self.evidence.checkpoint
-        return self.evidence.model_copy(update={"entries": entries, "checkpoint": note})
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Case:
-    """Queries, a replay, refusals, an evaluation and a seal, over real HTTP."""
-    folder = tmp_path_factory.mktemp("honest") / "service"
-    url = f"sqlite:///{folder / 'labels.sqlite3'}"
-    with run_service(Settings(data=tiny_data, other_data=True, database_url=url, port=0)) as running:
-        opened = running.client.post("/v1/runs", json={"name": "r", "budget": 6}).json()
-        token = {"Authorization": f"Bearer {opened['token']}"}
-        answers = [opened]
-        running.client.get("/label/9")
-        for ids in ([1, 2], [3], [2, 3], [4, 5, 6]):
-            answers.append(running.client.post("/v1/labels:query", json={"ids": ids}, headers=token).json())
-        running.client.get("/label/7", headers=token)
-        running.client.get("/label/9999", headers=token)
-        running.client.get("/label/9")
-        call = f"/v1/runs/{opened['run_id']}/evaluations"
-        answers.append(running.client.post(call, json={"predictions": [0] * 50}, headers=token).json())
-        sealed = running.client.post(f"/v1/runs/{opened['run_id']}:seal", headers=token).json()
-    evidence = Evidence.model_validate(sealed["evidence"])
-    kept = tuple(KeptAnswer.model_validate(answer) for answer in answers)
-    return Case(evidence, SigningKey.load(folder / "labels.key"), kept)
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """An honest log of twelve entries, made over real HTTP."""
+    return honest_case(tmp_path_factory.mktemp("honest"))
 
 
 def test_an_honest_bundle_is_verified_and_counted(case: Case) -> None:
@@ -77,99 +33,25 @@ def test_an_honest_bundle_is_verified_and_counted(case: Case) -> None:
         assert (len(verdict.labels), verdict.receipts, verdict.openings) == (7, len(kept), 8 if kept else 0)
 
 
-Attack = Callable[[list[str]], list[str]]
+def test_every_forgery_that_can_be_found_is_found_and_named(case: Case) -> None:
+    """The tamper matrix: attacks by place, with and without the signing key, with and without receipts."""
+    judged = [judge(trial, case.key) for trial in trials(case)]
+    missed = [(one.attack, one.place, one.sentence) for one in judged if one.provable and not (one.found and one.named)]
+    assert not missed
+    assert len(judged) == 100 and sum(one.provable for one in judged) == 80
 
 
-def edited(at: int, **changes: Any) -> Attack:
-    """Change fields of one entry."""
-
-    def attack(entries: list[str]) -> list[str]:
-        entry = canonical_json(json.loads(entries[at]) | changes).decode()
-        return [*entries[:at], entry, *entries[at + 1 :]]
-
-    return attack
-
-
-def renumbered(entries: list[str]) -> list[str]:
-    """Give entries the numbers of their places, as a careful forger would."""
-    return [canonical_json(json.loads(entry) | {"seq": seq}).decode() for seq, entry in enumerate(entries)]
-
-
-def swapped(first: int, second: int) -> Attack:
-    """Exchange two entries and renumber."""
-
-    def attack(entries: list[str]) -> list[str]:
-        entries = entries.copy()
-        entries[first], entries[second] = entries[second], entries[first]
-        return renumbered(entries)
-
-    return attack
-
-
-ATTACKS: dict[str, tuple[Attack, int]] = {
-    "edit the first": (edited(0, budget=50), 0),
-    "edit a middle one": (edited(4, ids=[8]), 4),
-    "edit the last": (edited(LAST, request_id="x"), LAST),
-    "delete the first": (lambda e: renumbered(e[1:]), 0),
-    "delete a middle one": (lambda e: renumbered(e[:4] + e[5:]), 4),
-    "cut the last": (lambda e: e[:-1], LAST),
-    "cut the end": (lambda e: e[:5], 5),
-    "insert at the start": (lambda e: renumbered([e[9], *e]), 0),
-    "insert in the middle": (lambda e: renumbered([*e[:5], e[9], *e[5:]]), 5),
-    "insert at the end": (lambda e: renumbered([*e, e[9]]), LAST + 1),
-    "reorder the first two": (swapped(0, 1), 0),
-    "reorder in the middle": (swapped(3, 4), 3),
-    "reorder the last two": (swapped(LAST - 1, LAST), LAST - 1),
-    "count one less": (edited(4, charged=0, outcome="replayed"), 4),
-    "hide a refusal": (edited(7, outcome="replayed", ids=[1], charged=0), 7),
-}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_someone_without_the_key_is_always_found(case: Case, name: str) -> None:
-    """The bundle alone is enough: the old head does not fit the new entries."""
-    attack, _ = ATTACKS[name]
-    with pytest.raises(VerificationError):
-        verify(case.of(attack(list(case.evidence.entries)), signed=False), case.key)
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_someone_with_the_key_is_found_by_the_receipts(case: Case, name: str) -> None:
-    """The sentence names the first entry that a receipt contradicts, at or after the one that was touched."""
-    attack, touched = ATTACKS[name]
-    forged = case.of(attack(list(case.evidence.entries)), signed=True)
-    shown = max(answer.receipt.index for answer in case.kept)
-    if touched > shown:
-        # The limit, held fast: after the last receipt the key's holder can write what follows the rules.
-        verify(forged, case.key, case.kept)
-        return
-    with pytest.raises(VerificationError, match=r"^entry \d+"):
-        verify(forged, case.key, case.kept)
-
-
-def test_a_swapped_key_is_found(case: Case) -> None:
-    """A bundle that another key signed all over is not the pinned log."""
-    other = SigningKey.generate(case.key.name)
-    head = Checkpoint(case.key.name, LAST + 1, root([leaf_hash(entry.encode()) for entry in case.evidence.entries]))
-    for key in (other.verifier.vkey, case.evidence.key):
-        forged = case.evidence.model_copy(update={"key": key, "checkpoint": head.sign(other)})
-        with pytest.raises(VerificationError, match="key"):
-            verify(forged, case.key)
-
-
-def test_a_fork_is_found_by_the_receipts(case: Case) -> None:
-    """Another history from the middle on, correctly signed, is refused by whoever was shown this one."""
-    fork = [*case.evidence.entries[:4], *edited(4, ids=[8])(list(case.evidence.entries))[4:5]]
-    forged = case.of(fork, signed=True)
-    verify(forged, case.key)
-    with pytest.raises(VerificationError, match=r"^entry 4: it is not the one that the receipt"):
-        verify(forged, case.key, case.kept)
+def test_what_cannot_be_found_is_verified(case: Case) -> None:
+    """The limits, held fast: the matrix calls unprovable only what nobody could tell from the truth."""
+    judged = [judge(trial, case.key) for trial in trials(case)]
+    assert not [(one.attack, one.place, one.sentence) for one in judged if not one.provable and one.found]
+    assert all(not one.with_receipts for one in judged if not one.provable)
 
 
 def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -> None:
     """The guest's query before the run's first: the run's receipts cover it."""
     guest = next(seq for seq, entry in enumerate(case.evidence.entries) if '"ids":[9]' in entry)
-    forged = case.of(edited(guest, request_id="another")(list(case.evidence.entries)), signed=True)
+    forged = case.of(edited(case.evidence.entries, guest, request_id="another"), signed=True)
     with pytest.raises(VerificationError, match=rf"^entry {guest}, or one of those up to"):
         verify(forged, case.key, case.kept)
 
@@ -199,7 +81,7 @@ def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -
 def test_an_entry_that_breaks_the_rules_is_named(case: Case, changes: dict[str, Any], sentence: str) -> None:
     """Correctly signed by the key's holder, and still refused without a receipt."""
     at = next(seq for seq, entry in enumerate(case.evidence.entries) if '"ids":[1,2]' in entry)
-    forged = case.of(edited(at, **changes)(list(case.evidence.entries)), signed=True)
+    forged = case.of(edited(case.evidence.entries, at, **changes), signed=True)
     with pytest.raises(VerificationError, match=rf"^entry {at}: .*({sentence})"):
         verify(forged, case.key)
 

@@ -142,7 +142,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if run == GUEST:  # the routes refuse this before the ledger is asked
             return
         with self.engine.begin() as connection:
-            assert ledger.seal(connection, self.rules, ledger.Request(run, "req")) == (run not in self.sealed)
+            entry = ledger.seal(connection, self.rules, ledger.Request(run, "req"))
+        assert (json.loads(entry.data)["run"], json.loads(entry.data)["op"]) == (run, "run-sealed")
+        assert (entry.seq == self.entries) == (run not in self.sealed)
         self.entries += run not in self.sealed
         self.sealed.add(run)
 
