@@ -7,6 +7,7 @@ bug of SQLite before 3.51.3 needs two connections that write or checkpoint. The 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,9 @@ def lock_database(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The labels are in it: nobody else on the machine is to read it. SQLite gives its journal the same mode.
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
         # thread_local=False: a test's server thread may release what the main thread took.
         lock = FileLock(f"{path}.lock", timeout=0, thread_local=False)
         lock.acquire()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ from alembic.migration import MigrationContext
 
 from label_service import ledger, runs, tables
 from label_service.answer_key import open_answer_key
-from label_service.database import database_path, migrate, open_reading_engine, open_writing_engine
+from label_service.database import database_path, lock_database, migrate, open_reading_engine, open_writing_engine
 from label_service.errors import DatabaseRefused
 from label_service.seed import read_label_files, seed
 from tests.datasets import make_idx_dataset
@@ -153,3 +154,14 @@ def test_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatabaseRefused, match="9999"):
         migrate(engine)
     engine.dispose()
+
+
+def test_the_database_is_its_owner_s_alone(tmp_path: Path) -> None:
+    """Labels lie in it: the file and its journal are made with mode 0600, whatever the umask."""
+    path = tmp_path / "labels.sqlite3"
+    with lock_database(path):
+        engine = open_writing_engine(path, 0.1)
+        migrate(engine)
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.glob("labels.sqlite3*")}
+        engine.dispose()
+    assert {modes["labels.sqlite3"], modes["labels.sqlite3-wal"]} == {0o600}
