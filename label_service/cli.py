@@ -139,6 +139,7 @@ def serve(
     rate_limit_labels_per_minute: Annotated[int | None, _setting("rate_limit_labels_per_minute")] = None,
     max_body_bytes: Annotated[int | None, _setting("max_body_bytes")] = None,
     queue_size: Annotated[int | None, _setting("queue_size")] = None,
+    max_group: Annotated[int | None, _setting("max_group")] = None,
     busy_timeout_s: Annotated[float | None, _setting("busy_timeout_s")] = None,
 ) -> None:
     """Serve the labels; seeds an empty database from the data folder first.

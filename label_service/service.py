@@ -213,7 +213,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         stack.callback(reading.dispose)
         reader, metrics = LogReader(reading), Metrics()
         log = open_signed_log(engine, path.with_suffix(".key"), _heads_folder(settings, path), dataset.log_id)
-        writer = Writer(engine, log, settings.queue_size, metrics.observe_commit)
+        writer = Writer(engine, log, settings.queue_size, settings.max_group, metrics.observe_commit)
         stack.callback(writer.close)
         metrics.watch(lambda: writer.waiting, reader.entries_count)
         logger.info(

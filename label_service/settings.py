@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
     queue_size: int = Field(1024, ge=1, description="Requests that may wait for the writer before new ones get 503.")
+    max_group: int = Field(
+        256, ge=1, description="Most requests in one transaction; more would make the first wait for the last."
+    )
     busy_timeout_s: float = Field(
         5.0, ge=0, le=60, description="Seconds the writer waits for a locked database before it answers 503."
     )

@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
-# More requests than this in one transaction would make the first of them wait for the last.
-MAX_GROUP = 256
 # Four pages of 4 KiB: more than an entry needs, so a database that takes the heartbeat takes an entry.
 HEARTBEAT_FILLER_BYTES = 16 * 1024
 
@@ -55,9 +53,26 @@ class _Job:
 class Writer:
     """Runs work on the writing connection, in order, in its own thread."""
 
-    def __init__(self, engine: Engine, log: SignedLog, queue_size: int, observe: CommitObserver | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        log: SignedLog,
+        queue_size: int,
+        max_group: int,
+        observe: CommitObserver | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            engine: of the one writing connection.
+            log: grows with each commit.
+            queue_size: requests that may wait.
+            max_group: most requests in one transaction.
+            observe: told of each transaction.
+        """
         self._engine = engine
         self._log = log
+        self._max_group = max_group
         self._queue: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
         self._observe = observe
         # Guards the hand-over at the end: after `_closed` is set, no job may enter the queue.
@@ -125,7 +140,7 @@ class Writer:
         jobs: list[_Job] = []
         while job is not None:
             jobs.append(job)
-            if len(jobs) == MAX_GROUP:
+            if len(jobs) == self._max_group:
                 return jobs, False
             try:
                 job = self._queue.get_nowait()
