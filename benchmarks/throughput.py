@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -62,22 +63,32 @@ def service(data: Path, folder: Path, **settings: object) -> Iterator[httpx.Clie
     """Run a service process on a fresh database and answer a client of it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
     environment |= {f"LABEL_SERVICE_{name.upper()}": str(value) for name, value in settings.items()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     url = f"sqlite:///{folder / 'service' / 'labels.sqlite3'}"
     command = [sys.executable, "-m", "label_service", "serve", "--data", str(data), "--other-data"]
-    command += ["--database-url", url, "--port", "0"]
-    with (folder / "service.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        if found is None:
-            raise SystemExit(f"the service did not start; see {folder / 'service.log'}")
+    command += ["--database-url", url, "--port", str(port)]
+    base_url = f"http://127.0.0.1:{port}"
+    with (folder / "service.log").open("w") as log, httpx.Client(base_url=base_url, timeout=30.0) as client:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
-            with httpx.Client(base_url=found[0].rstrip("."), timeout=30.0) as client:
-                yield client
+            while not answers(client):
+                if process.poll() is not None:
+                    raise SystemExit(f"the service did not start: {(folder / 'service.log').read_text()}")
+                time.sleep(0.1)
+            yield client
         finally:
             process.terminate()
             process.wait()
-            process.stdout.close()
+
+
+def answers(client: httpx.Client) -> bool:
+    """Tell whether the service is ready."""
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def open_run(client: httpx.Client) -> dict[str, str]:
