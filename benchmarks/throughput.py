@@ -111,7 +111,7 @@ def load(client: httpx.Client, folder: Path, clients: int, seconds: int) -> Load
     token = open_run(client)["Authorization"]
     command = ["wrk", "-t", str(threads), "-c", str(clients), "-d", f"{seconds}s", "--latency", "--timeout", "30s"]
     command += ["-s", str(script), "-H", f"Authorization: {token}", str(client.base_url)]
-    commits = 'labelmeter_commits_total{result="committed"}'
+    commits = 'labelmeter_commits_total{result="written"}'
     before, started_s = metric(client, commits), time.monotonic()
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     elapsed_s = time.monotonic() - started_s

@@ -20,6 +20,11 @@ from label_service import tables
 ENTRY_VERSION = 2
 
 Op = Literal["run-opened", "run-sealed", "budget-changed", "query", "evaluation"]
+# Built once: making a statement anew takes longer than running it.
+_LAST = select(func.max(tables.entries.c.seq))
+_INSERT = insert(tables.entries)
+_INSERT_IDS = insert(tables.entry_ids)
+
 # Outcomes of what was done; any other outcome is the code of the error that refused it.
 DONE = ("opened", "sealed", "changed", "revealed", "replayed", "evaluated")
 
@@ -79,7 +84,7 @@ def append(connection: Connection, draft: Draft, *, log_id: str, label_commitmen
         label_commitment: root of the answer key, base64: every entry binds the labels.
         pool_size: ids from 0 to this, exclusive, are indexed for the filter by id.
     """
-    last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
+    last = connection.execute(_LAST).scalar_one()
     seq = 0 if last is None else last + 1
     document: dict[str, Any] = {
         "v": ENTRY_VERSION,
@@ -100,16 +105,17 @@ def append(connection: Connection, draft: Draft, *, log_id: str, label_commitmen
         document["detail"] = draft.detail
     entry = Entry(seq, canonical_json(document))
     connection.execute(
-        insert(tables.entries).values(
-            seq=seq,
-            entry=entry.data,
-            run_id=draft.run,
-            op=draft.op,
-            outcome=draft.outcome,
-            charged=draft.charged,
-        )
+        _INSERT,
+        {
+            "seq": seq,
+            "entry": entry.data,
+            "run_id": draft.run,
+            "op": draft.op,
+            "outcome": draft.outcome,
+            "charged": draft.charged,
+        },
     )
     rows = [{"label_id": label_id, "seq": seq} for label_id in draft.ids if 0 <= label_id < pool_size]
     if rows:
-        connection.execute(insert(tables.entry_ids), rows)
+        connection.execute(_INSERT_IDS, rows)
     return entry

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, exists, func, insert, select, update
 
 from label_service import tables
 from label_service.answer_key import AnswerKey
@@ -21,6 +21,31 @@ from label_service.entries import Draft, Entry, Op, append, canonical_json, now
 from label_service.errors import Problem, UnknownId
 from label_service.idempotency import find_key, keep_key
 from label_service.limits import RunState, Totals, refuse_ended, refuse_evaluation, refuse_reveal
+
+# Statements are built once: making one anew takes longer than running it.
+_RUN = select(
+    tables.runs, exists().where(tables.evaluations.c.run_id == tables.runs.c.run_id).label("evaluated")
+).where(tables.runs.c.run_id == bindparam("run"))
+_EVALUATED_AT = (
+    select(tables.evaluations.c.budget)
+    .where(tables.evaluations.c.run_id == bindparam("run"))
+    .order_by(tables.evaluations.c.number)
+)
+_pool = tables.pool_labels.c
+_WITH_REVEAL = select(_pool.id, _pool.label, tables.reveals.c.seq).select_from(
+    tables.pool_labels.outerjoin(
+        tables.reveals,
+        and_(tables.reveals.c.label_id == _pool.id, tables.reveals.c.run_id == bindparam("run")),
+    )
+)
+_LABEL = _WITH_REVEAL.where(_pool.id == bindparam("id"))
+_LABELS = _WITH_REVEAL.where(_pool.id.in_(bindparam("ids", expanding=True)))
+_REVEAL = insert(tables.reveals)
+_CHARGE = (
+    update(tables.runs)
+    .where(tables.runs.c.run_id == bindparam("run"))
+    .values(spent=tables.runs.c.spent + bindparam("charged"))
+)
 
 
 @dataclass(frozen=True)
@@ -110,12 +135,9 @@ class Evaluated:
 
 def load_run(connection: Connection, run_id: str) -> RunState:
     """Return a run as it stands in this transaction; the caller has made sure that it exists."""
-    row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one()
-    evaluated = connection.execute(
-        select(tables.evaluations.c.budget)
-        .where(tables.evaluations.c.run_id == run_id)
-        .order_by(tables.evaluations.c.number)
-    ).scalars()
+    row = connection.execute(_RUN, {"run": run_id}).one()
+    # Most runs that ask have not been evaluated yet: the second query is spared them.
+    evaluated = connection.execute(_EVALUATED_AT, {"run": run_id}).scalars() if row.evaluated else ()
     return RunState(
         run_id=run_id,
         budget=row.budget,
@@ -141,13 +163,13 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
     """
     asked = list(dict.fromkeys(ids))
     run = load_run(connection, request.run_id)
-    fingerprint = sha256(canonical_json({"op": "query", "ids": asked}))
+    fingerprint = sha256(canonical_json({"op": "query", "ids": asked})) if request.key is not None else ""
     earlier = find_key(connection, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
     unknown = [label_id for label_id in asked if not 0 <= label_id < rules.pool_size]
     known = [] if unknown else asked
-    held = _held(connection, request.run_id, known)
+    labels, held = _labels(connection, rules.answer_key, request.run_id, known)
     new = [label_id for label_id in known if label_id not in held]
     refusal = (
         refuse_ended(run) or _refuse_unknown(unknown, rules) or refuse_reveal(run, _totals(connection, rules), len(new))
@@ -159,17 +181,13 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
         connection, rules, run, request, "query", "revealed" if new else "replayed", ids=asked, charged=len(new)
     )
     if new:
-        connection.execute(
-            insert(tables.reveals), [{"run_id": run.run_id, "label_id": label_id, "seq": entry.seq} for label_id in new]
-        )
-        connection.execute(
-            update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(spent=tables.runs.c.spent + len(new))
-        )
+        revealed = [{"run_id": run.run_id, "label_id": label_id, "seq": entry.seq} for label_id in new]
+        connection.execute(_REVEAL, revealed)
+        connection.execute(_CHARGE, {"run": run.run_id, "charged": len(new)})
     charged_by, spent = (earlier.seq, earlier.spent) if earlier else (entry.seq, run.spent + len(new))
     if earlier is None:
         keep_key(connection, request.run_id, request.key, fingerprint, entry.seq)
     charged = {label_id for label_id, at in held.items() if at == charged_by} if earlier else set(new)
-    labels = _labels(connection, rules.answer_key, asked)
     return Revealed(
         run_id=run.run_id,
         labels=tuple(RevealedLabel(label_id, labels[label_id], label_id in charged) for label_id in asked),
@@ -272,22 +290,18 @@ def _append(
     return rules.append(connection, draft)
 
 
-def _held(connection: Connection, run_id: str, ids: Sequence[int]) -> dict[int, int]:
-    """Return which of the ids the run has already, each with the number of the entry that charged it."""
-    found = select(tables.reveals.c.label_id, tables.reveals.c.seq).where(
-        tables.reveals.c.run_id == run_id, tables.reveals.c.label_id.in_(ids)
-    )
-    return {row.label_id: row.seq for row in connection.execute(found)}
-
-
-def _labels(connection: Connection, key: AnswerKey, ids: Sequence[int]) -> dict[int, int]:
-    pool = tables.pool_labels.c
-    found = connection.execute(select(pool.id, pool.label).where(pool.id.in_(ids)))
-    labels = {row.id: row.label for row in found}
-    # Before the commit: a label that was changed in the database is neither charged nor answered.
-    for label_id, label in labels.items():
-        key.require(label_id, label)
-    return labels
+def _labels(
+    connection: Connection, key: AnswerKey, run_id: str, ids: Sequence[int]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the labels of the ids, and which of them the run has already, each with the entry that charged it."""
+    if len(ids) == 1:
+        rows = connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
+    else:
+        rows = connection.execute(_LABELS, {"run": run_id, "ids": list(ids)}).all()
+    for row in rows:
+        # Before the commit: a label that was changed in the database is neither charged nor answered.
+        key.require(row.id, row.label)
+    return {row.id: row.label for row in rows}, {row.id: row.seq for row in rows if row.seq is not None}
 
 
 def _totals(connection: Connection, rules: Rules) -> Totals:

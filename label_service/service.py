@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 
 from label_service import ledger, runs
 from label_service.answer_key import AnswerKey, open_answer_key
@@ -76,6 +77,7 @@ class LabelService:
         self.writer = writer
         self.metrics = metrics
         self.rules = rules
+        self._token_hashes: dict[str, str] = {}
         self._buckets: dict[str, TokenBucket] = {}
         # Keys whose first request is still being answered. Touched by the event loop's thread only.
         self._keys_in_use: set[tuple[str, str]] = set()
@@ -140,6 +142,16 @@ class LabelService:
             entries=[entry.decode("ascii") for entry in self.reader.export(size)],
             heads=[EarlierHead(size=one, signature=signature) for one, signature in self.reader.heads(size)],
         )
+
+    async def token_hash(self, run_id: str) -> str | None:
+        """Return the stored hash of a run's token; None if the run is unknown or has no token."""
+        known = self._token_hashes.get(run_id)
+        if known is None:
+            known = await run_in_threadpool(self.reader.token_hash, run_id)
+            if known is not None:
+                # An unknown run is not remembered: it may be opened later, and strangers could fill the memory.
+                self._token_hashes[run_id] = known
+        return known
 
     async def ready(self) -> bool:
         """Return whether a log entry could be written now, by writing the heartbeat."""

@@ -47,7 +47,6 @@ class _Job:
     work: Work[Any]
     future: Future[Any]
     result: Any = None
-    error: Exception | None = None
 
 
 class Writer:
@@ -90,8 +89,8 @@ class Writer:
         """Queue work for the next transaction.
 
         Args:
-            work: called with the writing connection inside a transaction. It returns its result, refusals too: what it
-                raises undoes its own changes, entry included.
+            work: called with the writing connection inside a transaction, perhaps more than once if another job of the
+                group fails. It returns its result, refusals too: what it raises undoes its own changes, entry included.
 
         Returns:
             A future that is answered after the commit. It raises `LogNotWritable` if there was none.
@@ -149,27 +148,32 @@ class Writer:
         return jobs, True
 
     def _write(self, jobs: list[_Job]) -> None:
-        started_s = time.monotonic()
-        try:
-            with self._engine.connect() as connection, connection.begin():
+        """Commit jobs together; one that fails by a fault of its own is left out and the others are run again."""
+        while jobs:
+            started_s, written = time.monotonic(), False
+            try:
+                with self._engine.connect() as connection, connection.begin():
+                    for job in jobs:
+                        _run(job, connection)
+                    self._log.keep_head(connection)
+                    new = self._log.new_entries(connection)
+                # One signature for the whole group: after the commit, before the first answer.
+                self._log.grow(new)
+                written = True
+            except _JobFault as fault:
+                # The transaction was rolled back. A savepoint for each job would spare the others their second run,
+                # and cost every request of every group a quarter of its time for what happens hardly ever.
+                fault.job.future.set_exception(fault.error)
+                jobs = [job for job in jobs if job is not fault.job]
+                continue
+            except Exception as error:
+                self._fail(jobs, error)
+            else:
                 for job in jobs:
-                    _run_in_savepoint(connection, job)
-                self._log.keep_head(connection)
-                new = self._log.new_entries(connection)
-            # One signature for the whole group: after the commit, before the first answer.
-            self._log.grow(new)
-        except Exception as error:
-            self._fail(jobs, error)
-            written = False
-        else:
-            for job in jobs:
-                if job.error is not None:
-                    job.future.set_exception(job.error)
-                else:
                     job.future.set_result(job.result)
-            written = True
-        if self._observe is not None:
-            self._observe(len(jobs), time.monotonic() - started_s, written)
+            if self._observe is not None:
+                self._observe(len(jobs), time.monotonic() - started_s, written)
+            return
 
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
         reason = getattr(error, "orig", None) or error
@@ -187,18 +191,22 @@ class Writer:
             )
 
 
-def _run_in_savepoint(connection: Connection, job: _Job) -> None:
-    """Run one job so that a fault in it undoes that job only; a database error or a changed label undoes the group."""
-    savepoint = connection.begin_nested()
+class _JobFault(Exception):  # noqa: N818 - a signal between the functions of this module, no error
+    """A job raised; the fault is its own."""
+
+    def __init__(self, job: _Job, error: Exception) -> None:
+        super().__init__()
+        self.job, self.error = job, error
+
+
+def _run(job: _Job, connection: Connection) -> None:
+    """Run one job. A database error, or labels that were changed, are everybody's; any other fault is the job's."""
     try:
         job.result = job.work(connection)
     except (SQLAlchemyError, LogChanged):
         raise
     except Exception as error:
-        savepoint.rollback()
-        job.error = error
-    else:
-        savepoint.commit()
+        raise _JobFault(job, error) from error
 
 
 def _heartbeat(connection: Connection) -> None:

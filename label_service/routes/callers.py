@@ -55,8 +55,8 @@ def bearer_token(request: Request) -> str | None:
     return found.group(1)
 
 
-# A plain function: FastAPI runs it in a thread, since it reads the database.
-def caller(request: Request) -> str:
+# async, with a thread for the database only the first time a run is met: its token never changes.
+async def caller(request: Request) -> str:
     """Return the run id of the caller: the token's run, or `guest` if no token was sent.
 
     Raises:
@@ -67,7 +67,7 @@ def caller(request: Request) -> str:
         request.state.run_id = GUEST
         return GUEST
     run_id = run_of(token)
-    stored = _service(request).reader.token_hash(run_id)
+    stored = await _service(request).token_hash(run_id)
     if stored is None or not matches(token, stored):
         raise InvalidToken("No run has this token; send the token that opening the run answered, or none at all.")
     request.state.run_id = run_id
