@@ -1,4 +1,4 @@
-"""The database: engines, PRAGMAs, migrations, and the lock that keeps a second service away.
+"""The SQLite file: engines, PRAGMAs and the lock that keeps a second service away. And the migrations of any database.
 
 Two engines on one file. The writing one has exactly one connection, used by the writer's thread only: the WAL-reset
 bug of SQLite before 3.51.3 needs two connections that write or checkpoint. The reading one opens the file with

@@ -132,6 +132,12 @@ class LogReader:
                 select(tables.runs.c.token_sha256).where(tables.runs.c.run_id == run_id)
             ).scalar_one_or_none()
 
+    def size(self) -> int:
+        """Return the number of entries by the last one's number: numbers have no gap."""
+        with self._engine.connect() as connection:
+            last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
+        return 0 if last is None else last + 1
+
     def entries_count(self) -> int:
         """Return the number of entries."""
         with self._engine.connect() as connection:
