@@ -17,6 +17,8 @@ from label_service.settings import Settings
 from tests.datasets import make_idx_dataset
 from tests.integration.conftest import RunningService, run_service
 
+pytestmark = pytest.mark.every_database
+
 ENTRY_FIELDS = {
     "v", "seq", "ts", "log_id", "run", "op", "ids", "outcome", "charged", "spent", "budget", "request_id",
     "label_commitment",

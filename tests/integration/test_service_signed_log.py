@@ -24,6 +24,8 @@ from label_service.service import open_service
 from label_service.settings import Settings
 from tests.integration.conftest import RunningService, run_service
 
+pytestmark = pytest.mark.every_database
+
 Make = Callable[..., Settings]
 
 
