@@ -144,7 +144,7 @@ class LabelService:
             LogNotWritable: the tree cannot be brought up to date.
         """
         if self.shared and await asyncio.to_thread(self.reader.size) > self.log.head.checkpoint.size:
-            # A transaction of no work: the writer reads what is new at its end, and signs it.
+            # A transaction of no work: the writer takes in what is new before it would begin.
             await self._write(_do_nothing)
 
     async def head(self) -> SignedHead:

@@ -169,18 +169,19 @@ class SignedLog:
         head: the newest signed head.
     """
 
-    def __init__(self, connection: Connection, key: SigningKey, heads: RememberedHeads) -> None:
+    def __init__(self, connection: Connection, key: SigningKey, heads: RememberedHeads, shared: bool = False) -> None:
         """Make the tree of the database's entries, check it against the remembered head, and sign it.
 
         Args:
             connection: inside a transaction.
             key: signs; its name is the log's origin.
             heads: remembers what was signed.
+            shared: other workers append to the same log.
 
         Raises:
             DatabaseRefused: the database does not grow from the newest remembered head.
         """
-        self._key, self._heads = key, heads
+        self._key, self._heads, self._shared = key, heads, shared
         self.verifier = key.verifier
         self._tree = MerkleTree(leaf_hash(entry) for entry in _read(connection, 0))
         remembered = heads.newest(self.verifier)
@@ -191,6 +192,18 @@ class SignedLog:
         self._doubtful = False
         # The size whose head is stored; it is stored with the commit after its own.
         self._kept = 0
+
+    def catch_up(self, connection: Connection) -> None:
+        """Take in and sign what other workers have committed, inside a transaction that keeps them from writing.
+
+        Done before any work, so that the head that this transaction grows from is known and can be kept.
+
+        Raises:
+            LogChanged: the signed entries are not there any more.
+            OSError: the head cannot be remembered.
+        """
+        if self._shared and (new := self.new_entries(connection)):
+            self.grow(new)
 
     def new_entries(self, connection: Connection) -> list[bytes]:
         """Read the entries that the tree does not hold yet, inside the transaction that appended them.
@@ -337,6 +350,6 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
         with engine.begin() as connection:
             answered = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
             key = load_key(key_path, log_id, may_make=not shared or not answered)
-            return SignedLog(connection, key, RememberedHeads(heads_path, shared))
+            return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared)
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error

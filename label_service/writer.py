@@ -152,6 +152,7 @@ class Writer:
         started_s = time.monotonic()
         try:
             with self._engine.connect() as connection, connection.begin():
+                self._log.catch_up(connection)
                 for job in jobs:
                     _run_in_savepoint(connection, job)
                 self._log.keep_head(connection)
