@@ -20,7 +20,13 @@ from typing import Any, Protocol
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from label_service.database import database_path, lock_database, open_reading_engine, open_writing_engine
+from label_service.database import (
+    database_path,
+    lock_database,
+    open_reading_engine,
+    open_writing_engine,
+    reason_of,
+)
 from label_service.errors import DatabaseRefused
 from label_service.settings import Settings
 
@@ -175,8 +181,9 @@ class PostgresDatabase:
                     logger.warning("the server of %s runs with fsync off: a power cut may lose entries", self.name)
                 return f"PostgreSQL {connection.exec_driver_sql('SHOW server_version').scalar_one()}"
         except SQLAlchemyError as error:
-            reason = " ".join(str(getattr(error, "orig", error)).split())
-            raise DatabaseRefused(f"{self.name} cannot be reached ({reason}); check the URL and the server.") from error
+            raise DatabaseRefused(
+                f"{self.name} cannot be reached ({reason_of(error)}); check the URL and the server."
+            ) from error
         finally:
             engine.dispose()
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.backends import find_database
+from label_service.database import reason_of
 from label_service.errors import DatabaseRefused, SetupError
 from label_service.settings import Settings
 
@@ -172,9 +173,7 @@ def export(
                 for entry in LogReader(engine).export():
                     target.write(entry + b"\n")
         except (SQLAlchemyError, OSError) as error:
-            raise DatabaseRefused(
-                f"The log of {database.name} cannot be exported ({error.__cause__ or error})."
-            ) from error
+            raise DatabaseRefused(f"The log of {database.name} cannot be exported ({reason_of(error)}).") from error
         finally:
             engine.dispose()
 

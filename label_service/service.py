@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from label_service import ledger, runs
 from label_service.answer_key import AnswerKey, open_answer_key
 from label_service.backends import find_database, heads_path, key_path
-from label_service.database import migrate
+from label_service.database import migrate, reason_of
 from label_service.entries import Entry
 from label_service.errors import (
     DatabaseRefused,
@@ -234,9 +234,8 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
                 rules = _rules(settings, dataset, open_answer_key(connection))
                 runs.set_guest_budget(connection, rules, settings.guest_budget)
         except SQLAlchemyError as error:
-            reason = getattr(error, "orig", error)
             raise DatabaseRefused(
-                f"{database.name} cannot be written ({reason}); check disk space and permissions."
+                f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
             ) from error
         reading = database.open_reading_engine()
         stack.callback(reading.dispose)
