@@ -95,9 +95,7 @@ def run_service(settings: Settings) -> Iterator[RunningService]:
     with ExitStack() as stack:
         stack.callback(listener.close)
         services = [stack.enter_context(open_service(settings)) for _ in range(settings.workers)]
-        for service in services:
-            # A socket of its own, because a server closes what it was given.
-            stack.enter_context(run_server(service, listener.dup()))
+        stack.enter_context(run_servers(services, listener))
         base_url = "http://{}:{}".format(*listener.getsockname()[:2])
         limits = httpx.Limits() if settings.workers == 1 else httpx.Limits(max_keepalive_connections=0)
         client = stack.enter_context(httpx.Client(base_url=base_url, timeout=30.0, limits=limits))
@@ -105,20 +103,27 @@ def run_service(settings: Settings) -> Iterator[RunningService]:
 
 
 @contextmanager
-def run_server(service: LabelService, listener: socket.socket) -> Iterator[None]:
-    """Let a service answer on a socket until the block ends."""
-    server = make_server(service)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
+def run_servers(services: list[LabelService], listener: socket.socket) -> Iterator[None]:
+    """Let services answer on one socket until the block ends."""
+    servers = [make_server(service) for service in services]
+    # Each has a socket of its own, because a server closes what it was given.
+    threads = [
+        threading.Thread(target=server.run, kwargs={"sockets": [listener.dup()]}, daemon=True) for server in servers
+    ]
+    for thread in threads:
+        thread.start()
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not server.started:
-            assert thread.is_alive() and time.monotonic() < deadline_s, "the service did not start"
+        while not all(server.started for server in servers):
+            assert all(thread.is_alive() for thread in threads), "the service did not start"
+            assert time.monotonic() < deadline_s, "the service did not start"
             time.sleep(0.01)
         yield
     finally:
-        server.should_exit = True
-        thread.join(START_TIMEOUT_S)
+        for server in servers:
+            server.should_exit = True
+        for thread in threads:
+            thread.join(START_TIMEOUT_S)
 
 
 @pytest.fixture(scope="session")
