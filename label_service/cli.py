@@ -12,7 +12,8 @@ import typer
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from label_service.database import database_path, open_reading_engine
+from label_service.backends import find_database
+from label_service.database import reason_of
 from label_service.errors import DatabaseRefused, SetupError
 from label_service.settings import Settings
 
@@ -119,7 +120,7 @@ def seed(
         read_label_files(settings.data, settings.other_data)
         with open_service(settings) as service:
             dataset = service.dataset
-    say(f"{database_path(settings.database_url)} holds {dataset.name}: {dataset.pool_size:,} labels to ask for.")
+    say(f"{find_database(settings).name} holds {dataset.name}: {dataset.pool_size:,} labels to ask for.")
 
 
 @app.command()
@@ -129,6 +130,8 @@ def serve(
     data: Annotated[Path | None, _setting("data")] = None,
     other_data: Annotated[bool | None, _setting("other_data", "--other-data")] = None,
     database_url: Annotated[str | None, _setting("database_url")] = None,
+    workers: Annotated[int | None, _setting("workers")] = None,
+    key_folder: Annotated[Path | None, _setting("key_folder")] = None,
     heads_folder: Annotated[Path | None, _setting("heads_folder")] = None,
     guest_budget: Annotated[int | None, _setting("guest_budget")] = None,
     default_run_budget: Annotated[int | None, _setting("default_run_budget")] = None,
@@ -163,16 +166,14 @@ def export(
     from label_service.log_reader import LogReader
 
     with one_sentence():
-        path = database_path(load_settings(database_url=database_url).database_url)
-        if not path.is_file():
-            raise DatabaseRefused(f"{path} does not exist; seed or serve makes it.")
-        engine = open_reading_engine(path)
+        database = find_database(load_settings(database_url=database_url))
+        engine = database.open_reading_engine()
         try:
             with out.open("wb") if out is not None else nullcontext(sys.stdout.buffer) as target:
                 for entry in LogReader(engine).export():
                     target.write(entry + b"\n")
         except (SQLAlchemyError, OSError) as error:
-            raise DatabaseRefused(f"The log of {path} cannot be exported ({error.__cause__ or error}).") from error
+            raise DatabaseRefused(f"The log of {database.name} cannot be exported ({reason_of(error)}).") from error
         finally:
             engine.dispose()
 

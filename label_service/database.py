@@ -1,4 +1,4 @@
-"""The database: engines, PRAGMAs, migrations, and the lock that keeps a second service away.
+"""The SQLite file: engines, PRAGMAs and the lock that keeps a second service away. And the migrations of any database.
 
 Two engines on one file. The writing one has exactly one connection, used by the writer's thread only: the WAL-reset
 bug of SQLite before 3.51.3 needs two connections that write or checkpoint. The reading one opens the file with
@@ -123,8 +123,13 @@ def open_reading_engine(path: Path) -> Engine:
     return engine
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the schema up to date, in one transaction.
+def reason_of(error: Exception) -> str:
+    """Return the driver's own words on one line: PostgreSQL's have several, and SQLAlchemy adds the statement."""
+    return " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
+
+
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema up to a revision, the newest if none is named, in one transaction.
 
     Raises:
         DatabaseRefused: the file is no database, cannot be written, or is of a newer version.
@@ -136,9 +141,8 @@ def migrate(engine: Engine) -> None:
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
     except (SQLAlchemyError, CommandError) as error:
-        reason = str(error.orig) if isinstance(error, SQLAlchemyError) and hasattr(error, "orig") else str(error)
         raise DatabaseRefused(
-            f"{engine.url.database} cannot be opened as a label database ({reason}); check the path."
+            f"{engine.url.database} cannot be opened as a label database ({reason_of(error)}); check the path."
         ) from error

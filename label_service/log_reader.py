@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, func, select
+from sqlalchemy import Connection, Engine, Row, Select, false, func, select
 
 from label_service import tables
 from label_service.entries import DONE
 
 EXPORT_PAGE = 1000
+# No run and no operation has it in its name, and PostgreSQL takes no text with it, not even to compare.
+_ZERO = "\x00"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class LogReader:
 
     def run(self, run_id: str) -> dict[str, Any] | None:
         """Return the state of one run, or None if there is no such run."""
+        if _ZERO in run_id:
+            return None
         with self._engine.connect() as connection:
             row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one_or_none()
             made = connection.execute(
@@ -132,6 +136,12 @@ class LogReader:
                 select(tables.runs.c.token_sha256).where(tables.runs.c.run_id == run_id)
             ).scalar_one_or_none()
 
+    def size(self) -> int:
+        """Return the number of entries by the last one's number: numbers have no gap."""
+        with self._engine.connect() as connection:
+            last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
+        return 0 if last is None else last + 1
+
     def entries_count(self) -> int:
         """Return the number of entries."""
         with self._engine.connect() as connection:
@@ -141,10 +151,9 @@ class LogReader:
 def _wanted(wanted: Filter, after: int) -> Select[tuple[int, bytes]]:
     entries = tables.entries.c
     query = select(entries.seq, entries.entry).where(entries.seq > after).order_by(entries.seq)
-    if wanted.run is not None:
-        query = query.where(entries.run_id == wanted.run)
-    if wanted.op is not None:
-        query = query.where(entries.op == wanted.op)
+    for column, text in ((entries.run_id, wanted.run), (entries.op, wanted.op)):
+        if text is not None:
+            query = query.where(column == text if _ZERO not in text else false())
     if wanted.label_id is not None:
         asked = select(tables.entry_ids.c.seq).where(tables.entry_ids.c.label_id == wanted.label_id)
         query = query.where(entries.seq.in_(asked))

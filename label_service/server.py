@@ -1,24 +1,38 @@
-"""Serving: listen first, open the service, then run uvicorn with one worker (SQLite takes one writer)."""
+"""Serving: listen first, open the service, then run uvicorn: in this process, or in several that share the socket.
+
+With several workers the first process opens the service once - migrations, seeding, key, checks - so that whatever
+is wrong is told in one sentence before anything is started, and closes it again. It then only starts workers, starts
+those anew that die, and stops them; each worker is a whole service of its own on the same database.
+"""
 
 from __future__ import annotations
 
 import errno
 import logging
 import socket
-import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
 
 from label_service.app import create_app
-from label_service.errors import PortTaken
+from label_service.backends import find_database
+from label_service.errors import PortTaken, SetupError
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 # Longer than the slowest answer: what is being answered at a stop is finished.
 SHUTDOWN_TIMEOUT_S = 10
 BACKLOG = 256
+# A worker that does not answer its supervisor for so long is ended and started anew.
+WORKER_TIMEOUT_S = 30
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -48,18 +62,46 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def make_server(service: LabelService) -> uvicorn.Server:
-    """Return the uvicorn server of an open service. It logs nothing of its own but warnings."""
-    config = uvicorn.Config(
-        create_app(service),
+def configure(app: Any, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - what uvicorn takes: an app, or what makes one
+    """Return uvicorn's configuration. It logs nothing of its own but warnings."""
+    return uvicorn.Config(
+        app,
         access_log=False,
         log_config=None,
         log_level="warning",
-        lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        **more,
     )
-    return uvicorn.Server(config)
+
+
+def make_server(service: LabelService) -> uvicorn.Server:
+    """Return the uvicorn server of an open service."""
+    return uvicorn.Server(configure(create_app(service), lifespan="off"))
+
+
+def open_worker(settings: Settings) -> FastAPI:
+    """Open a service in a worker process and return its application, which closes it when the worker stops.
+
+    Raises:
+        SystemExit: the service cannot be opened, such as while the database is away; the supervisor tries again.
+    """
+    configure_logging()
+    stack = ExitStack()
+    try:
+        service = stack.enter_context(open_service(settings))
+    except SetupError as error:
+        logger.error("a worker cannot start: %s", error)
+        raise SystemExit(1) from error
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        with stack:
+            yield
+
+    app = create_app(service)
+    app.router.lifespan_context = lifespan
+    return app
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -74,14 +116,32 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         with open_service(settings) as service:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            dataset = service.dataset
+            dataset, several = service.dataset, settings.workers > 1
             say(
                 f"Label service on http://{shown}:{port} - {dataset.name}, {dataset.pool_size:,} labels, "
-                f"SQLite {sqlite3.sqlite_version}. Try: curl http://{shown}:{port}/label/42"
+                f"{find_database(settings).version()}{f', {settings.workers} workers' if several else ''}. "
+                f"Try: curl http://{shown}:{port}/label/42"
             )
-            make_server(service).run(sockets=[listener])
+            if not several:
+                make_server(service).run(sockets=[listener])
+        if several:
+            supervise(settings, listener)
     finally:
         listener.close()
+
+
+def supervise(settings: Settings, listener: socket.socket) -> None:
+    """Run the workers until a signal stops this process; then let them finish what they are answering."""
+    # Called in the worker process; the settings travel there by pickle, so no secret is in an environment or an
+    # argument. A worker that reads a long log answers its supervisor late.
+    config = configure(
+        partial(open_worker, settings),
+        factory=True,
+        lifespan="on",
+        workers=settings.workers,
+        timeout_worker_healthcheck=WORKER_TIMEOUT_S,
+    )
+    Multiprocess(config, sockets=[listener]).run()
 
 
 def configure_logging() -> None:

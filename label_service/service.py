@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -17,13 +15,8 @@ from starlette.concurrency import run_in_threadpool
 
 from label_service import ledger, runs
 from label_service.answer_key import AnswerKey, open_answer_key
-from label_service.database import (
-    database_path,
-    lock_database,
-    migrate,
-    open_reading_engine,
-    open_writing_engine,
-)
+from label_service.backends import find_database, heads_path, key_path
+from label_service.database import migrate, reason_of
 from label_service.entries import Entry
 from label_service.errors import (
     DatabaseRefused,
@@ -39,7 +32,7 @@ from label_service.metrics import Metrics
 from label_service.schemas import EarlierHead, Evidence
 from label_service.seed import DatasetInfo, load_info, read_label_files, seed
 from label_service.settings import Settings
-from label_service.signed_log import SignedLog, open_signed_log
+from label_service.signed_log import SignedHead, SignedLog, open_signed_log
 from label_service.writer import Work, Writer
 
 T = TypeVar("T")
@@ -58,6 +51,7 @@ class LabelService:
         writer: the one writer.
         log: the signed log.
         metrics: this service's counters.
+        shared: other workers write to the same database.
     """
 
     def __init__(
@@ -69,6 +63,7 @@ class LabelService:
         writer: Writer,
         log: SignedLog,
         metrics: Metrics,
+        shared: bool = False,
     ) -> None:
         self.settings = settings
         self.dataset = dataset
@@ -76,6 +71,7 @@ class LabelService:
         self.log = log
         self.writer = writer
         self.metrics = metrics
+        self.shared = shared
         self.rules = rules
         self._token_hashes: dict[str, str] = {}
         self._buckets: dict[str, TokenBucket] = {}
@@ -153,6 +149,36 @@ class LabelService:
                 self._token_hashes[run_id] = known
         return known
 
+    async def catch_up(self) -> None:
+        """Take in and sign what other workers have committed; where there are none, there is nothing to do.
+
+        Raises:
+            LogNotWritable: the tree cannot be brought up to date.
+        """
+        if self.shared and await asyncio.to_thread(self.reader.size) > self.log.head.checkpoint.size:
+            # A transaction of no work: the writer takes in what is new before it would begin.
+            await self._write(_do_nothing)
+
+    async def head(self) -> SignedHead:
+        """Return the newest signed head; with other workers, one over everything that is committed now.
+
+        A client that got a head from one worker and asks another must not be shown an older one.
+
+        Raises:
+            LogNotWritable: the tree cannot be brought up to date.
+        """
+        await self.catch_up()
+        return self.log.head
+
+    async def cover(self, size: int) -> None:
+        """Make sure that `size` entries are under a head, if they are committed, by whichever worker.
+
+        Raises:
+            LogNotWritable: the tree cannot be brought up to date.
+        """
+        if size > self.log.head.checkpoint.size:
+            await self.catch_up()
+
     async def ready(self) -> bool:
         """Return whether a log entry could be written now, by writing the heartbeat."""
         try:
@@ -207,11 +233,12 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         DatabaseRefused: the database cannot be used, or holds another data set than the folder.
         DataRefused: the database is empty and the data folder cannot fill it.
     """
-    path = database_path(settings.database_url)
+    database = find_database(settings)
     with ExitStack() as stack:
-        stack.enter_context(lock_database(path))
-        engine = open_writing_engine(path, settings.busy_timeout_s)
+        stack.enter_context(database.hold())
+        engine = database.open_writing_engine()
         stack.callback(engine.dispose)
+        version = database.version()
         migrate(engine)
         try:
             with engine.begin() as connection:
@@ -219,25 +246,32 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
                 rules = _rules(settings, dataset, open_answer_key(connection))
                 runs.set_guest_budget(connection, rules, settings.guest_budget)
         except SQLAlchemyError as error:
-            reason = getattr(error, "orig", error)
-            raise DatabaseRefused(f"{path} cannot be written ({reason}); check disk space and permissions.") from error
-        reading = open_reading_engine(path)
+            raise DatabaseRefused(
+                f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
+            ) from error
+        reading = database.open_reading_engine()
         stack.callback(reading.dispose)
         reader, metrics = LogReader(reading), Metrics()
-        log = open_signed_log(engine, path.with_suffix(".key"), _heads_folder(settings, path), dataset.log_id)
+        log = open_signed_log(
+            engine,
+            key_path(settings, database, dataset.log_id),
+            heads_path(settings, database, dataset.log_id),
+            dataset.log_id,
+            database.shared,
+        )
         writer = Writer(engine, log, settings.queue_size, settings.max_group, metrics.observe_commit)
         stack.callback(writer.close)
         metrics.watch(lambda: writer.waiting, reader.entries_count)
         logger.info(
-            "%s: %d labels in %s, log %s, key %s, SQLite %s",
+            "%s: %d labels in %s, log %s, key %s, %s",
             dataset.name,
             dataset.pool_size,
-            path,
+            database.name,
             dataset.log_id,
             log.verifier.vkey,
-            sqlite3.sqlite_version,
+            version,
         )
-        yield LabelService(settings, dataset, rules, reader, writer, log, metrics)
+        yield LabelService(settings, dataset, rules, reader, writer, log, metrics, database.shared)
 
 
 def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
@@ -253,8 +287,8 @@ def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
     return seed(connection, files)
 
 
-def _heads_folder(settings: Settings, database: Path) -> Path:
-    return settings.heads_folder or database.parent.with_name(database.parent.name + "-heads")
+def _do_nothing(_connection: Connection) -> None:
+    pass
 
 
 def _rules(settings: Settings, dataset: DatasetInfo, key: AnswerKey) -> ledger.Rules:

@@ -16,7 +16,7 @@ MAX_IDS_PER_BATCH = 1000
 
 
 class Settings(BaseSettings):
-    """Settings of one service process. Numbers without a unit in the name count labels, runs or evaluations."""
+    """Settings of one service. Numbers without a unit in the name count labels, runs or evaluations."""
 
     # env_ignore_empty: `LABEL_SERVICE_X=` in a compose file means "not set".
     model_config = SettingsConfigDict(
@@ -24,12 +24,20 @@ class Settings(BaseSettings):
     )
 
     database_url: str = Field(
-        "sqlite:///data/service/labels.sqlite3", description="Where labels, runs and the log are kept (SQLite)."
+        "sqlite:///data/service/labels.sqlite3",
+        description="Where labels, runs and the log are kept: an SQLite file, or a PostgreSQL database such as "
+        "postgresql+psycopg://user@host/database.",
+    )
+    workers: int = Field(1, ge=1, le=64, description="Processes that serve; more than one needs PostgreSQL.")
+    key_folder: Path | None = Field(
+        None,
+        description="Folder of the log's signing key. Empty: the SQLite file's folder; with PostgreSQL, the folder "
+        "`service` in the data folder.",
     )
     heads_folder: Path | None = Field(
         None,
         description="Where signed heads of the log are remembered; best on another volume than the database. Empty: "
-        "beside the database's folder, under its name with -heads.",
+        "beside the key's folder, under its name with -heads.",
     )
     data: Path = Field(Path("data"), description="Folder made by `prepare`, or its labels folder; used to seed.")
     other_data: bool = Field(False, description="Accept label files that are not the known Fashion-MNIST files.")

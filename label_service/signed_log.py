@@ -7,17 +7,24 @@ that does not grow from the newest remembered head is refused: it is older, or a
 
 The writer's thread is the only one that grows the tree. Others read it for sizes that have been signed, which do not
 change any more.
+
+Several workers on one database hold a tree each. A tree takes in whatever was committed since it last grew, by
+whichever worker, inside a transaction that keeps all others from writing. All sign with one key, and Ed25519 is
+deterministic, so heads of one size are one head. What a worker committed and died before signing, the next one signs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, exists, insert, literal, select
+from filelock import FileLock
+from sqlalchemy import Connection, Engine, exists, func, insert, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import tables
@@ -32,6 +39,10 @@ ORIGIN_PREFIX = "labelmeter/"
 # Heads are remembered one after the other; beyond this the file is begun anew.
 _MAX_HEADS_BYTES = 1_000_000
 _SEPARATOR = "\x00\n"
+# A note of three lines and a signature, to its last newline: whatever else stands between separators was torn.
+_WHOLE_HEAD = re.compile(r"[^\n]+\n([0-9]{1,18})\n[^\n]+\n\n[^\n]+\n")
+# Workers wait for one another this long; each holds the file for one short write.
+_FILE_LOCK_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -67,28 +78,35 @@ class Receipt:
 class RememberedHeads:
     """The file that remembers signed heads, outside the database's folder.
 
-    Heads are appended, so that a crash in the middle costs the last one at most: a torn end is not read.
+    Heads are appended, so that a crash in the middle costs the last one at most: a torn one is not read. Workers append
+    in whatever order they come, so the newest head is the largest one, wherever it stands; a lock beside the file keeps
+    them from appending to a file that another one is replacing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shared: bool = False) -> None:
+        """Name the file; `shared` says that other processes use it too."""
         self._path = path
+        # thread_local=False: made in the thread that opens the service, used by the writer's.
+        lock = FileLock(f"{path}.lock", timeout=_FILE_LOCK_TIMEOUT_S, thread_local=False)
+        self._lock: AbstractContextManager[object] = lock if shared else nullcontext()
 
     def newest(self, verifier: Verifier) -> Checkpoint | None:
-        """Return the newest head that is whole, or None if there is none yet.
+        """Return the largest head that is whole, or None if there is none yet.
 
         Raises:
-            DatabaseRefused: the file cannot be read, or its newest whole head is not this key's.
+            DatabaseRefused: the file cannot be read, or its largest whole head is not this key's.
         """
         try:
-            *whole, _torn = self._path.read_text(encoding="utf-8", errors="replace").split(_SEPARATOR)
-        except FileNotFoundError:
-            return None
+            with self._lock:
+                whole = self._whole()
         except OSError as error:
-            raise DatabaseRefused(f"{self._path} cannot be read ({error.strerror}); check its permissions.") from error
+            raise DatabaseRefused(
+                f"{self._path} cannot be read ({error.strerror or error}); check its permissions."
+            ) from error
         if not whole:
             return None
         try:
-            return Checkpoint.open(whole[-1], verifier)
+            return Checkpoint.open(max(whole, key=_size), verifier)
         except VerificationError as error:
             raise DatabaseRefused(
                 f"The newest head in {self._path} is not one that this log's key has signed ({error}); "
@@ -96,32 +114,51 @@ class RememberedHeads:
             ) from error
 
     def begin(self, note: str) -> None:
-        """Begin the file anew with one head, whole or not at all.
+        """Begin the file anew with one head, whole or not at all: this one, or a larger one of another worker.
 
         Raises:
             DatabaseRefused: it cannot be written.
         """
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._path.with_name(self._path.name + ".new")
-            with fresh.open("w", encoding="utf-8") as file:
-                file.write(note + _SEPARATOR)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self._path)
+            with self._lock:
+                self._begin(note)
         except OSError as error:
             raise DatabaseRefused(
-                f"{self._path}, which remembers signed heads, cannot be written ({error.strerror}); "
+                f"{self._path}, which remembers signed heads, cannot be written ({error.strerror or error}); "
                 "choose another place with LABEL_SERVICE_HEADS_FOLDER."
             ) from error
 
     def remember(self, note: str) -> None:
         """Append a head. It is not synced: a power cut may forget the newest ones, which only makes the file older."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(note + _SEPARATOR)
-            full = file.tell() > _MAX_HEADS_BYTES
-        if full:
-            self.begin(note)
+        with self._lock:
+            with self._path.open("a", encoding="utf-8") as file:
+                # A separator on both sides: what a full disk cut off before is not taken for a part of this one.
+                file.write(_SEPARATOR + note + _SEPARATOR)
+                full = file.tell() > _MAX_HEADS_BYTES
+            if full:
+                self._begin(note)
+
+    def _begin(self, note: str) -> None:
+        kept = max([*self._whole(), note], key=_size)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_name(self._path.name + ".new")
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(kept + _SEPARATOR)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+
+    def _whole(self) -> list[str]:
+        try:
+            text = self._path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        return [head for head in text.split(_SEPARATOR) if _WHOLE_HEAD.fullmatch(head)]
+
+
+def _size(note: str) -> int:
+    """Read what size a whole head says it has; its signature is another matter."""
+    return int(note.split("\n", 2)[1])
 
 
 class SignedLog:
@@ -132,18 +169,19 @@ class SignedLog:
         head: the newest signed head.
     """
 
-    def __init__(self, connection: Connection, key: SigningKey, heads: RememberedHeads) -> None:
+    def __init__(self, connection: Connection, key: SigningKey, heads: RememberedHeads, shared: bool = False) -> None:
         """Make the tree of the database's entries, check it against the remembered head, and sign it.
 
         Args:
             connection: inside a transaction.
             key: signs; its name is the log's origin.
             heads: remembers what was signed.
+            shared: other workers append to the same log.
 
         Raises:
             DatabaseRefused: the database does not grow from the newest remembered head.
         """
-        self._key, self._heads = key, heads
+        self._key, self._heads, self._shared = key, heads, shared
         self.verifier = key.verifier
         self._tree = MerkleTree(leaf_hash(entry) for entry in _read(connection, 0))
         remembered = heads.newest(self.verifier)
@@ -154,6 +192,18 @@ class SignedLog:
         self._doubtful = False
         # The size whose head is stored; it is stored with the commit after its own.
         self._kept = 0
+
+    def catch_up(self, connection: Connection) -> None:
+        """Take in and sign what other workers have committed, inside a transaction that keeps them from writing.
+
+        Done before any work, so that the head that this transaction grows from is known and can be kept.
+
+        Raises:
+            LogChanged: the signed entries are not there any more.
+            OSError: the head cannot be remembered.
+        """
+        if self._shared and (new := self.new_entries(connection)):
+            self.grow(new)
 
     def new_entries(self, connection: Connection) -> list[bytes]:
         """Read the entries that the tree does not hold yet, inside the transaction that appended them.
@@ -254,17 +304,23 @@ def _read(connection: Connection, start: int) -> list[bytes]:
     return [entry if isinstance(entry, bytes) else b"" for entry in connection.execute(found).scalars()]
 
 
-def load_key(path: Path, log_id: str) -> SigningKey:
+def load_key(path: Path, log_id: str, may_make: bool = True) -> SigningKey:
     """Read the log's signing key, or make it at the log's first start (mode 0600).
 
     Raises:
-        DatabaseRefused: the key cannot be read or written, or belongs to another log.
+        DatabaseRefused: the key cannot be read or written, belongs to another log, or is missing and may not be made.
     """
     origin = ORIGIN_PREFIX + log_id
     try:
         try:
             key = SigningKey.load(path)
         except FileNotFoundError:
+            if not may_make:
+                raise DatabaseRefused(
+                    f"The log has entries and its signing key is not at {path}; "
+                    "put the key there, or name its folder with LABEL_SERVICE_KEY_FOLDER."
+                ) from None
+            path.parent.mkdir(parents=True, exist_ok=True)
             key = SigningKey.generate(origin)
             key.save(path)
             logger.info("made the log's signing key; pin its public half: %s", key.verifier.vkey)
@@ -276,15 +332,24 @@ def load_key(path: Path, log_id: str) -> SigningKey:
     return key
 
 
-def open_signed_log(engine: Engine, key_path: Path, heads_folder: Path, log_id: str) -> SignedLog:
+def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: str, shared: bool = False) -> SignedLog:
     """Open a database's signed log.
+
+    Args:
+        engine: the writing one; its transaction keeps other workers from making a key at the same time.
+        key_path: the signing key's file.
+        heads_path: the file of remembered heads.
+        log_id: the log's id.
+        shared: other workers write to the same log. A shared database does not lie beside its key, so a key that is
+            not found is made only for a log that has answered nobody yet: nothing but the guest's opening is in it.
 
     Raises:
         DatabaseRefused: key, remembered head and database do not belong together, or cannot be read.
     """
-    key = load_key(key_path, log_id)
     try:
         with engine.begin() as connection:
-            return SignedLog(connection, key, RememberedHeads(heads_folder / f"{log_id}.heads"))
+            answered = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
+            key = load_key(key_path, log_id, may_make=not shared or not answered)
+            return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared)
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error

@@ -153,6 +153,7 @@ class Writer:
             started_s, written = time.monotonic(), False
             try:
                 with self._engine.connect() as connection, connection.begin():
+                    self._log.catch_up(connection)
                     for job in jobs:
                         _run(job, connection)
                     self._log.keep_head(connection)

@@ -9,8 +9,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
-from label_service.errors import NotSigned
+from label_service.errors import LogNotWritable, NotSigned
 from label_service.log_reader import Filter
 from label_service.merkle import encode_hash
 from label_service.openapi import problems
@@ -63,11 +64,12 @@ def export_log(service: Service) -> StreamingResponse:
     return StreamingResponse(_lines(service.reader.export()), media_type="application/x-ndjson", headers=NO_STORE)
 
 
-@router.get("/evidence", responses=problems())
-def read_evidence(service: Service, response: Response) -> Evidence:
+@router.get("/evidence", responses=problems(LogNotWritable))
+async def read_evidence(service: Service, response: Response) -> Evidence:
     """Answer the whole log under its newest signed head: what `verify` reads. Nothing is logged."""
+    await service.catch_up()
     response.headers.update(NO_STORE)
-    return service.evidence()
+    return await run_in_threadpool(service.evidence)
 
 
 @router.get("/summary", responses=problems())
@@ -87,14 +89,14 @@ async def read_key(service: Service, response: Response) -> KeyAnswer:
 @router.get(
     "/checkpoint",
     response_class=PlainTextResponse,
-    responses={**problems(), 200: {"content": {"text/plain": {}}, "description": "A signed note."}},
+    responses={**problems(LogNotWritable), 200: {"content": {"text/plain": {}}, "description": "A signed note."}},
 )
 async def read_checkpoint(service: Service) -> PlainTextResponse:
     """Answer the newest signed head: a C2SP tlog-checkpoint."""
-    return PlainTextResponse(service.log.head.note, headers=NO_STORE)
+    return PlainTextResponse((await service.head()).note, headers=NO_STORE)
 
 
-@router.get("/proof/inclusion", responses=problems(NotSigned))
+@router.get("/proof/inclusion", responses=problems(LogNotWritable, NotSigned))
 async def prove_inclusion(
     service: Service,
     response: Response,
@@ -102,13 +104,14 @@ async def prove_inclusion(
     size: Annotated[int, Query(ge=1, le=MAX_SEQ, description="Size of the tree to prove it in, such as a head's.")],
 ) -> InclusionAnswer:
     """Prove that an entry is in the log of a signed size."""
+    await service.cover(size)
     with _signed_only():
         proof, root = service.log.inclusion_proof(index, size), service.log.root(size)
     response.headers.update(NO_STORE)
     return InclusionAnswer(index=index, size=size, root=encode_hash(root), proof=[encode_hash(one) for one in proof])
 
 
-@router.get("/proof/consistency", responses=problems(NotSigned))
+@router.get("/proof/consistency", responses=problems(LogNotWritable, NotSigned))
 async def prove_consistency(
     service: Service,
     response: Response,
@@ -116,6 +119,7 @@ async def prove_consistency(
     second: Annotated[int, Query(ge=1, le=MAX_SEQ, description="Size of the newer head.")],
 ) -> ConsistencyAnswer:
     """Prove that the log of one signed size begins with the log of another."""
+    await service.cover(second)
     with _signed_only():
         proof = service.log.consistency_proof(first, second)
         roots = service.log.root(first), service.log.root(second)

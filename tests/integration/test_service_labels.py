@@ -13,6 +13,8 @@ from label_service.settings import Settings
 from tests.datasets import read_pool_labels
 from tests.integration.conftest import RunningService, run_service
 
+pytestmark = pytest.mark.every_database
+
 
 def test_bare_get_reveals_the_right_label_as_guest_and_logs_it(running: RunningService, tiny_data: Path) -> None:
     """`curl /label/42` without anything answers the label of row 42, charged to the guest and on the record."""
@@ -162,7 +164,7 @@ def test_rate_limit_answers_429_with_retry_after_and_leaves_no_entry(
     start_service: Callable[..., RunningService],
 ) -> None:
     """The operator's rate limit says when to come back; it is not in the log, so it cannot fill the disk."""
-    running = start_service(rate_limit_labels_per_minute=2)
+    running = start_service(rate_limit_labels_per_minute=2, workers=1)
     _, token = running.open_run()
     assert [running.client.get(f"/label/{i}", headers=token).status_code for i in range(2)] == [200, 200]
     before = len(running.entries())

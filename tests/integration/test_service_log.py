@@ -17,6 +17,8 @@ from label_service.settings import Settings
 from tests.datasets import make_idx_dataset
 from tests.integration.conftest import RunningService, run_service
 
+pytestmark = pytest.mark.every_database
+
 ENTRY_FIELDS = {
     "v", "seq", "ts", "log_id", "run", "op", "ids", "outcome", "charged", "spent", "budget", "request_id",
     "label_commitment",
@@ -58,6 +60,9 @@ def test_entries_can_be_filtered_by_run_label_and_op(running: RunningService) ->
     assert [entry["op"] for entry in running.entries(run=run_id)] == ["run-opened", "query"]
     assert [entry["run"] for entry in running.entries(op="query", run="guest")] == ["guest"]
     assert running.entries(label_id=5) == running.entries(label_id=10**20) == running.entries(run="nobody") == []
+    # PostgreSQL has no text with a zero byte in it; no run has such a name either.
+    assert running.entries(run="a\x00b") == running.entries(op="\x00") == []
+    assert running.client.get("/v1/runs/a%00b").json()["code"] == "unknown-run"
 
 
 @pytest.mark.parametrize("query", ["after=x", "limit=0", "limit=1001", "after=-2", "label_id=1.5", "after=" + "9" * 40])
@@ -101,7 +106,7 @@ def test_summary_counts_runs_and_the_union_of_labels(running: RunningService) ->
     assert (summary["queries"], summary["distinct_labels_revealed_to_anybody"], summary["entries"]) == (5, 4, 7)
 
 
-def test_no_label_is_in_log_pages_metrics_or_errors(tmp_path: Path) -> None:
+def test_no_label_is_in_log_pages_metrics_or_errors(tmp_path: Path, service_settings: Callable[..., Settings]) -> None:
     """Class names that occur nowhere else are found only in the answers that reveal them, never in any record."""
     data = make_idx_dataset(tmp_path / "data", classes=3)
     for card in (data / "dataset.json", data / "labels" / "dataset.json"):
@@ -109,8 +114,7 @@ def test_no_label_is_in_log_pages_metrics_or_errors(tmp_path: Path) -> None:
         for number, secret in enumerate(("zebrafinch", "quokkatail", "axolotlfin")):
             text = text.replace(f"bar {number}", secret)
         card.write_text(text)
-    settings = Settings(data=data, other_data=True, database_url=f"sqlite:///{tmp_path / 'l.sqlite3'}", port=0)
-    with run_service(settings) as running:
+    with run_service(service_settings(data=data)) as running:
         run_id, token = running.open_run(budget=60)
         revealed = running.client.post("/v1/labels:query", json={"ids": list(range(60))}, headers=token)
         running.client.post(f"/v1/runs/{run_id}/evaluations", json={"predictions": [0] * 50}, headers=token)
@@ -195,8 +199,9 @@ def test_openapi_describes_every_route_with_its_errors(shared_service: RunningSe
     assert document["components"]["schemas"]["LabelQuery"]["examples"]
 
 
-def test_metrics_count_what_happened(running: RunningService) -> None:
-    """Charges, replays, errors and commits are counted; routes are named by template, not by id."""
+def test_metrics_count_what_happened(start_service: Callable[..., RunningService]) -> None:
+    """Charges, replays, errors and commits are counted, by each worker; routes are named by template, not by id."""
+    running = start_service(workers=1)
     running.client.get("/label/1")
     running.client.get("/label/1")
     running.client.get("/label/xyz")

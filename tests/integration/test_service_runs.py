@@ -14,6 +14,8 @@ from label_service.settings import Settings
 from tests.datasets import read_test_labels
 from tests.integration.conftest import RunningService, run_service
 
+pytestmark = pytest.mark.every_database
+
 
 def test_opening_a_run_answers_a_token_once_and_the_data_set(running: RunningService) -> None:
     """A run's token is in the answer that opens it and nowhere else; the answer tells what data set it is."""

@@ -6,6 +6,8 @@ Revision: 0001, after nothing.
 import sqlalchemy as sa
 from alembic import op
 
+from label_service.migrations.triggers import no_replace, refuse, refuse_truncate, write_once
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -122,7 +124,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["seq"], ["entries.seq"], name=op.f("fk_idempotency_keys_seq")),
         sa.PrimaryKeyConstraint("run_id", "key", name=op.f("pk_idempotency_keys")),
     )
-    op.create_table(
+    heartbeat = op.create_table(
         "heartbeat",
         sa.Column("singleton", sa.Integer(), nullable=False),
         sa.Column("beat_at", sa.Text(), nullable=False),
@@ -130,26 +132,16 @@ def upgrade() -> None:
         sa.CheckConstraint("singleton = 1", name=op.f("ck_heartbeat_one_row")),
         sa.PrimaryKeyConstraint("singleton", name=op.f("pk_heartbeat")),
     )
-    op.execute("INSERT INTO heartbeat (singleton, beat_at, filler) VALUES (1, '', x'')")
-    if op.get_bind().dialect.name == "sqlite":
-        _create_sqlite_triggers()
+    # Through the types: an empty byte string is written differently in each database.
+    op.bulk_insert(heartbeat, [{"singleton": 1, "beat_at": "", "filler": b""}])
+    _create_triggers()
 
 
-def _create_sqlite_triggers() -> None:
-    for table in WRITE_ONCE:
-        for action in ("UPDATE", "DELETE"):
-            _refuse(f"{table}_no_{action.lower()}", action, table, f"rows of {table} are written once")
-    for table, key in KEYS.items():
-        same = " AND ".join(f"{column} = NEW.{column}" for column in key)
-        _refuse(
-            f"{table}_no_replace",
-            "INSERT",
-            table,
-            f"rows of {table} are written once",
-            f"EXISTS (SELECT 1 FROM {table} WHERE {same})",  # noqa: S608 - names from the constants above
-        )
+def _create_triggers() -> None:
+    write_once(WRITE_ONCE)
+    no_replace(KEYS)
     # Sequence numbers have no gap and never come twice; this also stops INSERT OR REPLACE.
-    _refuse(
+    refuse(
         "entries_in_sequence",
         "INSERT",
         "entries",
@@ -158,31 +150,25 @@ def _create_sqlite_triggers() -> None:
     )
     # The dataset row is written last when seeding; from then on no label can be added or replaced.
     for table in ("pool_labels", "test_labels"):
-        _refuse(f"{table}_sealed", "INSERT", table, f"{table} is complete", "EXISTS (SELECT 1 FROM dataset)")
-    _refuse("runs_no_delete", "DELETE", "runs", "runs are never removed")
+        refuse(f"{table}_sealed", "INSERT", table, f"{table} is complete", "EXISTS (SELECT 1 FROM dataset)")
+    refuse("runs_no_delete", "DELETE", "runs", "runs are never removed")
+    refuse_truncate("runs", "runs are never removed")
     # A run's identity is fixed, its count only grows and stays within the budget, and its seal is not broken.
     # Only the guest's budget may change: it is a setting of the operator, and each change is a log entry.
-    _refuse(
+    refuse(
         "runs_only_forward",
         "UPDATE",
         "runs",
         "a run's terms are fixed and its count only grows",
-        "NEW.run_id <> OLD.run_id OR NEW.name <> OLD.name OR NEW.token_sha256 IS NOT OLD.token_sha256"
+        "NEW.run_id <> OLD.run_id OR NEW.name <> OLD.name OR NEW.token_sha256 IS DISTINCT FROM OLD.token_sha256"
         " OR NEW.evaluation_budgets <> OLD.evaluation_budgets OR NEW.evaluations_allowed <> OLD.evaluations_allowed"
         " OR NEW.opened_at <> OLD.opened_at OR NEW.spent < OLD.spent"
         " OR (NEW.spent > OLD.spent AND NEW.spent > NEW.budget)"
         " OR (NEW.budget <> OLD.budget AND OLD.run_id <> 'guest')"
-        " OR (OLD.sealed_at IS NOT NULL AND NEW.sealed_at IS NOT OLD.sealed_at)",
-    )
-
-
-def _refuse(name: str, action: str, table: str, reason: str, condition: str = "1") -> None:
-    quoted = reason.replace("'", "''")
-    op.execute(
-        f"CREATE TRIGGER {name} BEFORE {action} ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, '{quoted}'); END"
+        " OR (OLD.sealed_at IS NOT NULL AND NEW.sealed_at IS DISTINCT FROM OLD.sealed_at)",
     )
 
 
 def downgrade() -> None:
     """Refuse: going back from the first schema would delete the log."""
-    raise NotImplementedError("The first schema cannot be undone; remove the database file to start over.")
+    raise NotImplementedError("The first schema cannot be undone; remove the database to start over.")

@@ -6,12 +6,14 @@ Revision: 0002, after 0001.
 import sqlalchemy as sa
 from alembic import op
 
+from label_service.migrations.triggers import no_replace, write_once
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-KEYS = {"answer_key": "singleton", "heads": "size"}
+KEYS = {"answer_key": ("singleton",), "heads": ("size",)}
 
 
 def upgrade() -> None:
@@ -31,22 +33,10 @@ def upgrade() -> None:
         sa.Column("signature", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("size", name=op.f("pk_heads")),
     )
-    if op.get_bind().dialect.name == "sqlite":
-        for table, key in KEYS.items():
-            for action in ("UPDATE", "DELETE"):
-                _refuse(f"{table}_no_{action.lower()}", action, table, "1")
-            # INSERT OR REPLACE would remove a row without a delete trigger noticing.
-            same = f"EXISTS (SELECT 1 FROM {table} WHERE {key} = NEW.{key})"  # noqa: S608 - names from above
-            _refuse(f"{table}_no_replace", "INSERT", table, same)
-
-
-def _refuse(name: str, action: str, table: str, condition: str) -> None:
-    op.execute(
-        f"CREATE TRIGGER {name} BEFORE {action} ON {table} WHEN {condition} "
-        f"BEGIN SELECT RAISE(ABORT, 'rows of {table} are written once'); END"
-    )
+    write_once(tuple(KEYS))
+    no_replace(KEYS)
 
 
 def downgrade() -> None:
     """Refuse: without the commitment the log's entries could not be checked."""
-    raise NotImplementedError("The commitment cannot be undone; remove the database file to start over.")
+    raise NotImplementedError("The commitment cannot be undone; remove the database to start over.")

@@ -1,0 +1,265 @@
+"""Several workers on one PostgreSQL database: one log, one history of heads, no label too many."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from label_service import ledger
+from label_service.backends import WRITER_LOCK, find_database
+from label_service.checkpoint import Checkpoint, Verifier
+from label_service.errors import DatabaseRefused
+from label_service.merkle import verify_consistency
+from label_service.schemas import Evidence, KeptAnswer
+from label_service.service import open_service
+from label_service.settings import Settings
+from label_service.verify import verify
+from tests.integration.conftest import POSTGRESQL, RunningService, fresh_database, run_service
+from tests.integration.test_service_failures import (
+    assert_nothing_leaves_and_then_recovers,
+    free_port,
+    wait_until_live,
+)
+from tests.postgres import PostgresServer
+
+WORKERS = 3
+
+
+@pytest.fixture
+def shared_settings(tmp_path: Path, tiny_data: Path, request: pytest.FixtureRequest) -> Iterator[Settings]:
+    """Settings of one worker on a fresh PostgreSQL database; services opened with them share it."""
+    with fresh_database(POSTGRESQL, tmp_path, request) as place:
+        yield Settings(data=tiny_data, other_data=True, port=0, **{**place, "workers": 1})
+
+
+@pytest.fixture
+def workers(shared_settings: Settings) -> Iterator[list[RunningService]]:
+    """Three services on one database, each with an address of its own, so that a test chooses whom it asks."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(run_service(shared_settings)) for _ in range(WORKERS)]
+
+
+def head_of(answer: httpx.Response, verifier: Verifier) -> Checkpoint:
+    """Read the head that an answer carries: a checkpoint's own, or its receipt's."""
+    note = (
+        answer.text
+        if answer.headers["content-type"].startswith("text/plain")
+        else answer.json()["receipt"]["checkpoint"]
+    )
+    return Checkpoint.open(note, verifier)
+
+
+def test_a_client_switched_between_workers_sees_one_growing_history(workers: list[RunningService]) -> None:
+    """Each worker answers a head at least as large as any before, and proves that it grew from the one before."""
+    _, token = workers[0].open_run(budget=30)
+    verifier = Verifier.from_vkey(workers[1].client.get("/v1/log/key").json()["key"])
+    heads = []
+    turns = cycle(workers)
+    for label_id in range(12):
+        heads.append(head_of(next(turns).client.get(f"/label/{label_id}", headers=token), verifier))
+        # Two that have not written since: neither may show what it signed last.
+        heads += [head_of(next(turns).client.get("/v1/log/checkpoint"), verifier) for _ in range(2)]
+        next(turns)
+    assert heads[-1].size == 14
+    for older, newer in pairwise(heads):
+        assert older.size <= newer.size
+        query = {"first": older.size, "second": newer.size}
+        proof = next(turns).client.get("/v1/log/proof/consistency", params=query).json()["proof"]
+        verify_consistency(older.size, newer.size, older.root, newer.root, [base64.b64decode(one) for one in proof])
+
+
+def test_a_worker_proves_and_exports_what_another_one_signed(workers: list[RunningService]) -> None:
+    """A receipt of one worker is proved, and stands in the evidence, of another that has not written at all."""
+    first, second, third = workers
+    receipt = first.client.get("/label/1").json()["receipt"]
+    size = head_of(first.client.get("/v1/log/checkpoint"), first.service.log.verifier).size
+    query = {"index": receipt["index"], "size": size}
+    assert second.client.get("/v1/log/proof/inclusion", params=query).json()["proof"] == receipt["inclusion_proof"]
+    assert third.client.get("/v1/log/evidence").json()["checkpoint"] == receipt["checkpoint"]
+    assert third.client.get("/v1/log/proof/inclusion", params={**query, "size": size + 1}).status_code == 404
+
+
+def test_an_entry_of_a_worker_that_died_before_signing_is_signed_by_the_next(workers: list[RunningService]) -> None:
+    """Committed is committed: it is in the log, under the next head of any worker, charged once."""
+    dying, other, third = workers
+    run_id, token = other.open_run()
+    request = ledger.Request(run_id, "lost")
+    # A transaction as the writer makes it, and then nothing more.
+    with dying.service.writer._engine.begin() as connection:
+        dying.service.log.catch_up(connection)
+        ledger.reveal(connection, dying.service.rules, request, [5])
+        dying.service.log.keep_head(connection)
+    head = head_of(third.client.get("/v1/log/checkpoint"), third.service.log.verifier)
+    assert head.size == 3
+    again = other.client.get("/label/5", headers=token).json()
+    assert (again["charged"], again["queries"]) == (False, 1)
+    evidence = Evidence.model_validate(dying.client.get("/v1/log/evidence").json())
+    assert verify(evidence, third.service.log.verifier).runs[run_id].queries == 1
+    assert [head.size for head in evidence.heads] == [1, 2, 3]
+    assert evidence.checkpoint == other.client.get("/v1/log/checkpoint").text
+
+
+def test_a_key_sent_to_two_workers_is_charged_once(workers: list[RunningService]) -> None:
+    """The one that comes second gets the first one's answer: the lock puts them in order."""
+    run_id, token = workers[0].open_run()
+    keyed = {**token, "Idempotency-Key": "k"}
+
+    def ask(running: RunningService) -> dict[str, Any]:
+        answer: dict[str, Any] = running.client.post("/v1/labels:query", json={"ids": [1, 2]}, headers=keyed).json()
+        return answer
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        answers = list(pool.map(ask, workers))
+    assert sorted(answer["replayed"] for answer in answers) == [False, True, True]
+    assert {answer["charged"] for answer in answers} == {2}
+    assert workers[0].client.get(f"/v1/runs/{run_id}").json()["queries"] == 2
+
+
+def test_a_lock_held_for_too_long_answers_503_and_recovers(
+    shared_settings: Settings, postgres_server: PostgresServer
+) -> None:
+    """A writer elsewhere that hangs: no label, no count; when it is gone, everything goes on."""
+    settings = shared_settings.model_copy(update={"busy_timeout_s": 0.2})
+    database = settings.database_url.partition("@/")[2].partition("?")[0]
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        with closing(postgres_server.connect(database)) as other:
+            other.execute(f"SELECT pg_advisory_lock({WRITER_LOCK})")
+            yield
+
+    with run_service(settings) as running:
+        assert_nothing_leaves_and_then_recovers(running, held)
+
+
+def test_connections_that_are_cut_are_opened_anew(
+    workers: list[RunningService], postgres_server: PostgresServer
+) -> None:
+    """As after a restart of the server: at most one refusal each, then all goes on, and nothing was lost or doubled."""
+    _, token = workers[0].open_run()
+    for label_id, running in enumerate(workers):
+        assert running.client.get(f"/label/{label_id}", headers=token).status_code == 200
+    database = workers[0].service.settings.database_url.partition("@/")[2].partition("?")[0]
+    postgres_server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+    for label_id, running in enumerate(workers, 3):
+        refused = [running.client.get(f"/label/{label_id}", headers=token).status_code for _ in range(3)]
+        assert refused[-1] == 200 and set(refused) <= {200, 503}
+    counted = workers[0].client.get("/v1/log/summary").json()
+    assert counted["queries"] == counted["distinct_labels_revealed_to_anybody"] == 6
+
+
+def test_sessions_are_durable_and_read_what_was_committed(shared_settings: Settings) -> None:
+    """The writer waits for the disk and sees each commit; readers cannot write and see one state."""
+    database = find_database(shared_settings)
+    wanted = {
+        database.open_writing_engine(): {"synchronous_commit": "on", "transaction_isolation": "read committed"},
+        database.open_reading_engine(): {"transaction_read_only": "on", "transaction_isolation": "repeatable read"},
+    }
+    for engine, settings in wanted.items():
+        with engine.begin() as connection:
+            found = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in settings}
+        engine.dispose()
+        assert found == settings
+
+
+def test_a_log_whose_key_is_missing_gets_no_other(shared_settings: Settings, tmp_path: Path) -> None:
+    """A second place that does not have the key is told so, before anything is signed with a new one."""
+    with run_service(shared_settings) as running:
+        running.client.get("/label/1")
+    elsewhere = shared_settings.model_copy(update={"key_folder": tmp_path / "elsewhere"})
+    with pytest.raises(DatabaseRefused, match="put the key there"), open_service(elsewhere):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+    with open_service(shared_settings):
+        pass
+
+
+@contextmanager
+def serve(settings: Settings, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Start `serve` with three workers as a user would, and stop it with SIGTERM."""
+    port = free_port()
+    assert settings.key_folder is not None
+    command = [sys.executable, "-m", "label_service", "serve", "--data", str(settings.data), "--other-data"]
+    command += ["--database-url", settings.database_url, "--port", str(port), "--workers", str(WORKERS)]
+    command += ["--key-folder", str(settings.key_folder)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
+    with log.open("wb") as errors:
+        process = subprocess.Popen(command, stderr=errors, stdout=errors, env=environment)
+    try:
+        wait_until_live(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def worker_processes(parent: int) -> list[int]:
+    """Return the ids of the worker processes; the parent has another child that tracks its resources."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds; fail if it does not."""
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settings: Settings, tmp_path: Path) -> None:
+    """32 clients over three processes, one of which is killed meanwhile: exactly the budget, every receipt good."""
+    budget, log = 60, tmp_path / "log"
+    kept: list[KeptAnswer] = []
+    with serve(shared_settings, log) as (base_url, process):
+        opened = httpx.post(f"{base_url}/v1/runs", json={"name": "race", "budget": budget}).json()
+        kept.append(KeptAnswer.model_validate(opened))
+        token = {"Authorization": f"Bearer {opened['token']}"}
+        wait_for(lambda: len(worker_processes(process.pid)) == WORKERS)
+        victim = worker_processes(process.pid)[0]
+
+        def ask(client: int) -> list[tuple[int, dict[str, Any]]]:
+            answers = []
+            for number in range(4):
+                label_id = client * 4 + number
+                if label_id == 62:
+                    os.kill(victim, signal.SIGKILL)
+                try:
+                    answer = httpx.get(f"{base_url}/label/{label_id}", headers=token, timeout=30)
+                    answers.append((answer.status_code, answer.json()))
+                except httpx.TransportError:
+                    pass  # it was the killed one's: the label may be charged, and was not told
+            return answers
+
+        with ThreadPoolExecutor(32) as pool:
+            answers = [answer for some in pool.map(ask, range(32)) for answer in some]
+        told = [body for status, body in answers if status == 200]
+        assert {status for status, _ in answers} == {200, 403} and len(answers) > 96
+        kept += [KeptAnswer.model_validate(body) for body in told]
+        wait_for(lambda: len({*worker_processes(process.pid)} - {victim}) == WORKERS)
+        sealed = httpx.post(f"{base_url}/v1/runs/{opened['run_id']}:seal", headers=token, timeout=30).json()
+        key = httpx.get(f"{base_url}/v1/log/key").json()["key"]
+    assert process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "Traceback" not in log.read_text() and f"{WORKERS} workers" in log.read_text()
+    evidence = Evidence.model_validate(sealed["evidence"])
+    # Numbers without gap, counts by the rules, all under the head; each receipt in it and proved.
+    verdict = verify(evidence, Verifier.from_vkey(key), kept)
+    run = verdict.runs[opened["run_id"]]
+    assert run.queries == len(run.labels) == budget
+    assert {body["id"] for body in told} <= run.labels and len(told) > budget - 32
+    assert [json.loads(entry)["op"] for entry in evidence.entries].count("run-opened") == 2
+    assert len(list(shared_settings.key_folder.glob("*.key"))) == 1  # type: ignore[union-attr]
