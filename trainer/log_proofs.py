@@ -64,7 +64,7 @@ class LogKey:
         typed_key = decode_base64(encoded)
         if typed_key[:1] != _ED25519 or len(typed_key) != 1 + 32:
             raise LogProofError("the log's key is not an Ed25519 key")
-        key_id = hashlib.sha256(name.encode() + b"\n" + typed_key).digest()[:_KEY_ID_BYTES]
+        key_id = hashlib.sha256(name.encode(errors="replace") + b"\n" + typed_key).digest()[:_KEY_ID_BYTES]
         if written_id != key_id.hex():
             raise LogProofError("the log's key has an id that is not its own, so a character of it is wrong")
         return cls(name, key_id, typed_key[1:])
@@ -213,6 +213,27 @@ def verify_consistency(first: int, second: int, first_root: bytes, second_root: 
         raise LogProofError("the consistency proof has too few hashes")
     if old != first_root or new != second_root:
         raise LogProofError(f"the log of {second} entries does not begin with the log of {first}")
+
+
+def verify_appended(size: int, former_root: bytes, proof: Sequence[bytes]) -> None:
+    """Check that a tree began with the `size` leaves of a former one, from the inclusion proof of its next leaf.
+
+    In a tree of one leaf more, the siblings of the last leaf on its way up are all the complete subtrees of the former
+    tree, so that a verified inclusion proof is a consistency proof too, and none has to be asked for.
+
+    Args:
+        size: Leaves of the former tree, at least 1; the proof has been verified for leaf `size` of `size + 1`.
+        former_root: Root of the former tree.
+        proof: Of the new leaf.
+
+    Raises:
+        LogProofError: The former tree was another one.
+    """
+    root = proof[0]
+    for subtree in proof[1:]:
+        root = _node_hash(subtree, root)
+    if root != former_root:
+        raise LogProofError(f"the log of {size + 1} entries does not begin with the log of {size}")
 
 
 def decode_base64(text: str) -> bytes:

@@ -64,10 +64,11 @@ class Entry(Answer):
 
 @dataclass(frozen=True)
 class ProvedEntry:
-    """An entry that is in the log, and the head under which that was proved."""
+    """An entry that is in the log, the head under which that was proved, and the hashes that proved it."""
 
     entry: Entry
     head: Checkpoint
+    proof: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ def prove(receipt: JsonValue, key: LogKey) -> ProvedEntry:
         raise LogProofError("its receipt is missing")
     given = read(Receipt, receipt, "its receipt")
     head = Checkpoint.open(given.checkpoint, key)
-    proof = [decode_hash(one) for one in given.inclusion_proof]
+    proof = tuple(decode_hash(one) for one in given.inclusion_proof)
     verify_inclusion(leaf_hash(bytes_of(given.entry)), given.index, head.size, proof, head.root)
     entry = read_entry(given.entry)
     require(entry.seq == given.index, f"it is numbered {entry.seq}, and its receipt proves number {given.index}")
-    return ProvedEntry(entry, head)
+    return ProvedEntry(entry, head, proof)
 
 
 def check_opening(

@@ -20,7 +20,7 @@ from trainer.errors import ConfigError, DataError, LogNotProved, RequestRefused,
 from trainer.evidence import Submitted, check_evidence
 from trainer.exchange import REFUSED_FILE, Exchange
 from trainer.jsonl import replace_file
-from trainer.log_proofs import Checkpoint, LogKey, LogProofError, decode_hash, verify_consistency
+from trainer.log_proofs import Checkpoint, LogKey, LogProofError, decode_hash, verify_appended, verify_consistency
 from trainer.receipts import (
     ProvedEntry,
     WitnessedRun,
@@ -171,6 +171,10 @@ class Witness:
         if former is None:
             return proved
         require(head.size >= former.size, f"the log has shrunk from {former.size} entries to {head.size}")
+        if (proved.entry.seq, head.size) == (former.size, former.size + 1):
+            # Nobody else asked in between: the receipt itself proves the growth, and a round trip is saved.
+            verify_appended(former.size, former.root, proved.proof)
+            return proved
         proof: Sequence[str] = ()
         if head.size > former.size:
             try:

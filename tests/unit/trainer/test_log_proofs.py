@@ -20,6 +20,7 @@ from trainer.log_proofs import (
     decode_base64,
     leaf_hash,
     tree_root,
+    verify_appended,
     verify_consistency,
     verify_inclusion,
 )
@@ -99,6 +100,16 @@ def test_every_proof_of_the_service_holds_and_no_other() -> None:
                 expect(False, verify_consistency, first, size, tree.root(first), tree.root(), wrong)
             expect(False, verify_consistency, first, size, LEAVES[30], tree.root(), proof)
             expect(False, verify_consistency, first, size, tree.root(first), LEAVES[30], proof)
+
+
+def test_next_leafs_inclusion_proof_shows_the_growth_too() -> None:
+    """From each size to the next: the former root follows from the proof, and no other root does."""
+    for size in range(1, len(LEAVES)):
+        tree = merkle.MerkleTree(LEAVES[: size + 1])
+        proof = tree.inclusion_proof(size)
+        verify_appended(size, tree.root(size), proof)
+        for other in (one for one in range(len(LEAVES)) if one != size):
+            expect(False, verify_appended, size, merkle.root(LEAVES[:other]), proof)
 
 
 def test_hashes_of_another_width_are_refused() -> None:
