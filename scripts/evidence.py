@@ -35,6 +35,11 @@ def pin_key(client: httpx.Client, out: Path) -> None:
         raise RunError(f"the log's key is not the one pinned in {path}: this is another log. Choose another OUT=.")
 
 
+def pinned_key(out: Path) -> str:
+    """Return the key that `pin_key` noted."""
+    return (out / KEY_FILE).read_text().strip()
+
+
 def save_log(client: httpx.Client, out: Path) -> None:
     """Save the log twice over: as lines for counting, and under its newest signed head for verifying.
 
@@ -60,7 +65,7 @@ def verify_bundle(service: Sequence[str], out: Path) -> str:
     bundle, key = out / BUNDLE_FILE, out / KEY_FILE
     if not bundle.exists() or not key.exists():
         return "none: the run was made by a version that did not sign its log"
-    command = [*service, "verify", str(bundle), "--key", key.read_text().strip()]
+    command = [*service, "verify", str(bundle), "--key", pinned_key(out)]
     command += ["--receipts", str(out / "trainer" / "receipts.jsonl")]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     said = (done.stdout or done.stderr).strip().splitlines() or ["the check said nothing"]

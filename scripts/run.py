@@ -170,7 +170,7 @@ def _train(wish: Wish, programs: Programs, data: Path, url: str) -> None:
     """
     folder = wish.out / "trainer"
     command = [*programs.trainer, "run", "--service", url, "--data", str(data / "images"), "--out", str(folder)]
-    command += ["--seed", str(wish.seed)]
+    command += ["--seed", str(wish.seed), "--log-key", evidence.pinned_key(wish.out)]
     command += ["--profile", wish.profile] if wish.profile else []
     command += ["--budget", str(wish.budget)] if wish.budget is not None else []
     command += ["--device", wish.device] if wish.device else []

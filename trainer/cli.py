@@ -56,6 +56,13 @@ Registration = Annotated[
     str | None,
     typer.Option(help="The operator's token, where opening a run needs one.", envvar="TRAINER_REGISTRATION_TOKEN"),
 ]
+LogKey = Annotated[
+    str | None,
+    typer.Option(
+        help="The public key that the service's log must be signed with; the first one seen when left out.",
+        envvar="TRAINER_LOG_KEY",
+    ),
+]
 Patience = Annotated[float, typer.Option("--patience-s", help="Seconds to wait for a service that does not answer.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show details on the console too.")]
 
@@ -98,6 +105,7 @@ def finetune(
     budget: Budget = None,
     strategy: Strategy = None,
     registration_token: Registration = None,
+    log_key: LogKey = None,
     patience_s: Patience = 300.0,
     resume: Resume = False,
     verbose: Verbose = False,
@@ -118,6 +126,7 @@ def finetune(
         resume=resume,
         registration_token=registration_token,
         patience_s=patience_s,
+        log_key=log_key,
     )
 
     def stages(pipeline: "Pipeline") -> None:
@@ -140,6 +149,7 @@ def run(
     budget: Budget = None,
     strategy: Strategy = None,
     registration_token: Registration = None,
+    log_key: LogKey = None,
     patience_s: Patience = 300.0,
     resume: Resume = False,
     verbose: Verbose = False,
@@ -159,6 +169,7 @@ def run(
         resume=resume,
         registration_token=registration_token,
         patience_s=patience_s,
+        log_key=log_key,
     )
 
     def stages(pipeline: "Pipeline") -> None:
@@ -178,21 +189,29 @@ def evaluate(
     out: Out,
     data: Data = _DATA,
     service: Service = _SERVICE,
+    log_key: LogKey = None,
     patience_s: Patience = 300.0,
     verbose: Verbose = False,
 ) -> None:
     """Submit the frozen test predictions of a fine-tuned run, once; seals the run and compares the counts."""
 
     def work() -> None:
-        from trainer.evaluate import RECEIPTS_FILE, submit
+        from trainer.evaluate import submit
+        from trainer.exchange import RECEIPTS_FILE
         from trainer.label_client import LabelClient
         from trainer.progress import StageClock
+        from trainer.witness import Witness
 
         # All that can be wrong here is found before the one evaluation is used.
         ticket, config = _ticket_of(out), session.read_config(out)
         _load_images_of(out, data)
+        witness = Witness(out, log_key)
         with LabelClient(
-            service, token=ticket.token, patience_s=patience_s, receipts_path=out / RECEIPTS_FILE
+            service,
+            token=ticket.token,
+            patience_s=patience_s,
+            receipts_path=out / RECEIPTS_FILE,
+            witness=witness,
         ) as client:
             submit(out, client, ticket, config, StageClock(out))
         _print_result(out)

@@ -62,6 +62,12 @@ class ServiceProtocolError(ServiceError):
     exit_code = 76
 
 
+class LogNotProved(ServiceError):  # noqa: N818 - the name is the sentence's verb
+    """A receipt, head, key or opened label of the label service's log does not hold, so the answer is not used."""
+
+    exit_code = 87
+
+
 class RequestRefused(ServiceError):  # noqa: N818 - the name is the sentence's verb
     """The label service understood the request and refused it, and asking again would not change that.
 

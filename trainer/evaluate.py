@@ -16,6 +16,7 @@ from torch import Tensor
 from trainer import __version__
 from trainer.active_loop import LearnedState
 from trainer.errors import CountsDisagree, DataError
+from trainer.exchange import RECEIPTS_FILE
 from trainer.jsonl import read_lines, replace_file
 from trainer.label_client import LabelClient
 from trainer.progress import StageClock
@@ -24,7 +25,6 @@ from trainer.service_answers import Evaluation
 from trainer.session import RunConfig, RunTicket
 
 PREDICTIONS_FILE = "predictions.json"
-RECEIPTS_FILE = "receipts.jsonl"
 
 log = logging.getLogger(__name__)
 

@@ -1,54 +1,47 @@
 """Ask the label service: the only door through which a label comes into the trainer.
 
-    with LabelClient("http://127.0.0.1:8000", receipts_path=out / "receipts.jsonl") as client:
+    with LabelClient("http://127.0.0.1:8000", receipts_path=out / "receipts.jsonl", witness=Witness(out)) as client:
         run = client.open_run("my run", budget=500)
         answer = client.query([42, 7], idempotency_key="round-0")
 
 Every answer is checked against the question (the ids asked and no others, classes that exist, counts that fit and
-never fall), because a wrong label would train a wrong network in silence. Answers that hold labels or a test accuracy
-are kept as receipts, on the disk before the caller sees them. Passing failures are waited out, see
-`trainer.service_transport`; what remains is a `trainer.errors.ServiceError` of one sentence.
+never fall), and a witness has it proved from the service's log (`trainer.witness`), because a wrong label would train
+a wrong network in silence. Answers with a receipt are kept, on the disk before the caller sees them. Passing failures
+are waited out, see `trainer.service_transport`; what remains is a `trainer.errors.ServiceError` of one sentence.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 from urllib.parse import quote
 
-from pydantic import ValidationError
-
 from trainer.errors import ConfigError, ServiceProtocolError
-from trainer.jsonl import OWNER_ONLY, append_lines
+from trainer.exchange import Exchange
+from trainer.log_reader import LogReader
+from trainer.query_checks import check_query_answer
 from trainer.service_answers import (
-    Answer,
     DatasetInfo,
     Evaluation,
-    LogEntry,
-    LogPage,
-    LogSummary,
     OpenedRun,
     QueryAnswer,
     RunState,
     SealedRun,
+    parse_answer,
 )
 from trainer.service_transport import RetryPolicy, Transport
+from trainer.witness import Witness
 
 # The contract's largest batch: POST /v1/labels:query takes up to 1,000 ids.
 MAX_IDS_PER_QUERY = 1000
-_LOG_PAGE = 1000
-
-A = TypeVar("A", bound=Answer)
 
 
-class LabelClient:
+class LabelClient(LogReader):
     """Synchronous client of one label service, for one run. Close it, or use it as a context manager."""
 
     def __init__(
@@ -60,6 +53,7 @@ class LabelClient:
         patience_s: float = 300.0,
         policy: RetryPolicy | None = None,
         receipts_path: Path | None = None,
+        witness: Witness | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         notify: Callable[[str], None] | None = None,
@@ -73,7 +67,8 @@ class LabelClient:
             timeout_s: Longest wait for a connection or the next bytes of an answer.
             patience_s: How long passing failures of one request are waited out.
             policy: Timeouts and pauses in full; replaces the two above.
-            receipts_path: JSON-lines file (mode 0600) that keeps every answer with labels or an accuracy.
+            receipts_path: JSON-lines file (mode 0600) that keeps every answer with a receipt.
+            witness: Proves every answer from the log; None believes the service, which only tests do.
             clock: Seconds that only grow.
             sleep: Pauses for seconds.
             notify: Told one line when a wait lasts and when it ends; a warning in the log by default.
@@ -83,9 +78,11 @@ class LabelClient:
             ConfigError: The address is no http URL, or the token holds what no header can.
         """
         policy = policy or RetryPolicy(timeout_s=timeout_s, patience_s=patience_s)
-        self._transport = Transport(base_url, policy, clock=clock, sleep=sleep, notify=notify, seed=seed)
+        super().__init__(Transport(base_url, policy, clock=clock, sleep=sleep, notify=notify, seed=seed))
         self._token = None if token is None else _checked_header("token", token)
         self._receipts_path = receipts_path
+        self._witness = witness
+        self._met = False
         self._dataset: DatasetInfo | None = None
         self._run_id: str | None = None
         self._queries = 0
@@ -142,15 +139,28 @@ class LabelClient:
             NotAuthorized: The service wants a registration token, or another one.
             RequestRefused: The budget is larger than the operator allows.
         """
+        if self._witness is not None:
+            self._meet_log(self._witness)
         body: dict[str, object] = {"name": name, "budget": budget}
         if evaluation_budgets is not None:
             body["evaluation_budgets"] = list(evaluation_budgets)
         token = None if registration_token is None else _checked_header("registration token", registration_token)
         key = f"open-{uuid.uuid4()}"
         raw = self._transport.request("POST", "/v1/runs", token=token, body=body, idempotency_key=key)
-        run = _parse(OpenedRun, raw, "POST /v1/runs")
+        run = parse_answer(OpenedRun, raw, "POST /v1/runs")
         if run.budget != budget:
             raise ServiceProtocolError(f"the label service opened a run of {run.budget} labels instead of {budget}.")
+        exchange = Exchange("run-opened", {"idempotency_key": key, **body}, raw)
+        if self._witness is not None:
+            self._witness.run_opened(
+                exchange,
+                run,
+                self.log_consistency,
+                name=name,
+                budget=budget,
+                evaluation_budgets=evaluation_budgets or (),
+            )
+        self._keep(exchange)
         self._token, self._run_id, self._dataset, self._queries = run.token, run.run_id, run.dataset, 0
         return run
 
@@ -174,12 +184,14 @@ class LabelClient:
             RunSealed: The run has ended.
             NotAuthorized: The token is wrong.
             ServiceProtocolError: The answer does not fit the question.
+            LogNotProved: The log does not prove the answer.
             RecordsUnwritable: The receipt cannot be kept; ask again under the same key after mending that.
         """
         asked = [int(label_id) for label_id in dict.fromkeys(ids)]
         if not asked:
             raise ValueError("a query needs at least one id")
         key = _checked_header("idempotency key", idempotency_key)
+        self._meet_own_log()
         if self._dataset is None:
             self.dataset()
         chunks = [asked[start : start + MAX_IDS_PER_QUERY] for start in range(0, len(asked), MAX_IDS_PER_QUERY)]
@@ -212,120 +224,71 @@ class LabelClient:
             RequestRefused: Evaluations are used up, the budget was not declared, or the predictions do not fit.
             RunSealed: The run has ended.
             ServiceProtocolError: The answer does not fit the question.
+            LogNotProved: The log does not prove the answer.
         """
         body: dict[str, object] = {"predictions": [int(label) for label in predictions]}
         if budget is not None:
             body["budget"] = budget
         path = f"/v1/runs/{quote(run_id, safe='')}/evaluations"
         key = _checked_header("idempotency key", idempotency_key)
+        self._meet_own_log()
         raw = self._transport.request("POST", path, token=self._token, body=body, idempotency_key=key)
-        evaluation = _parse(Evaluation, raw, f"POST {path}")
+        evaluation = parse_answer(Evaluation, raw, f"POST {path}")
         if evaluation.total != len(predictions):
             raise ServiceProtocolError(
                 f"the label service compared {evaluation.total} predictions where {len(predictions)} were submitted."
             )
-        self._keep_receipt("evaluation", {"idempotency_key": key, "budget": budget}, raw)
+        exchange = Exchange("evaluation", {"idempotency_key": key, "budget": budget}, raw)
+        if self._witness is not None:
+            self._witness.evaluated(exchange, evaluation, self.log_consistency, predictions, budget)
+        self._keep(exchange)
         return evaluation
 
     def seal(self, run_id: str) -> SealedRun:
         """End a run for good; it answers no query and no evaluation any more."""
         path = f"/v1/runs/{quote(run_id, safe='')}:seal"
+        self._meet_own_log()
         raw = self._transport.request("POST", path, token=self._token)
-        sealed = _parse(SealedRun, raw, f"POST {path}")
-        self._keep_receipt("seal", {}, raw)
+        sealed = parse_answer(SealedRun, raw, f"POST {path}")
+        exchange = Exchange("seal", {}, raw)
+        if self._witness is not None:
+            self._witness.sealed(exchange, sealed)
+        self._keep(exchange)
         return sealed
 
-    def log_summary(self) -> LogSummary:
-        """Ask what the log counts: by run, and all labels that it revealed to anybody."""
-        return self._get(LogSummary, "/v1/log/summary")
-
-    def log_entries(self, run: str | None = None, after: int | None = None) -> Iterator[LogEntry]:
-        """Walk the query log in order, page by page.
-
-        Args:
-            run: Only this run's entries.
-            after: A cursor from which to go on; None is the beginning.
-
-        Raises:
-            ServiceProtocolError: The cursor or the entries do not move forward.
-        """
-        cursor, last_seq = after, -1
-        while True:
-            params: dict[str, str | int] = {"limit": _LOG_PAGE}
-            params |= {} if cursor is None else {"after": cursor}
-            params |= {} if run is None else {"run": run}
-            raw = self._transport.request("GET", "/v1/log/entries", token=self._token, params=params)
-            page = _parse(LogPage, raw, "GET /v1/log/entries")
-            for entry in page.entries:
-                if entry.seq <= last_seq:
-                    raise ServiceProtocolError(f"the query log goes back from entry {last_seq} to {entry.seq}.")
-                last_seq = entry.seq
-                yield entry
-            if page.next is None:
-                return
-            if not page.entries or (cursor is not None and page.next <= cursor):
-                raise ServiceProtocolError(f"the query log's cursor does not move forward (next={page.next}).")
-            cursor = page.next
-
-    def _get(self, model: type[A], path: str) -> A:
-        """Send a GET and check the answer."""
-        return _parse(model, self._transport.request("GET", path, token=self._token), f"GET {path}")
-
     def _query_once(self, asked: list[int], key: str) -> QueryAnswer:
-        """Ask for up to 1,000 distinct ids and check the answer before it is kept."""
-        name = "POST /v1/labels:query"
+        """Ask for up to 1,000 distinct ids; the answer is checked, then proved, then kept, then used."""
+        assert self._dataset is not None
         raw = self._transport.request(
             "POST", "/v1/labels:query", token=self._token, body={"ids": asked}, idempotency_key=key
         )
-        answer = _parse(QueryAnswer, raw, name)
-        by_id = {label.id: label for label in answer.labels}
-        if len(answer.labels) != len(asked) or by_id.keys() != set(asked):
-            strange = sorted(by_id.keys() ^ set(asked))[:3]
-            raise ServiceProtocolError(f"{name} asked {len(asked)} ids and the answer is about others: {strange}.")
-        self._check_classes(answer)
-        if self._run_id not in (None, answer.run_id):
-            raise ServiceProtocolError(f"{name} was charged to run {answer.run_id} instead of {self._run_id}.")
-        # The repeat of an old request tells the counts of that time, so it proves nothing about a lost log.
-        if not answer.replayed and answer.queries < self._queries:
-            raise ServiceProtocolError(
-                f"the label service counts {answer.queries} queries in this run and counted {self._queries} before; "
-                "its database was replaced, so the log no longer proves the run's labels."
-            )
+        answer = parse_answer(QueryAnswer, raw, "POST /v1/labels:query")
+        check_query_answer(answer, asked, self._dataset, self._run_id, self._queries)
+        exchange = Exchange("query", {"idempotency_key": key, "ids": asked}, raw)
+        if self._witness is not None:
+            self._witness.queried(exchange, answer, self.log_consistency, asked)
+        self._keep(exchange)
         self._run_id = answer.run_id
         self._queries = max(self._queries, answer.queries)
-        self._keep_receipt("query", {"idempotency_key": key, "ids": asked}, raw)
+        by_id = {label.id: label for label in answer.labels}
         return answer.model_copy(update={"labels": tuple(by_id[label_id] for label_id in asked)})
 
-    def _check_classes(self, answer: QueryAnswer) -> None:
-        """Refuse a class that the data set does not have, or a name that is another class's."""
-        assert self._dataset is not None
-        names = self._dataset.class_names
-        for label in answer.labels:
-            if label.label >= len(names) or label.label_name != names[label.label]:
-                raise ServiceProtocolError(
-                    f"image {label.id} was answered class {label.label} ({label.label_name!r}), which is none of the "
-                    f"{len(names)} classes of {self._dataset.name}."
-                )
+    def _meet_log(self, witness: Witness) -> None:
+        """Have the log's key pinned, or found to be the pinned one, once and before anything is asked."""
+        if not self._met:
+            witness.pin(*self.log_key())
+            self._met = True
 
-    def _keep_receipt(self, call: str, request: dict[str, object], raw: bytes) -> None:
-        """Write an answer to the receipts file, on the disk before the caller sees it."""
-        if self._receipts_path is None:
-            return
-        receipt = {"at": datetime.now(UTC).isoformat(), "call": call, "request": request, "answer": json.loads(raw)}
-        append_lines(self._receipts_path, [json.dumps(receipt, separators=(",", ":"))], mode=OWNER_ONLY)
+    def _meet_own_log(self) -> None:
+        """The same for a run that was opened before."""
+        if self._witness is not None:
+            self._witness.require_run()
+            self._meet_log(self._witness)
 
-
-def _parse(model: type[A], raw: bytes, name: str) -> A:
-    """Check an answer against its model; the message never repeats the answer, which may hold a token."""
-    try:
-        return model.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ServiceProtocolError(
-            f"the answer to {name} is not what a label service says ({place + ': ' if place else ''}{first['msg']}); "
-            "check the address, and that service and trainer are of one version."
-        ) from None
+    def _keep(self, exchange: Exchange) -> None:
+        """Write an exchange to the receipts file, on the disk before the caller sees the answer."""
+        if self._receipts_path is not None:
+            exchange.keep(self._receipts_path)
 
 
 def _checked_header(what: str, value: str) -> str:

@@ -15,7 +15,8 @@ from trainer.config import Profile
 from trainer.data import ImageSet, load_images
 from trainer.device import keep_freed_memory, pick_device, use_all_cores
 from trainer.errors import ConfigError, DataError
-from trainer.evaluate import PREDICTIONS_FILE, RECEIPTS_FILE, freeze_predictions, predict_test, submit
+from trainer.evaluate import PREDICTIONS_FILE, freeze_predictions, predict_test, submit
+from trainer.exchange import RECEIPTS_FILE
 from trainer.label_client import LabelClient
 from trainer.oracle import Oracle
 from trainer.pretrain import ENCODER_FILE, load_encoder, new_encoder, pretrain
@@ -23,6 +24,7 @@ from trainer.profiles import profile_named
 from trainer.progress import MetricWriter, StageClock
 from trainer.records import RunResult
 from trainer.report import write_report
+from trainer.witness import Witness, parse_log_key
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Settings:
         resume: go on with what `out` holds.
         registration_token: where the service wants one to open a run.
         patience_s: how long a service that does not answer is waited for.
+        log_key: the log's public key, None to trust the first one that is seen.
     """
 
     out: Path
@@ -58,6 +61,7 @@ class Settings:
     resume: bool = False
     registration_token: str | None = None
     patience_s: float = 300.0
+    log_key: str | None = None
 
 
 class Pipeline:
@@ -73,6 +77,8 @@ class Pipeline:
             raise ConfigError("--data is needed: the images-only folder that `prepare` made")
         if settings.pretrained is not None and not settings.pretrained.is_file():
             raise DataError(f"there are no pretrained weights at {settings.pretrained}; make them with `pretrain`")
+        if settings.log_key is not None:
+            parse_log_key(settings.log_key)
         use_all_cores()
         keep_freed_memory()
         self._settings = settings
@@ -88,6 +94,7 @@ class Pipeline:
             pretrained=None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
         )
         session.begin_or_resume(self.out, self.config, resume=settings.resume)
+        self._witness = Witness(self.out, settings.log_key)
         self._clock = StageClock(self.out)
 
     def pretrain(self) -> Path:
@@ -159,19 +166,22 @@ class Pipeline:
 
     def client(self) -> LabelClient:
         """Make a client without a token, to open a run with."""
-        if self._settings.service is None:
-            raise ConfigError("--service is needed: the URL of the label service, such as http://127.0.0.1:8000")
-        return LabelClient(self._settings.service, patience_s=self._settings.patience_s)
+        return self._client(None)
 
     def client_of(self, ticket: session.RunTicket) -> LabelClient:
-        """Make a client that carries the run's token and keeps its receipts."""
+        """Make a client that carries the run's token."""
+        return self._client(ticket.token)
+
+    def _client(self, token: str | None) -> LabelClient:
+        """Make a client whose answers are witnessed and whose receipts are kept."""
         if self._settings.service is None:
             raise ConfigError("--service is needed: the URL of the label service, such as http://127.0.0.1:8000")
         return LabelClient(
             self._settings.service,
-            token=ticket.token,
+            token=token,
             patience_s=self._settings.patience_s,
             receipts_path=self.out / RECEIPTS_FILE,
+            witness=self._witness,
         )
 
 

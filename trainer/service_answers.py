@@ -6,9 +6,11 @@ service may say more than this.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from trainer.errors import ServiceProtocolError
 
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
@@ -55,15 +57,17 @@ class OpenedRun(Answer):
     token: Annotated[str, Field(min_length=1, repr=False)]
     budget: Count
     dataset: DatasetInfo
+    receipt: JsonValue = None
 
 
 class RevealedLabel(Answer):
-    """One label: the class number, its name, and whether this answer charged it."""
+    """One label: class number, name, whether this answer charged it, and what opens it for `trainer.receipts`."""
 
     id: Count
     label: Count
     label_name: str
     charged: bool
+    opening: JsonValue = None
 
 
 class QueryAnswer(Answer):
@@ -76,7 +80,7 @@ class QueryAnswer(Answer):
         remaining: Labels that the run may still be charged.
         run_id: The run that paid.
         replayed: Whether the service had answered this very request before.
-        receipt: The log's proof; None until the service gives proofs.
+        receipt: The log's proof, for the witness to check.
     """
 
     labels: tuple[RevealedLabel, ...]
@@ -129,6 +133,8 @@ class Evaluation(Answer):
     accuracy: Annotated[float, Field(ge=0, le=1)]
     correct: Count
     total: Annotated[int, Field(ge=1)]
+    replayed: bool = False
+    receipt: JsonValue = None
 
     @model_validator(mode="after")
     def _accuracy_is_the_quotient(self) -> Self:
@@ -187,8 +193,45 @@ class LogSummary(Answer):
         return next((run for run in self.runs if run.run_id == run_id), None)
 
 
+class LogKeyAnswer(Answer):
+    """The log's public key, one line."""
+
+    key: Name
+
+
+class ConsistencyAnswer(Answer):
+    """Hashes, base64, that lead from one size of the log to another. Roots it may name are not believed: not read."""
+
+    proof: tuple[str, ...]
+
+
 class Problem(Answer):
     """An error of the service (RFC 9457) with its stable code."""
 
     code: Name
     detail: str = ""
+
+
+A = TypeVar("A", bound=Answer)
+
+
+def parse_answer(model: type[A], raw: bytes, name: str) -> A:
+    """Check an answer against its model; the message never repeats the answer, which may hold a token.
+
+    Args:
+        model: What is expected.
+        raw: The body.
+        name: The call, for the message.
+
+    Raises:
+        ServiceProtocolError: The answer is something else.
+    """
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ServiceProtocolError(
+            f"the answer to {name} is not what a label service says ({place + ': ' if place else ''}{first['msg']}); "
+            "check the address, and that service and trainer are of one version."
+        ) from None

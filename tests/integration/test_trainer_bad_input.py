@@ -138,6 +138,7 @@ DAMAGES = {
     "rounds.jsonl": (b"nonsense\n", 65),
     "pending.json": (b"{", 65),
     "encoder.pt": (b"", 79),
+    "log-witness.json": (b'{"key": "labelmeter/x"}', 65),
 }
 
 

@@ -20,6 +20,7 @@ parser.add_argument("--profile", default="stand-in")
 parser.add_argument("--seed", type=int)
 parser.add_argument("--budget", type=int, default=10)
 parser.add_argument("--device")
+parser.add_argument("--log-key")
 parser.add_argument("--resume", action="store_true")
 given = parser.parse_args()
 
@@ -32,6 +33,7 @@ seen = {
     "data": [path.name for path in given.data.iterdir()],
     "of": given.data.name,
     "pid": os.getpid(),
+    "log_key": given.log_key,
 }
 (given.out / "seen.json").write_text(json.dumps(seen))
 kept = queries.read_text().splitlines() if queries.exists() else []

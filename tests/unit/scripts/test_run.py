@@ -83,11 +83,12 @@ def test_run_ends_with_a_table_of_both_counts(tmp_path):
 
 
 def test_trainer_gets_the_images_folder_and_no_setting_of_the_service(tmp_path):
-    """The operator's settings reach the service and not the trainer; the trainer's folder is the images' folder."""
+    """The operator's settings reach the service alone; the trainer gets the images' folder and the log's pinned key."""
     code, _, _ = run(tmp_path, "--out", "o", LABEL_SERVICE_GUEST_BUDGET="7")
     seen = json.loads((tmp_path / "o/trainer/seen.json").read_text())
     assert code == 0
     assert seen["of"] == "images"
+    assert seen["log_key"] == "stand-in+0+key"
     assert not [name for name in seen["environment"] if name.startswith("LABEL_SERVICE_")]
     assert "LABEL_SERVICE_GUEST_BUDGET" in (tmp_path / "o/service/service.log").read_text()
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from trainer import errors
 from trainer.acquisition import STRATEGIES
+from trainer.exchange import RECEIPTS_FILE, REFUSED_FILE
 from trainer.profiles import PROFILES
+from trainer.witness import WITNESS_FILE
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "trainer.md").read_text()
 
@@ -64,6 +66,13 @@ def test_every_strategy_is_in_the_guide() -> None:
     """A reader finds the name of each strategy."""
     for name in STRATEGIES:
         assert f"`{name}`" in GUIDE.partition("\n## Another query strategy\n")[2]
+
+
+def test_the_files_of_receipts_and_witness_are_in_the_guide() -> None:
+    """A reader finds what each of them is."""
+    described = " ".join(row[0] for row in rows("Files in OUT"))
+    for name in (RECEIPTS_FILE, REFUSED_FILE, WITNESS_FILE):
+        assert f"`{name}`" in described
 
 
 def test_every_decision_that_the_guide_links_exists() -> None:

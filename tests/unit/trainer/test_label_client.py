@@ -365,7 +365,7 @@ def test_an_answer_that_does_not_fit_the_question_is_refused(
         service.fail(QUERY, edit(change))
         with pytest.raises(errors.ServiceProtocolError, match=message):
             client.query([1, 2], idempotency_key="a")
-    assert not receipts.exists()
+    assert [json.loads(line)["call"] for line in receipts.read_text().splitlines()] == ["run-opened"]
 
 
 def test_a_count_that_falls_betrays_a_replaced_database(service: FakeLabelService, client: LabelClient) -> None:
@@ -396,7 +396,7 @@ def test_a_union_smaller_than_a_run_is_refused(service: FakeLabelService, client
 
 
 def test_receipts_are_kept_for_the_owner_only_and_without_the_token(service: FakeLabelService, tmp_path: Path) -> None:
-    """Each answer with labels, an accuracy or the seal is one line in a 0600 file; the token is in none."""
+    """Each answer that opens a run, or has labels, an accuracy or the seal, is one line in a 0600 file; no token."""
     path = tmp_path / "run" / "receipts.jsonl"
     with LabelClient(service.url, policy=QUICK, receipts_path=path) as client:
         client.open_run("x", 10)
@@ -404,10 +404,10 @@ def test_receipts_are_kept_for_the_owner_only_and_without_the_token(service: Fak
         client.evaluate("r1", [0] * 10, idempotency_key="e")
         client.seal("r1")
     kept = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [receipt["call"] for receipt in kept] == ["query", "evaluation", "seal"]
-    assert kept[0]["request"] == {"idempotency_key": "a", "ids": [1, 2]}
-    assert kept[0]["answer"]["labels"][0] == {"id": 1, "label": 1, "label_name": "shirt", "charged": True}
-    assert kept[0]["answer"]["receipt"] is None
+    assert [receipt["call"] for receipt in kept] == ["run-opened", "query", "evaluation", "seal"]
+    assert kept[1]["request"] == {"idempotency_key": "a", "ids": [1, 2]}
+    assert kept[1]["answer"]["labels"][0] == {"id": 1, "label": 1, "label_name": "shirt", "charged": True}
+    assert kept[1]["answer"]["receipt"] is None
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert TOKEN not in path.read_text()
 
