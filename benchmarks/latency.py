@@ -1,0 +1,100 @@
+"""How long one client waits, and how long verifying takes: `python -m benchmarks.latency`.
+
+One client asks label by label over a kept connection, and checks each receipt and opening as the trainer does; then in
+batches of 1,000. Last, the bundle of a log of 60,000 entries is verified offline with all its receipts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.throughput import POOL, metric, service
+from label_service import ledger, runs
+from label_service.answer_key import open_answer_key
+from label_service.database import database_path, migrate, open_writing_engine
+from label_service.seed import read_label_files, seed
+from label_service.service import open_service
+from label_service.settings import Settings
+from tests.datasets import make_idx_dataset
+from trainer.label_client import LabelClient
+from trainer.witness import Witness
+
+
+def quantile(seconds: list[float], share: float) -> float:
+    """Return a quantile in milliseconds."""
+    return 1000 * sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))]
+
+
+def timed_queries(client: LabelClient, batches: list[list[int]], name: str) -> list[float]:
+    """Ask for batches one after the other; return the seconds of each."""
+    seconds = []
+    for number, ids in enumerate(batches):
+        started_s = time.perf_counter()
+        client.query(ids, idempotency_key=f"{name}-{number}")
+        seconds.append(time.perf_counter() - started_s)
+    return seconds
+
+
+def make_long_log(data: Path, folder: Path, entries: int) -> Path:
+    """Write a log of single reveals straight through the ledger, and return its bundle."""
+    settings = Settings(
+        data=data, other_data=True, database_url=f"sqlite:///{folder / 'labels.sqlite3'}", guest_budget=entries
+    )
+    engine = open_writing_engine(database_path(settings.database_url), 5.0)
+    migrate(engine)
+    with engine.begin() as connection:
+        info = seed(connection, read_label_files(data, True))
+        rules = ledger.Rules(info.log_id, open_answer_key(connection), info.pool_size)
+        runs.set_guest_budget(connection, rules, entries)
+        for number in range(entries - 1):
+            ledger.reveal(connection, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])
+    engine.dispose()
+    with open_service(settings) as opened:
+        evidence = opened.evidence()
+    bundle = folder / "evidence.json"
+    bundle.write_text(evidence.model_dump_json())
+    return bundle
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure; default: here")
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--entries", type=int, default=60_000)
+    given = parser.parse_args()
+    print("| | median, ms | p99, ms |\n|---|---:|---:|")
+    with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
+        folder = Path(scratch)
+        data = make_idx_dataset(folder / "data", pool=POOL, test=10, classes=10, side=1)
+        with service(data, folder) as http, LabelClient(str(http.base_url), witness=Witness(folder)) as client:
+            client.open_run("latency", POOL)
+            singles = timed_queries(client, [[label] for label in range(given.queries)], "one")
+            sum_s = metric(http, "labelmeter_commit_seconds_sum")
+            starts = range(given.queries, POOL - 1000, 1000)
+            batches = timed_queries(client, [list(range(start, start + 1000)) for start in starts], "batch")
+            writing_ms = 1000 * (metric(http, "labelmeter_commit_seconds_sum") - sum_s) / len(batches)
+        for name, seconds in (
+            ("one label, receipt and opening checked", singles),
+            ("batch of 1,000, the same", batches),
+        ):
+            print(f"| {name} | {1000 * statistics.median(seconds):.1f} | {quantile(seconds, 0.99):.1f} |")
+        print(f"| batch of 1,000: the service's transaction alone (mean) | {writing_ms:.1f} | |")
+        bundle = make_long_log(data, folder, given.entries)
+        key = json.loads(bundle.read_bytes())["key"]
+        started_s = time.perf_counter()
+        command = [sys.executable, "-m", "label_service", "verify", str(bundle), "--key", key]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        print(f"| offline verify of {given.entries:,} entries | {1000 * (time.perf_counter() - started_s):,.0f} | |")
+        print(f"\n{said[0]}: {said[-1]}")
+
+
+if __name__ == "__main__":
+    main()
