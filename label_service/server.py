@@ -21,7 +21,6 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from label_service.app import create_app
-from label_service.backends import find_database
 from label_service.errors import PortTaken, SetupError
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
@@ -119,7 +118,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             dataset, several = service.dataset, settings.workers > 1
             say(
                 f"Label service on http://{shown}:{port} - {dataset.name}, {dataset.pool_size:,} labels, "
-                f"{find_database(settings).version()}{f', {settings.workers} workers' if several else ''}. "
+                f"{service.database_version}{f', {settings.workers} workers' if several else ''}. "
                 f"Try: curl http://{shown}:{port}/label/42"
             )
             if not several:

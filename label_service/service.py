@@ -52,6 +52,7 @@ class LabelService:
         log: the signed log.
         metrics: this service's counters.
         shared: other workers write to the same database.
+        database_version: product and version.
     """
 
     def __init__(
@@ -63,7 +64,8 @@ class LabelService:
         writer: Writer,
         log: SignedLog,
         metrics: Metrics,
-        shared: bool = False,
+        shared: bool,
+        database_version: str,
     ) -> None:
         self.settings = settings
         self.dataset = dataset
@@ -72,6 +74,7 @@ class LabelService:
         self.writer = writer
         self.metrics = metrics
         self.shared = shared
+        self.database_version = database_version
         self.rules = rules
         self._token_hashes: dict[str, str] = {}
         self._buckets: dict[str, TokenBucket] = {}
@@ -271,7 +274,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
             log.verifier.vkey,
             version,
         )
-        yield LabelService(settings, dataset, rules, reader, writer, log, metrics, database.shared)
+        yield LabelService(settings, dataset, rules, reader, writer, log, metrics, database.shared, version)
 
 
 def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
