@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def find_programs() -> Path | None:
     return None
 
 
+@cache
 def why_not() -> str | None:
     """Return the one line that says why no server can be had here, or None if one can."""
     if find_programs() is None:

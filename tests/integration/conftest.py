@@ -32,10 +32,12 @@ WORKERS_ON_POSTGRESQL = 3
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests of modules marked `every_database` on both; those marked `sqlite_only` say why they do not."""
+    """Run tests of modules marked `every_database` on both, or on SQLite alone where no server can be had.
+
+    That is told once, by `test_service_workers.py`, and not a hundred times.
+    """
     if "database_kind" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_database"):
-        sqlite_only = metafunc.definition.get_closest_marker("sqlite_only")
-        kinds = [SQLITE] if sqlite_only else [SQLITE, POSTGRESQL]
+        kinds = [SQLITE] if why_not() else [SQLITE, POSTGRESQL]
         metafunc.parametrize("database_kind", kinds, scope="session")
 
 
@@ -47,9 +49,7 @@ def database_kind() -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """One server for the session; skips what needs it where none can be had."""
-    if reason := why_not():
-        pytest.skip(reason)
+    """One server for the session."""
     with run_postgres() as server:
         yield server
 

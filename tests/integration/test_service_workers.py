@@ -34,7 +34,10 @@ from tests.integration.test_service_failures import (
     free_port,
     wait_until_live,
 )
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, why_not
+
+if reason := why_not():
+    pytest.skip(f"{reason}; tests of every database ran on SQLite alone", allow_module_level=True)
 
 WORKERS = 3
 
