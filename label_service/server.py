@@ -69,6 +69,8 @@ def configure(app: Any, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - what u
         log_config=None,
         log_level="warning",
         server_header=False,
+        # Nobody's word for whose address a request came from, and no time spent on looking for one.
+        proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         **more,
     )
@@ -151,3 +153,5 @@ def configure_logging() -> None:
     if not root.handlers:
         root.addHandler(handler)
     logging.getLogger("label_service").setLevel(logging.INFO)
+    # Documented ways to make a message cheaper: none of this is in the format.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
