@@ -152,7 +152,7 @@ def test_a_lock_held_for_too_long_answers_503_and_recovers(
 def test_connections_that_are_cut_are_opened_anew(
     workers: list[RunningService], postgres_server: PostgresServer
 ) -> None:
-    """As after a restart of the server: at most one refusal each, then all goes on, and nothing was lost or doubled."""
+    """As after a restart of the server: a refusal each, then all goes on, and nothing was lost or doubled."""
     _, token = workers[0].open_run()
     for label_id, running in enumerate(workers):
         assert running.client.get(f"/label/{label_id}", headers=token).status_code == 200
@@ -161,7 +161,9 @@ def test_connections_that_are_cut_are_opened_anew(
     for label_id, running in enumerate(workers, 3):
         refused = [running.client.get(f"/label/{label_id}", headers=token).status_code for _ in range(3)]
         assert refused[-1] == 200 and set(refused) <= {200, 503}
-    counted = workers[0].client.get("/v1/log/summary").json()
+    summaries = [workers[0].client.get("/v1/log/summary") for _ in range(3)]
+    assert summaries[-1].status_code == 200 and {answer.status_code for answer in summaries} <= {200, 503}
+    counted = summaries[-1].json()
     assert counted["queries"] == counted["distinct_labels_revealed_to_anybody"] == 6
 
 
