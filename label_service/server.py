@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 # Longer than the slowest answer: what is being answered at a stop is finished.
 SHUTDOWN_TIMEOUT_S = 10
 BACKLOG = 256
-# A worker that does not answer its supervisor for so long is ended and started anew.
-WORKER_TIMEOUT_S = 30
+# A worker that does not answer its supervisor for so long is ended and started anew. Long enough for a slow machine to
+# import the service, which comes before the first answer; and one that is killed while it is asked holds up the
+# starting of others as long.
+WORKER_TIMEOUT_S = 15
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -134,7 +136,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
 def supervise(settings: Settings, listener: socket.socket) -> None:
     """Run the workers until a signal stops this process; then let them finish what they are answering."""
     # Called in the worker process; the settings travel there by pickle, so no secret is in an environment or an
-    # argument. A worker that reads a long log answers its supervisor late.
+    # argument.
     config = configure(
         partial(open_worker, settings),
         factory=True,

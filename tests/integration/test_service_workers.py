@@ -25,6 +25,7 @@ from label_service.checkpoint import Checkpoint, Verifier
 from label_service.errors import DatabaseRefused
 from label_service.merkle import verify_consistency
 from label_service.schemas import Evidence, KeptAnswer
+from label_service.server import WORKER_TIMEOUT_S
 from label_service.service import open_service
 from label_service.settings import Settings
 from label_service.verify import verify
@@ -219,8 +220,8 @@ def worker_processes(parent: int) -> list[int]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds; fail if it does not."""
-    deadline_s = time.monotonic() + 20
+    """Wait until a condition holds, for longer than the supervisor may wait for a worker; fail if it does not."""
+    deadline_s = time.monotonic() + 3 * WORKER_TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline_s, "waited in vain"
         time.sleep(0.05)
