@@ -254,7 +254,7 @@ def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settin
         with ThreadPoolExecutor(32) as pool:
             answers = [answer for some in pool.map(ask, range(32)) for answer in some]
         told = [body for status, body in answers if status == 200]
-        assert {status for status, _ in answers} == {200, 403} and len(answers) > 96
+        assert {status for status, _ in answers} == {200, 403} and len(answers) >= 96
         kept += [KeptAnswer.model_validate(body) for body in told]
         wait_for(lambda: len({*worker_processes(process.pid)} - {victim}) == WORKERS)
         sealed = httpx.post(f"{base_url}/v1/runs/{opened['run_id']}:seal", headers=token, timeout=30).json()
@@ -266,6 +266,6 @@ def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settin
     verdict = verify(evidence, Verifier.from_vkey(key), kept)
     run = verdict.runs[opened["run_id"]]
     assert run.queries == len(run.labels) == budget
-    assert {body["id"] for body in told} <= run.labels and len(told) > budget - 32
+    assert {body["id"] for body in told} <= run.labels and len(told) >= budget - 32
     assert [json.loads(entry)["op"] for entry in evidence.entries].count("run-opened") == 2
     assert len(list(shared_settings.key_folder.glob("*.key"))) == 1  # type: ignore[union-attr]
