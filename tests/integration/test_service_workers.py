@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,12 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from label_service import ledger
 from label_service.backends import WRITER_LOCK, find_database
 from label_service.checkpoint import Checkpoint, Verifier
+from label_service.cli import app
 from label_service.errors import DatabaseRefused
 from label_service.merkle import verify_consistency
 from label_service.schemas import Evidence, KeptAnswer
@@ -180,6 +183,37 @@ def test_sessions_are_durable_and_read_what_was_committed(shared_settings: Setti
             found = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in settings}
         engine.dispose()
         assert found == settings
+
+
+def test_first_starts_at_once_make_one_log_with_one_key(shared_settings: Settings, tmp_path: Path) -> None:
+    """Four open an empty database together: migrated and seeded once, one key, one entry, one head."""
+    barrier = threading.Barrier(4)
+
+    def start(_: int) -> tuple[str, str]:
+        barrier.wait()
+        with open_service(shared_settings) as service:
+            return service.log.verifier.vkey, service.log.head.note
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(start, range(4)))) == 1
+    assert len(list(tmp_path.glob("*.key"))) == 1
+    with run_service(shared_settings) as running:
+        assert [entry["op"] for entry in running.entries()] == ["run-opened"]
+
+
+def test_seed_and_export_open_the_database_too(shared_settings: Settings, tmp_path: Path) -> None:
+    """The command line seeds it before a service runs, and writes the log as the service answers it."""
+    url = shared_settings.database_url
+    command = ["seed", "--database-url", url, "--data", str(shared_settings.data), "--other-data"]
+    key_folder = {"LABEL_SERVICE_KEY_FOLDER": str(tmp_path)}
+    seeded = CliRunner().invoke(app, command, env=key_folder)
+    assert seeded.exit_code == 0 and "200 labels to ask for" in seeded.output
+    with run_service(shared_settings) as running:
+        running.client.get("/label/3")
+        answered = running.client.get("/v1/log/export.ndjson").content
+    exported = CliRunner().invoke(app, ["export", "--database-url", url, "--out", str(tmp_path / "log")])
+    assert exported.exit_code == 0 and (tmp_path / "log").read_bytes() == answered
+    assert answered.count(b"\n") == 2
 
 
 def test_a_log_whose_key_is_missing_gets_no_other(shared_settings: Settings, tmp_path: Path) -> None:
