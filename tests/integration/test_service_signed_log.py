@@ -281,7 +281,7 @@ def test_a_head_that_cannot_be_remembered_reveals_nothing(start_service: Any, tm
 
 def test_many_heads_do_not_fill_the_disk(start_service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is begun anew when it is long, with the newest head in it."""
-    monkeypatch.setattr("label_service.signed_log._MAX_HEADS_BYTES", 2000)
+    monkeypatch.setattr("label_service.remembered_heads._MAX_HEADS_BYTES", 2000)
     running = start_service(heads_folder=tmp_path / "heads")
     for label_id in range(30):
         running.client.get(f"/label/{label_id}")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from label_service import signed_log
+from label_service import remembered_heads
 from label_service.checkpoint import Checkpoint, SigningKey
 from label_service.errors import DatabaseRefused
 from label_service.merkle import leaf_hash
-from label_service.signed_log import RememberedHeads
+from label_service.remembered_heads import RememberedHeads
 
 KEY = SigningKey.generate("labelmeter/log-1")
 
@@ -51,7 +51,7 @@ def test_many_workers_append_and_rotate_without_losing_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight at once, the file begun anew every few heads: whoever looks finds his own head or a larger one."""
-    monkeypatch.setattr(signed_log, "_MAX_HEADS_BYTES", 1500)
+    monkeypatch.setattr(remembered_heads, "_MAX_HEADS_BYTES", 1500)
     path = tmp_path / "heads"
     RememberedHeads(path, shared=True).begin(note(1))
     lost: list[tuple[int, int]] = []
