@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import random
+import re
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -135,4 +135,4 @@ def _request_id(sent: bytes) -> str:
     if text and REQUEST_ID.fullmatch(text):
         return text
     # Unique, not secret: the system's own randomness costs a system call a request, a tenth of its time.
-    return f"req-{random.getrandbits(64):016x}"  # noqa: S311
+    return f"req-{random.getrandbits(64):016x}"

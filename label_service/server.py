@@ -156,4 +156,4 @@ def configure_logging() -> None:
         root.addHandler(handler)
     logging.getLogger("label_service").setLevel(logging.INFO)
     # Documented ways to make a message cheaper: none of this is in the format.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
