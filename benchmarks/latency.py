@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.throughput import POOL, metric, service
+from benchmarks.throughput import POOL, service
 from label_service import ledger, runs
 from label_service.answer_key import open_answer_key
 from label_service.database import database_path, migrate, open_writing_engine
@@ -77,16 +78,18 @@ def main() -> None:
         with service(data, folder) as http, LabelClient(str(http.base_url), witness=Witness(folder)) as client:
             client.open_run("latency", POOL)
             singles = timed_queries(client, [[label] for label in range(given.queries)], "one")
-            sum_s = metric(http, "labelmeter_commit_seconds_sum")
             starts = range(given.queries, POOL - 1000, 1000)
             batches = timed_queries(client, [list(range(start, start + 1000)) for start in starts], "batch")
-            writing_ms = 1000 * (metric(http, "labelmeter_commit_seconds_sum") - sum_s) / len(batches)
-        for name, seconds in (
-            ("one label, receipt and opening checked", singles),
-            ("batch of 1,000, the same", batches),
-        ):
+        said = re.findall(r'"POST /v1/labels:query" 200 ([\d.]+)ms', (folder / "service.log").read_text())
+        rows = {
+            "one label, receipt and opening checked": singles,
+            "batch of 1,000, the same": batches,
+            "batch of 1,000, in the service alone (its access log)": [
+                float(one) / 1000 for one in said[-len(batches) :]
+            ],
+        }
+        for name, seconds in rows.items():
             print(f"| {name} | {1000 * statistics.median(seconds):.1f} | {quantile(seconds, 0.99):.1f} |")
-        print(f"| batch of 1,000: the service's transaction alone (mean) | {writing_ms:.1f} | |")
         bundle = make_long_log(data, folder, given.entries)
         key = json.loads(bundle.read_bytes())["key"]
         started_s = time.perf_counter()
