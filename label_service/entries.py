@@ -71,7 +71,7 @@ def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
 
 def now() -> str:
     """Return the time as RFC 3339 in UTC with microseconds, such as 2026-01-31T12:00:00.000000Z."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def append(connection: Connection, draft: Draft, *, log_id: str, label_commitment: str, pool_size: int) -> Entry:

@@ -91,16 +91,14 @@ class MerkleTree:
         size = self.size if size is None else size
         self._require(0 <= index < size <= self.size, f"no leaf {index} in size {size} of a tree of {self.size}")
         proof: list[bytes] = []
-        start, end = 0, size
-        while end - start > 1:
-            middle = start + _split(end - start)
-            if index < middle:
-                proof.append(self._subtree(middle, end))
-                end = middle
-            else:
-                proof.append(self._subtree(start, middle))
-                start = middle
-        return proof[::-1]
+        node, last, level = index, size - 1, 0
+        while last > 0:
+            sibling = node ^ 1
+            if sibling <= last:
+                complete = (sibling + 1) << level <= size
+                proof.append(self._levels[level][sibling] if complete else self._subtree(sibling << level, size))
+            node, last, level = node >> 1, last >> 1, level + 1
+        return proof
 
     def consistency_proof(self, first: int, second: int | None = None) -> list[bytes]:
         """Prove that the tree of the second size begins with the tree of the first.
