@@ -94,6 +94,8 @@ class SignedLog:
         self.head = self._sign()
         heads.begin(self.head.note)
         self._doubtful = False
+        # Whether the newest head is: a service that cannot remember its heads is not ready.
+        self._remembered = True
         # The size whose head is stored; it is stored with the commit after its own.
         self._kept = 0
 
@@ -132,18 +134,20 @@ class SignedLog:
         self._doubtful = True
 
     def grow(self, new: Sequence[bytes]) -> None:
-        """Take in committed entries, sign the new head, and remember it.
+        """Take in committed entries, sign the new head, and remember it; one that could not be is tried again.
 
         Raises:
             OSError: the head cannot be remembered; it is signed all the same, and the next one covers it.
         """
         self._kept = self.head.checkpoint.size
-        if not new:
+        if not new and self._remembered:
             return
+        self._remembered = False
         for entry in new:
             self._tree.append(leaf_hash(entry))
         self.head = self._sign()
         self._heads.remember(self.head.note)
+        self._remembered = True
 
     def receipt(self, entry: Entry) -> Receipt:
         """Prove that a committed entry is under the newest head."""
