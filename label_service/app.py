@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from label_service import __version__
 from label_service.errors import (
@@ -28,6 +29,9 @@ from label_service.service import LabelService
 logger = logging.getLogger(__name__)
 
 
+ROUTERS = tuple(module.router for module in (labels, runs, log, health, dashboard))
+
+
 def create_app(service: LabelService) -> FastAPI:
     """Return the web application of an open service. Opening and closing the service is the caller's."""
     app = FastAPI(
@@ -38,8 +42,8 @@ def create_app(service: LabelService) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (labels, runs, log, health, dashboard):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
@@ -48,6 +52,12 @@ def create_app(service: LabelService) -> FastAPI:
     app.add_middleware(RequestFrame, metrics=service.metrics, max_body_bytes=service.settings.max_body_bytes)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
+
+
+def _methods_of(path: str) -> list[str]:
+    """Return the methods that a path takes. The framework would name those of the first route that matches."""
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
+    return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
 
 
 async def _answer_problem(request: Request, problem: Exception) -> Response:
@@ -83,7 +93,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         problem = NotFound("The service has no such path; see /docs for those it has.")
     elif error.status_code == 405:
-        allowed = dict(error.headers or {})
+        allowed = {"Allow": ", ".join(_methods_of(request.scope["path"]))}
         problem = MethodNotAllowed("This path does not take this method; see /docs.", headers=allowed)
     elif error.status_code < 500:
         problem = InvalidRequest("The body could not be read as JSON; send JSON as /docs describes it.")

@@ -1,6 +1,6 @@
 """Request and response models: the HTTP contract. Requests forbid what they do not know.
 
-Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 30 digits, so that
+Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that
 asking for one outside the data set is a logged 404; SQLite never sees it.
 """
 
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from label_service.settings import MAX_IDS_PER_BATCH
 
 # Longer than any count, short enough that refused ids do not fill the log.
-MAX_ID = 10**30 - 1
+MAX_ID = 10**30
 MAX_NAME = 100
 # Budgets above the largest 32-bit number are mistakes.
 MAX_BUDGET = 2**31 - 1
@@ -25,8 +25,8 @@ MAX_SEQ = 2**53 - 1
 
 def _path_integer(value: object) -> object:
     if isinstance(value, str):
-        if not re.fullmatch(r"-?[0-9]{1,30}", value, flags=re.ASCII):
-            raise ValueError("must be an integer of at most 30 digits")
+        if not re.fullmatch(r"-?[0-9]{1,31}", value, flags=re.ASCII):
+            raise ValueError("must be an integer of at most 31 digits")
         return int(value)
     return value
 
@@ -39,7 +39,9 @@ def _printable(name: str) -> str:
 
 LabelId = Annotated[StrictInt, Field(ge=-MAX_ID, le=MAX_ID)]
 PathLabelId = Annotated[
-    int, BeforeValidator(_path_integer), Field(description="Zero-based row of the image in the training image file.")
+    int,
+    BeforeValidator(_path_integer),
+    Field(ge=-MAX_ID, le=MAX_ID, description="Zero-based row of the image in the training image file."),
 ]
 Budget = Annotated[StrictInt, Field(ge=0, le=MAX_BUDGET)]
 

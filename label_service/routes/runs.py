@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from label_service import runs
 from label_service.errors import (
@@ -40,6 +41,15 @@ from label_service.schemas import (
     RunSealedAnswer,
 )
 from label_service.service import LabelService
+
+
+class _RunIdConvertor(StringConvertor):
+    """A run's id in a path: no colon, or `/v1/runs/ID:seal` would be a run of that name to the routes without one."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("run_id", _RunIdConvertor())
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -86,14 +96,14 @@ def list_runs(service: Service) -> RunsAnswer:
     return RunsAnswer(runs=[RunAnswer(**state) for state in service.reader.runs()])
 
 
-@router.get("/{run_id}", responses=problems(UnknownRun))
+@router.get("/{run_id:run_id}", responses=problems(UnknownRun))
 def read_run(run_id: str, service: Service) -> RunAnswer:
     """Tell a run's state. Charges and logs nothing; needs no token, as the log is open too."""
     return RunAnswer(**_state(service, run_id))
 
 
 @router.post(
-    "/{run_id}:seal",
+    "/{run_id:run_id}:seal",
     responses=problems(InvalidToken, LogNotWritable, NotYourRun, TokenRequired, UnknownRun),
 )
 async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSealedAnswer:
@@ -106,7 +116,7 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
 
 
 @router.post(
-    "/{run_id}/evaluations",
+    "/{run_id:run_id}/evaluations",
     responses=problems(
         EvaluationNotDeclared,
         EvaluationsExhausted,
