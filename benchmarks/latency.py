@@ -23,6 +23,7 @@ from label_service.database import database_path, migrate, open_writing_engine
 from label_service.seed import read_label_files, seed
 from label_service.service import open_service
 from label_service.settings import Settings
+from label_service.unit_of_work import UnitOfWork
 from tests.datasets import make_idx_dataset
 from trainer.label_client import LabelClient
 from trainer.witness import Witness
@@ -50,12 +51,12 @@ def make_long_log(data: Path, folder: Path, entries: int) -> Path:
     )
     engine = open_writing_engine(database_path(settings.database_url), 5.0)
     migrate(engine)
-    with engine.begin() as connection:
-        info = seed(connection, read_label_files(data, True))
-        rules = ledger.Rules(info.log_id, open_answer_key(connection), info.pool_size)
-        runs.set_guest_budget(connection, rules, entries)
+    with UnitOfWork.begin(engine) as unit:
+        info = seed(unit.connection, read_label_files(data, True))
+        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
+        runs.set_guest_budget(unit, rules, entries)
         for number in range(entries - 1):
-            ledger.reveal(connection, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])
+            ledger.reveal(unit, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])
     engine.dispose()
     with open_service(settings) as opened:
         evidence = opened.evidence()

@@ -13,17 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, func, insert, select
-
-from label_service import tables
+from label_service.unit_of_work import UnitOfWork
 
 ENTRY_VERSION = 2
 
 Op = Literal["run-opened", "run-sealed", "budget-changed", "query", "evaluation"]
-# Built once: making a statement anew takes longer than running it.
-_LAST = select(func.max(tables.entries.c.seq))
-_INSERT = insert(tables.entries)
-_INSERT_IDS = insert(tables.entry_ids)
 
 # Outcomes of what was done; any other outcome is the code of the error that refused it.
 DONE = ("opened", "sealed", "changed", "revealed", "replayed", "evaluated")
@@ -74,18 +68,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-def append(connection: Connection, draft: Draft, *, log_id: str, label_commitment: str, pool_size: int) -> Entry:
-    """Append an entry within the open transaction and return it with its number.
+def append(work: UnitOfWork, draft: Draft, *, log_id: str, label_commitment: str, pool_size: int) -> Entry:
+    """Append an entry and return it with its number.
 
     Args:
-        connection: the writer's connection, inside its transaction.
+        work: the writer's transaction.
         draft: what the entry says.
         log_id: the log's own id, so that entries of two logs cannot be mixed.
         label_commitment: root of the answer key, base64: every entry binds the labels.
         pool_size: ids from 0 to this, exclusive, are indexed for the filter by id.
     """
-    last = connection.execute(_LAST).scalar_one()
-    seq = 0 if last is None else last + 1
+    seq = work.next_seq()
     document: dict[str, Any] = {
         "v": ENTRY_VERSION,
         "seq": seq,
@@ -104,8 +97,7 @@ def append(connection: Connection, draft: Draft, *, log_id: str, label_commitmen
     if draft.detail:
         document["detail"] = draft.detail
     entry = Entry(seq, canonical_json(document))
-    connection.execute(
-        _INSERT,
+    work.append(
         {
             "seq": seq,
             "entry": entry.data,
@@ -114,8 +106,6 @@ def append(connection: Connection, draft: Draft, *, log_id: str, label_commitmen
             "outcome": draft.outcome,
             "charged": draft.charged,
         },
+        [label_id for label_id in draft.ids if 0 <= label_id < pool_size],
     )
-    rows = [{"label_id": label_id, "seq": seq} for label_id in draft.ids if 0 <= label_id < pool_size]
-    if rows:
-        connection.execute(_INSERT_IDS, rows)
     return entry

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import insert, select
 
 from label_service import tables
 from label_service.errors import IdempotencyKeyReused
+from label_service.unit_of_work import UnitOfWork
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class Earlier:
 
 
 def find_key(
-    connection: Connection, run_id: str, key: str | None, request_sha256: str
+    work: UnitOfWork, run_id: str, key: str | None, request_sha256: str
 ) -> Earlier | IdempotencyKeyReused | None:
     """Look a key up.
 
     Args:
-        connection: inside the writer's transaction.
+        work: the writer's transaction.
         run_id: the run that sent the key.
         key: the key, None if none was sent.
         request_sha256: hash of what is asked now.
@@ -40,7 +41,7 @@ def find_key(
     if key is None:
         return None
     keys = tables.idempotency_keys
-    row = connection.execute(
+    row = work.connection.execute(
         select(keys.c.request_sha256, keys.c.seq, tables.entries.c.entry)
         .join(tables.entries, tables.entries.c.seq == keys.c.seq)
         .where(keys.c.run_id == run_id, keys.c.key == key)
@@ -54,9 +55,9 @@ def find_key(
     return Earlier(row.seq, json.loads(row.entry)["spent"])
 
 
-def keep_key(connection: Connection, run_id: str, key: str | None, request_sha256: str, seq: int) -> None:
+def keep_key(work: UnitOfWork, run_id: str, key: str | None, request_sha256: str, seq: int) -> None:
     """Bind a key, if one was sent, to the entry that answered it."""
     if key is not None:
-        connection.execute(
+        work.connection.execute(
             insert(tables.idempotency_keys).values(run_id=run_id, key=key, request_sha256=request_sha256, seq=seq)
         )

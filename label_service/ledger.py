@@ -1,18 +1,17 @@
 """The core: what a run may do, done and logged in one transaction. No HTTP here.
 
-Every function below runs inside the writer's transaction. It decides (`limits`), changes the rows, appends the entry,
-and returns either the result or the `Problem` that refuses - returned, not raised, because a refusal is an entry of
-the log too and must be committed like a reveal.
+Every function below is part of the writer's transaction, a unit of work. It decides (`limits`), changes the rows,
+appends the entry, and returns either the result or the `Problem` that refuses - returned, not raised, because a
+refusal is an entry of the log too and must be committed like a reveal.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from label_service import tables
 from label_service.answer_key import AnswerKey
@@ -21,31 +20,7 @@ from label_service.entries import Draft, Entry, Op, append, canonical_json, now
 from label_service.errors import Problem, UnknownId
 from label_service.idempotency import find_key, keep_key
 from label_service.limits import RunState, Totals, refuse_ended, refuse_evaluation, refuse_reveal
-
-# Statements are built once: making one anew takes longer than running it.
-_RUN = select(
-    tables.runs, exists().where(tables.evaluations.c.run_id == tables.runs.c.run_id).label("evaluated")
-).where(tables.runs.c.run_id == bindparam("run"))
-_EVALUATED_AT = (
-    select(tables.evaluations.c.budget)
-    .where(tables.evaluations.c.run_id == bindparam("run"))
-    .order_by(tables.evaluations.c.number)
-)
-_pool = tables.pool_labels.c
-_WITH_REVEAL = select(_pool.id, _pool.label, tables.reveals.c.seq).select_from(
-    tables.pool_labels.outerjoin(
-        tables.reveals,
-        and_(tables.reveals.c.label_id == _pool.id, tables.reveals.c.run_id == bindparam("run")),
-    )
-)
-_LABEL = _WITH_REVEAL.where(_pool.id == bindparam("id"))
-_LABELS = _WITH_REVEAL.where(_pool.id.in_(bindparam("ids", expanding=True)))
-_REVEAL = insert(tables.reveals)
-_CHARGE = (
-    update(tables.runs)
-    .where(tables.runs.c.run_id == bindparam("run"))
-    .values(spent=tables.runs.c.spent + bindparam("charged"))
-)
+from label_service.unit_of_work import UnitOfWork
 
 
 @dataclass(frozen=True)
@@ -66,10 +41,10 @@ class Rules:
     total_budget: int | None = None
     total_evaluations: int | None = None
 
-    def append(self, connection: Connection, draft: Draft) -> Entry:
-        """Append an entry to this log, inside the writer's transaction."""
+    def append(self, work: UnitOfWork, draft: Draft) -> Entry:
+        """Append an entry to this log."""
         return append(
-            connection,
+            work,
             draft,
             log_id=self.log_id,
             label_commitment=self.answer_key.commitment,
@@ -133,27 +108,11 @@ class Evaluated:
     entry: Entry
 
 
-def load_run(connection: Connection, run_id: str) -> RunState:
-    """Return a run as it stands in this transaction; the caller has made sure that it exists."""
-    row = connection.execute(_RUN, {"run": run_id}).one()
-    # Most runs that ask have not been evaluated yet: the second query is spared them.
-    evaluated = connection.execute(_EVALUATED_AT, {"run": run_id}).scalars() if row.evaluated else ()
-    return RunState(
-        run_id=run_id,
-        budget=row.budget,
-        spent=row.spent,
-        evaluation_budgets=tuple(json.loads(row.evaluation_budgets)),
-        evaluations_allowed=row.evaluations_allowed,
-        evaluated_at=tuple(evaluated),
-        sealed=row.sealed_at is not None,
-    )
-
-
-def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence[int]) -> Revealed | Problem:
+def reveal(work: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int]) -> Revealed | Problem:
     """Reveal labels to a run: charge, entry and labels, all of them or none.
 
     Args:
-        connection: inside the writer's transaction.
+        work: the writer's transaction.
         rules: of this log.
         request: who asks.
         ids: the ids asked for, at least one; repeats count once.
@@ -162,31 +121,28 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
         The labels, or the refusal. An unknown id refuses the whole request and charges nothing.
     """
     asked = list(dict.fromkeys(ids))
-    run = load_run(connection, request.run_id)
+    run = work.run(request.run_id)
     fingerprint = sha256(canonical_json({"op": "query", "ids": asked})) if request.key is not None else ""
-    earlier = find_key(connection, request.run_id, request.key, fingerprint)
+    earlier = find_key(work, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
     unknown = [label_id for label_id in asked if not 0 <= label_id < rules.pool_size]
     known = [] if unknown else asked
-    labels, held = _labels(connection, rules.answer_key, request.run_id, known)
+    labels, held = work.labels(request.run_id, known)
+    for label_id, label in labels.items():
+        # Before the commit: a label that was changed in the database is neither charged nor answered.
+        rules.answer_key.require(label_id, label)
     new = [label_id for label_id in known if label_id not in held]
-    refusal = (
-        refuse_ended(run) or _refuse_unknown(unknown, rules) or refuse_reveal(run, _totals(connection, rules), len(new))
-    )
+    refusal = refuse_ended(run) or _refuse_unknown(unknown, rules) or refuse_reveal(run, _totals(work, rules), len(new))
     if refusal is not None:
-        _append(connection, rules, run, request, "query", refusal.code, ids=asked)
+        _append(work, rules, run, request, "query", refusal.code, ids=asked)
         return refusal
-    entry = _append(
-        connection, rules, run, request, "query", "revealed" if new else "replayed", ids=asked, charged=len(new)
-    )
+    entry = _append(work, rules, run, request, "query", "revealed" if new else "replayed", ids=asked, charged=len(new))
     if new:
-        revealed = [{"run_id": run.run_id, "label_id": label_id, "seq": entry.seq} for label_id in new]
-        connection.execute(_REVEAL, revealed)
-        connection.execute(_CHARGE, {"run": run.run_id, "charged": len(new)})
+        work.reveal(run.run_id, new, entry.seq)
     charged_by, spent = (earlier.seq, earlier.spent) if earlier else (entry.seq, run.spent + len(new))
     if earlier is None:
-        keep_key(connection, request.run_id, request.key, fingerprint, entry.seq)
+        keep_key(work, request.run_id, request.key, fingerprint, entry.seq)
     charged = {label_id for label_id, at in held.items() if at == charged_by} if earlier else set(new)
     return Revealed(
         run_id=run.run_id,
@@ -201,12 +157,12 @@ def reveal(connection: Connection, rules: Rules, request: Request, ids: Sequence
 
 
 def evaluate(
-    connection: Connection, rules: Rules, request: Request, predictions: Sequence[int], budget: int | None
+    work: UnitOfWork, rules: Rules, request: Request, predictions: Sequence[int], budget: int | None
 ) -> Evaluated | Problem:
     """Compare a run's test predictions with the test labels and count the evaluation.
 
     Args:
-        connection: inside the writer's transaction.
+        work: the writer's transaction.
         rules: of this log.
         request: who asks.
         predictions: one class number for each test image, in order; length and range are checked before.
@@ -215,24 +171,26 @@ def evaluate(
     Returns:
         The number of right predictions, or the refusal.
     """
-    run = load_run(connection, request.run_id)
+    run = work.run(request.run_id)
     predictions_sha256 = sha256(canonical_json(list(predictions)))
     fingerprint = sha256(canonical_json({"op": "evaluation", "predictions": predictions_sha256, "budget": budget}))
-    earlier = find_key(connection, request.run_id, request.key, fingerprint)
+    earlier = find_key(work, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
     refusal = refuse_ended(run)
     if refusal is None and earlier is not None:
-        entry = _append(connection, rules, run, request, "evaluation", "replayed")
-        row = connection.execute(select(tables.evaluations).where(tables.evaluations.c.seq == earlier.seq)).one()
+        entry = _append(work, rules, run, request, "evaluation", "replayed")
+        row = work.connection.execute(select(tables.evaluations).where(tables.evaluations.c.seq == earlier.seq)).one()
         return Evaluated(
             run.run_id, row.number, row.budget, row.correct, row.total, run.evaluations_allowed, True, entry
         )
-    refusal = refusal or refuse_evaluation(run, _totals(connection, rules), budget)
+    refusal = refusal or refuse_evaluation(run, _totals(work, rules), budget)
     if refusal is not None:
-        _append(connection, rules, run, request, "evaluation", refusal.code)
+        _append(work, rules, run, request, "evaluation", refusal.code)
         return refusal
-    truth = connection.execute(select(tables.test_labels.c.label).order_by(tables.test_labels.c.id)).scalars().all()
+    truth = (
+        work.connection.execute(select(tables.test_labels.c.label).order_by(tables.test_labels.c.id)).scalars().all()
+    )
     correct = sum(guess == label for guess, label in zip(predictions, truth, strict=True))
     number, total = run.evaluations_used + 1, len(truth)
     detail = {
@@ -242,30 +200,30 @@ def evaluate(
         "total": total,
         "predictions_sha256": predictions_sha256,
     }
-    entry = _append(connection, rules, run, request, "evaluation", "evaluated", detail=detail)
-    connection.execute(
+    entry = _append(work, rules, run, request, "evaluation", "evaluated", detail=detail)
+    work.connection.execute(
         insert(tables.evaluations).values(
             run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=entry.seq
         )
     )
-    keep_key(connection, request.run_id, request.key, fingerprint, entry.seq)
+    keep_key(work, request.run_id, request.key, fingerprint, entry.seq)
     return Evaluated(run.run_id, number, budget, correct, total, run.evaluations_allowed, False, entry)
 
 
-def seal(connection: Connection, rules: Rules, request: Request) -> Entry:
+def seal(work: UnitOfWork, rules: Rules, request: Request) -> Entry:
     """End a run for good and return the entry that says so; if it had ended before, nothing is logged twice."""
-    run = load_run(connection, request.run_id)
+    run = work.run(request.run_id)
     if run.sealed:
         entries = tables.entries.c
         ended = select(entries.seq, entries.entry).where(entries.run_id == run.run_id, entries.op == "run-sealed")
-        row = connection.execute(ended).one()
+        row = work.connection.execute(ended).one()
         return Entry(row.seq, bytes(row.entry))
-    connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
-    return _append(connection, rules, run, request, "run-sealed", "sealed")
+    work.connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
+    return _append(work, rules, run, request, "run-sealed", "sealed")
 
 
 def _append(
-    connection: Connection,
+    work: UnitOfWork,
     rules: Rules,
     run: RunState,
     request: Request,
@@ -287,28 +245,14 @@ def _append(
         charged=charged,
         detail=detail or {},
     )
-    return rules.append(connection, draft)
+    return rules.append(work, draft)
 
 
-def _labels(
-    connection: Connection, key: AnswerKey, run_id: str, ids: Sequence[int]
-) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the labels of the ids, and which of them the run has already, each with the entry that charged it."""
-    if len(ids) == 1:
-        rows = connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
-    else:
-        rows = connection.execute(_LABELS, {"run": run_id, "ids": list(ids)}).all()
-    for row in rows:
-        # Before the commit: a label that was changed in the database is neither charged nor answered.
-        key.require(row.id, row.label)
-    return {row.id: row.label for row in rows}, {row.id: row.seq for row in rows if row.seq is not None}
-
-
-def _totals(connection: Connection, rules: Rules) -> Totals:
+def _totals(work: UnitOfWork, rules: Rules) -> Totals:
     if rules.total_budget is None and rules.total_evaluations is None:
         return Totals(0, 0)  # nothing to compare them with, so they are not counted
-    spent = connection.execute(select(func.coalesce(func.sum(tables.runs.c.spent), 0))).scalar_one()
-    evaluations = connection.execute(select(func.count()).select_from(tables.evaluations)).scalar_one()
+    spent = work.connection.execute(select(func.coalesce(func.sum(tables.runs.c.spent), 0))).scalar_one()
+    evaluations = work.connection.execute(select(func.count()).select_from(tables.evaluations)).scalar_one()
     return Totals(spent, evaluations, rules.total_budget, rules.total_evaluations)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import insert, select, update
 
 from label_service import tables
 from label_service.entries import Draft, Entry, now
@@ -14,6 +14,7 @@ from label_service.errors import Problem, RunBudgetTooLarge, TooManyEvaluations
 from label_service.ledger import Rules
 from label_service.limits import GUEST
 from label_service.tokens import new_run_id, new_token, token_hash
+from label_service.unit_of_work import UnitOfWork
 
 # Entries that no HTTP request caused carry this instead of a request id.
 NO_REQUEST = "service"
@@ -55,12 +56,12 @@ def refuse_opening(opening: Opening, max_run_budget: int | None, max_evaluations
     return None
 
 
-def open_run(connection: Connection, rules: Rules, opening: Opening, request_id: str) -> Opened:
+def open_run(work: UnitOfWork, rules: Rules, opening: Opening, request_id: str) -> Opened:
     """Open a run and log it. A run that declares no evaluation budgets may be evaluated once."""
     run_id = new_run_id()
     token = new_token(run_id)
     opened_at, allowed = now(), max(1, len(opening.evaluation_budgets))
-    connection.execute(
+    work.connection.execute(
         insert(tables.runs).values(
             run_id=run_id,
             name=opening.name,
@@ -77,15 +78,15 @@ def open_run(connection: Connection, rules: Rules, opening: Opening, request_id:
         "evaluations_allowed": allowed,
     }
     draft = Draft(run_id, "run-opened", "opened", spent=0, budget=opening.budget, request_id=request_id, detail=detail)
-    entry = rules.append(connection, draft)
+    entry = rules.append(work, draft)
     return Opened(run_id, token, allowed, opened_at, entry)
 
 
-def set_guest_budget(connection: Connection, rules: Rules, budget: int) -> None:
+def set_guest_budget(work: UnitOfWork, rules: Rules, budget: int) -> None:
     """Make the guest run's budget what the operator set, and log it if that changes anything."""
-    row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == GUEST)).one_or_none()
+    row = work.connection.execute(select(tables.runs).where(tables.runs.c.run_id == GUEST)).one_or_none()
     if row is None:
-        connection.execute(
+        work.connection.execute(
             insert(tables.runs).values(
                 run_id=GUEST,
                 name=GUEST,
@@ -98,7 +99,7 @@ def set_guest_budget(connection: Connection, rules: Rules, budget: int) -> None:
         detail = {"name": GUEST, "evaluation_budgets": [], "evaluations_allowed": 0}
         draft = Draft(GUEST, "run-opened", "opened", spent=0, budget=budget, request_id=NO_REQUEST, detail=detail)
     elif row.budget != budget:
-        connection.execute(update(tables.runs).where(tables.runs.c.run_id == GUEST).values(budget=budget))
+        work.connection.execute(update(tables.runs).where(tables.runs.c.run_id == GUEST).values(budget=budget))
         draft = Draft(
             GUEST,
             "budget-changed",
@@ -110,4 +111,4 @@ def set_guest_budget(connection: Connection, rules: Rules, budget: int) -> None:
         )
     else:
         return
-    rules.append(connection, draft)
+    rules.append(work, draft)

@@ -33,6 +33,7 @@ from label_service.schemas import EarlierHead, Evidence
 from label_service.seed import DatasetInfo, load_info, read_label_files, seed
 from label_service.settings import Settings
 from label_service.signed_log import SignedHead, SignedLog, open_signed_log
+from label_service.unit_of_work import UnitOfWork
 from label_service.writer import Work, Writer
 
 T = TypeVar("T")
@@ -89,7 +90,7 @@ class LabelService:
         """
         self._pace(request.run_id, len(ids))
         with self._key(request):
-            answer = await self._write(lambda connection: ledger.reveal(connection, self.rules, request, ids))
+            answer = await self._write(lambda unit: ledger.reveal(unit, self.rules, request, ids))
         if answer.replayed:
             self.metrics.replayed.inc(len(answer.labels))
         else:
@@ -106,9 +107,7 @@ class LabelService:
             Problem: the refusal, after its entry is durable.
         """
         with self._key(request):
-            answer = await self._write(
-                lambda connection: ledger.evaluate(connection, self.rules, request, predictions, budget)
-            )
+            answer = await self._write(lambda unit: ledger.evaluate(unit, self.rules, request, predictions, budget))
         if not answer.replayed:
             self.metrics.evaluations.inc()
         return answer
@@ -122,13 +121,13 @@ class LabelService:
         refusal = runs.refuse_opening(opening, self.settings.max_run_budget, self.settings.max_evaluations)
         if refusal is not None:
             raise refusal
-        opened = await self._write(lambda connection: runs.open_run(connection, self.rules, opening, request_id))
+        opened = await self._write(lambda unit: runs.open_run(unit, self.rules, opening, request_id))
         self.metrics.runs_opened.inc()
         return opened
 
     async def seal(self, request: ledger.Request) -> Entry:
         """End a run; return the entry that ended it."""
-        return await self._write(lambda connection: ledger.seal(connection, self.rules, request))
+        return await self._write(lambda unit: ledger.seal(unit, self.rules, request))
 
     def evidence(self) -> Evidence:
         """Return the whole log under its newest signed head."""
@@ -244,10 +243,10 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         version = database.version()
         migrate(engine)
         try:
-            with engine.begin() as connection:
-                dataset = _seed(connection, settings)
-                rules = _rules(settings, dataset, open_answer_key(connection))
-                runs.set_guest_budget(connection, rules, settings.guest_budget)
+            with UnitOfWork.begin(engine) as unit:
+                dataset = _seed(unit.connection, settings)
+                rules = _rules(settings, dataset, open_answer_key(unit.connection))
+                runs.set_guest_budget(unit, rules, settings.guest_budget)
         except SQLAlchemyError as error:
             raise DatabaseRefused(
                 f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
@@ -290,7 +289,7 @@ def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
     return seed(connection, files)
 
 
-def _do_nothing(_connection: Connection) -> None:
+def _do_nothing(_unit: UnitOfWork) -> None:
     pass
 
 

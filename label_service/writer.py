@@ -18,18 +18,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, update
+from sqlalchemy import Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import tables
 from label_service.entries import now
 from label_service.errors import LogChanged, LogNotWritable
 from label_service.signed_log import SignedLog
+from label_service.unit_of_work import UnitOfWork
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Work = Callable[[Connection], T]
+Work = Callable[[UnitOfWork], T]
 
 # Four pages of 4 KiB: more than an entry needs, so a database that takes the heartbeat takes an entry.
 HEARTBEAT_FILLER_BYTES = 16 * 1024
@@ -89,7 +90,7 @@ class Writer:
         """Queue work for the next transaction.
 
         Args:
-            work: called with the writing connection inside a transaction, perhaps more than once if another job of the
+            work: called with the transaction's unit of work, perhaps more than once if another job of the
                 group fails. It returns its result, refusals too: what it raises undoes its own changes, entry included.
 
         Returns:
@@ -154,8 +155,10 @@ class Writer:
             try:
                 with self._engine.connect() as connection, connection.begin():
                     self._log.catch_up(connection)
+                    unit = UnitOfWork(connection)
                     for job in jobs:
-                        _run(job, connection)
+                        _run(job, unit)
+                    unit.flush()
                     self._log.keep_head(connection)
                     new = self._log.new_entries(connection)
                 # One signature for the whole group: after the commit, before the first answer.
@@ -200,17 +203,17 @@ class _JobFault(Exception):  # noqa: N818 - a signal between the functions of th
         self.job, self.error = job, error
 
 
-def _run(job: _Job, connection: Connection) -> None:
+def _run(job: _Job, unit: UnitOfWork) -> None:
     """Run one job. A database error, or labels that were changed, are everybody's; any other fault is the job's."""
     try:
-        job.result = job.work(connection)
+        job.result = job.work(unit)
     except (SQLAlchemyError, LogChanged):
         raise
     except Exception as error:
         raise _JobFault(job, error) from error
 
 
-def _heartbeat(connection: Connection) -> None:
+def _heartbeat(unit: UnitOfWork) -> None:
     beat = update(tables.heartbeat).where(tables.heartbeat.c.singleton == 1)
-    connection.execute(beat.values(beat_at=now(), filler=bytes(HEARTBEAT_FILLER_BYTES)))
-    connection.execute(beat.values(filler=b""))
+    unit.connection.execute(beat.values(beat_at=now(), filler=bytes(HEARTBEAT_FILLER_BYTES)))
+    unit.connection.execute(beat.values(filler=b""))

@@ -19,6 +19,7 @@ from label_service.database import migrate
 from label_service.entries import canonical_json
 from label_service.seed import LabelFiles, read_label_files, seed
 from label_service.settings import Settings
+from label_service.unit_of_work import UnitOfWork
 from tests.integration.conftest import POSTGRESQL, run_service
 
 pytestmark = pytest.mark.every_database
@@ -104,14 +105,14 @@ def test_migrations_make_exactly_the_tables_of_the_code(engine: Engine) -> None:
 def test_rows_counts_terms_and_sequence_cannot_be_bent(engine: Engine, files: LabelFiles) -> None:
     """Rows are written once, a run only goes forward, the log has no gap, labels are complete, a seal holds."""
     migrate(engine)
-    with engine.begin() as connection:
-        info = seed(connection, files)
-        rules = ledger.Rules(info.log_id, open_answer_key(connection), info.pool_size)
-        runs.set_guest_budget(connection, rules, 5)
-        opened = runs.open_run(connection, rules, runs.Opening("x", 5, ()), "r")
-        ledger.reveal(connection, rules, ledger.Request(opened.run_id, "r", key="k"), [1, 2])
-        ledger.evaluate(connection, rules, ledger.Request(opened.run_id, "r"), [0] * 50, None)
-        connection.execute(insert(tables.heads).values(size=1, signature="x"))
+    with UnitOfWork.begin(engine) as unit:
+        info = seed(unit.connection, files)
+        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
+        runs.set_guest_budget(unit, rules, 5)
+        opened = runs.open_run(unit, rules, runs.Opening("x", 5, ()), "r")
+        ledger.reveal(unit, rules, ledger.Request(opened.run_id, "r", key="k"), [1, 2])
+        ledger.evaluate(unit, rules, ledger.Request(opened.run_id, "r"), [0] * 50, None)
+        unit.connection.execute(insert(tables.heads).values(size=1, signature="x"))
     require_append_only(engine, (*WRITE_ONCE, "answer_key", "heads"))
     with engine.begin() as connection:
         connection.execute(text("UPDATE runs SET sealed_at = 'now' WHERE run_id <> 'guest'"))

@@ -31,6 +31,7 @@ from label_service.schemas import Evidence, KeptAnswer
 from label_service.server import WORKER_TIMEOUT_S
 from label_service.service import open_service
 from label_service.settings import Settings
+from label_service.unit_of_work import UnitOfWork
 from label_service.verify import verify
 from tests.integration.conftest import POSTGRESQL, RunningService, fresh_database, run_service
 from tests.integration.test_service_failures import (
@@ -108,7 +109,9 @@ def test_an_entry_of_a_worker_that_died_before_signing_is_signed_by_the_next(wor
     # A transaction as the writer makes it, and then nothing more.
     with dying.service.writer._engine.begin() as connection:
         dying.service.log.catch_up(connection)
-        ledger.reveal(connection, dying.service.rules, request, [5])
+        unit = UnitOfWork(connection)
+        ledger.reveal(unit, dying.service.rules, request, [5])
+        unit.flush()
         dying.service.log.keep_head(connection)
     head = head_of(third.client.get("/v1/log/checkpoint"), third.service.log.verifier)
     assert head.size == 3

@@ -19,6 +19,7 @@ from label_service.entries import canonical_json
 from label_service.errors import Problem
 from label_service.limits import GUEST
 from label_service.seed import read_label_files, seed
+from label_service.unit_of_work import UnitOfWork
 from tests.datasets import make_idx_dataset, read_pool_labels, read_test_labels
 
 POOL, TEST, CLASSES = 12, 6, 3
@@ -42,10 +43,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.pool_labels, self.test_labels = read_pool_labels(data), read_test_labels(data)
         self.engine = open_writing_engine(self.folder / "labels.sqlite3", 0.1)
         migrate(self.engine)
-        with self.engine.begin() as connection:
-            info = seed(connection, read_label_files(data, True))
-            self.rules = ledger.Rules(info.log_id, open_answer_key(connection), POOL, total_budget=TOTAL_BUDGET)
-            runs.set_guest_budget(connection, self.rules, GUEST_BUDGET)
+        with UnitOfWork.begin(self.engine) as unit:
+            info = seed(unit.connection, read_label_files(data, True))
+            self.rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), POOL, total_budget=TOTAL_BUDGET)
+            runs.set_guest_budget(unit, self.rules, GUEST_BUDGET)
         self.budget = {GUEST: GUEST_BUDGET}
         self.has: dict[str, set[int]] = {GUEST: set()}
         self.evaluated: dict[str, int] = {GUEST: 0}
@@ -63,8 +64,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=opened, budget=st.integers(0, 8))
     def open_run(self, budget: int) -> str:
         """A fresh run has nothing."""
-        with self.engine.begin() as connection:
-            run = runs.open_run(connection, self.rules, runs.Opening("r", budget, ()), "req").run_id
+        with UnitOfWork.begin(self.engine) as unit:
+            run = runs.open_run(unit, self.rules, runs.Opening("r", budget, ()), "req").run_id
         self.budget[run], self.has[run], self.evaluated[run] = budget, set(), 0
         self.entries += 1
         return run
@@ -73,8 +74,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def ask(self, run: str, asked: list[int], key: str | None) -> None:
         """Reveal, replay or refuse, as the rules say; never anything in between."""
         request = ledger.Request(run, "req", key)
-        with self.engine.begin() as connection:
-            answer = ledger.reveal(connection, self.rules, request, asked)
+        with UnitOfWork.begin(self.engine) as unit:
+            answer = ledger.reveal(unit, self.rules, request, asked)
         distinct = list(dict.fromkeys(asked))
         kept = self.answers.get((run, key)) if key else None
         if kept is not None and kept[0] != distinct:
@@ -115,8 +116,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def evaluate(self, run: str, guess: int, key: str | None) -> None:
         """One evaluation a run, none for the guest, the same answer under the same key."""
         request = ledger.Request(run, "req", key)
-        with self.engine.begin() as connection:
-            answer = ledger.evaluate(connection, self.rules, request, [guess] * TEST, None)
+        with UnitOfWork.begin(self.engine) as unit:
+            answer = ledger.evaluate(unit, self.rules, request, [guess] * TEST, None)
         kept = self.answers.get((run, key)) if key else None
         if kept is not None and kept[0] != guess:
             assert isinstance(answer, Problem) and answer.code == "idempotency-key-reused"
@@ -141,8 +142,8 @@ class LedgerMachine(RuleBasedStateMachine):
         """A seal is logged once."""
         if run == GUEST:  # the routes refuse this before the ledger is asked
             return
-        with self.engine.begin() as connection:
-            entry = ledger.seal(connection, self.rules, ledger.Request(run, "req"))
+        with UnitOfWork.begin(self.engine) as unit:
+            entry = ledger.seal(unit, self.rules, ledger.Request(run, "req"))
         assert (json.loads(entry.data)["run"], json.loads(entry.data)["op"]) == (run, "run-sealed")
         assert (entry.seq == self.entries) == (run not in self.sealed)
         self.entries += run not in self.sealed

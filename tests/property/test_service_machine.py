@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import Connection
 
 from label_service import ledger, runs
 from label_service.errors import DatabaseRefused, LabelBudgetExhausted, Problem, QueryingClosed, RunSealed
 from label_service.schemas import KeptAnswer, LabelOpening, OpenedLabel, Receipt
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
+from label_service.unit_of_work import UnitOfWork
 from label_service.verify import verify
 from tests.datasets import make_idx_dataset
 
@@ -58,8 +58,8 @@ class ServiceMachine(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.service: LabelService = self.stack.enter_context(open_service(self.settings))
 
-    def _do(self, work: Callable[[Connection, ledger.Rules], object]) -> object:
-        return self.service.writer.submit(lambda connection: work(connection, self.service.rules)).result()
+    def _do(self, work: Callable[[UnitOfWork, ledger.Rules], object]) -> object:
+        return self.service.writer.submit(lambda unit: work(unit, self.service.rules)).result()
 
     def teardown(self) -> None:
         """Close and remove it."""

@@ -17,6 +17,7 @@ from label_service.answer_key import open_answer_key
 from label_service.database import database_path, lock_database, migrate, open_reading_engine, open_writing_engine
 from label_service.errors import DatabaseRefused
 from label_service.seed import read_label_files, seed
+from label_service.unit_of_work import UnitOfWork
 from tests.datasets import make_idx_dataset
 
 
@@ -26,14 +27,14 @@ def database(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "labels.sqlite3"
     engine = open_writing_engine(path, 0.1)
     migrate(engine)
-    with engine.begin() as connection:
-        info = seed(connection, read_label_files(make_idx_dataset(tmp_path / "data", pool=20, test=5), True))
-        rules = ledger.Rules(info.log_id, open_answer_key(connection), info.pool_size)
-        runs.set_guest_budget(connection, rules, 5)
-        opened = runs.open_run(connection, rules, runs.Opening("x", 5, ()), "r")
+    with UnitOfWork.begin(engine) as unit:
+        info = seed(unit.connection, read_label_files(make_idx_dataset(tmp_path / "data", pool=20, test=5), True))
+        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
+        runs.set_guest_budget(unit, rules, 5)
+        opened = runs.open_run(unit, rules, runs.Opening("x", 5, ()), "r")
         request = ledger.Request(opened.run_id, "r", key="k")
-        ledger.reveal(connection, rules, request, [1, 2])
-        ledger.evaluate(connection, rules, ledger.Request(opened.run_id, "r"), [0] * 5, None)
+        ledger.reveal(unit, rules, request, [1, 2])
+        ledger.evaluate(unit, rules, ledger.Request(opened.run_id, "r"), [0] * 5, None)
     engine.dispose()
     yield path
 
