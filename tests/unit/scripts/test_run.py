@@ -14,9 +14,12 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-# Runs scripts.run as its own process, as make does, with the stand-ins in place of the two programs.
+# Runs scripts.run as its own process, as make does, with the stand-ins in place of the two programs. A shell's
+# background job hands down an ignored SIGINT; a user's terminal does not, and neither does this.
 LAUNCH = f"""
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from scripts.run import Programs, main
 service, trainer = {str(HERE / "fake_service.py")!r}, {str(HERE / "fake_trainer.py")!r}
 sys.exit(main(programs=Programs((sys.executable, service), (sys.executable, trainer))))
