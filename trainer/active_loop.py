@@ -8,6 +8,7 @@ rounds are never chosen anew) and the checkpoint (finished phases are never trai
 """
 
 import logging
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LearnedState:
-    """The end of active fine-tuning.
+    """What was learned from some number of labels.
 
     Attributes:
-        network: the teacher.
-        knowledge: graph and network at the end; predicts other images.
+        network: the teacher; trained on when the loop goes on.
+        knowledge: graph and network at that moment; predicts other images.
         beliefs: float32 [N, C] of the pool.
     """
 
@@ -93,37 +94,48 @@ class ActiveLoop:
         if (out / _CHECKPOINT_FILE).exists():
             self._restore(load_checkpoint(out / _CHECKPOINT_FILE, pool.device))
 
-    def run(self) -> LearnedState:
-        """Run all rounds.
+    def run(self, done: Container[int] = ()) -> Iterator[tuple[int, LearnedState]]:
+        """Run all rounds; yield the labels paid for and what was learned after each evaluated one and the last.
+
+        The next label is asked when the caller comes back for the next state, so what it freezes before that cannot
+        know of it.
+
+        Args:
+            done: numbers of labels whose predictions are frozen already, by a run that was interrupted later.
 
         Raises:
             ServiceError: the label service refuses or is lost; what was paid for is kept.
             RecordsUnwritable: the disk is full; what was paid for is kept.
         """
         knowledge: Knowledge | None = None
-        for number, (budget, phases) in enumerate((one.labels, one.phases) for one in self._profile.rounds):
+        for number, one in enumerate(self._profile.rounds):
             if not self._oracle.has_answered(number):
                 knowledge = knowledge or self._look()
-                self._ask(number, budget, knowledge)
+                self._ask(number, one.labels, knowledge)
             self._record_round(number)
-            if self._is_past(number, len(phases) - 1):
-                continue
-            ids, labels = self._oracle.answered(number + 1, self._pool.device)
-            for index, phase in enumerate(phases):
-                if self._is_past(number, index):
-                    continue
-                if (number, index) == (self._round, self._phase):
-                    assert self._targets is not None
-                    targets = self._targets
-                else:
-                    knowledge = knowledge or self._look()
-                    targets = knowledge.beliefs(ids, labels, self._classes)
-                self._train(number, index, phase, ids, labels, targets)
+            if one.phases and not self._is_past(number, len(one.phases) - 1):
+                self._learn(number, one.phases, knowledge)
                 knowledge = None
-        knowledge = self._look()
-        ids, labels = self._oracle.answered(len(self._profile.rounds), self._pool.device)
-        beliefs = knowledge.beliefs(ids, labels, self._classes)
-        return LearnedState(self._tuner.teacher.network, knowledge, beliefs)
+            is_last = number == len(self._profile.rounds) - 1
+            if (one.evaluated or is_last) and one.labels not in done:
+                knowledge = knowledge or self._look()
+                ids, labels = self._oracle.answered(number + 1, self._pool.device)
+                beliefs = knowledge.beliefs(ids, labels, self._classes)
+                yield one.labels, LearnedState(self._tuner.teacher.network, knowledge, beliefs)
+
+    def _learn(self, number: int, phases: tuple[PhaseConfig, ...], knowledge: Knowledge | None) -> None:
+        """Train a round's phases, those that a checkpoint has not finished; look again before each."""
+        ids, labels = self._oracle.answered(number + 1, self._pool.device)
+        for index, phase in enumerate(phases):
+            if self._is_past(number, index):
+                continue
+            if (number, index) == (self._round, self._phase):
+                assert self._targets is not None
+                targets = self._targets
+            else:
+                targets = (knowledge or self._look()).beliefs(ids, labels, self._classes)
+            self._train(number, index, phase, ids, labels, targets)
+            knowledge = None
 
     def _look(self) -> Knowledge:
         with self._clock.stage("graph"):
@@ -136,20 +148,34 @@ class ActiveLoop:
         return (number, phase) < reached or ((number, phase) == reached and self._half_done is None)
 
     def _ask(self, number: int, budget: int, knowledge: Knowledge) -> None:
-        ids, labels = self._oracle.answered(number, self._pool.device)
+        ids, _ = self._oracle.answered(number, self._pool.device)
         wanted = min(budget, len(self._pool)) - len(ids)
         if wanted <= 0:
             return
         with self._clock.stage("query"):
-            labelled = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.device)
-            labelled[ids] = True
-            beliefs = knowledge.beliefs(ids, labels, self._classes) if len(ids) else None
-            state = PoolState(
-                knowledge.features, knowledge.graph.neighbours, knowledge.graph.similarities, beliefs, labelled
-            )
-            generator = generator_for(torch.device("cpu"), self._seed, "query", number)
-            chosen = strategy_named(self._profile.strategy)(state, wanted, generator)
-            self._oracle.ask(number, self._profile.strategy, chosen, state)
+            chosen = self._choose(number, knowledge)[:wanted]
+            self._oracle.ask(number, self._profile.strategy, chosen, self._state(number, knowledge))
+
+    def _choose(self, number: int, knowledge: Knowledge) -> Tensor:
+        """Choose a round's images, most wanted first; those left over from an earlier round's choice if it reached."""
+        rounds = self._profile.rounds
+        reaching = [i for i in range(number) if (rounds[i].chosen_ahead or 0) >= rounds[number].labels]
+        first = reaching[0] if reaching else number
+        state = self._state(first, knowledge)
+        known = int(state.labelled.sum())
+        until = min(rounds[first].chosen_ahead or rounds[first].labels, len(self._pool))
+        generator = generator_for(torch.device("cpu"), self._seed, "query", first)
+        picks = strategy_named(self._profile.strategy)(state, until - known, generator)
+        return picks[len(self._oracle.answered(number, self._pool.device)[0]) - known :]
+
+    def _state(self, number: int, knowledge: Knowledge) -> PoolState:
+        """Make what a strategy may look at before a round."""
+        ids, labels = self._oracle.answered(number, self._pool.device)
+        labelled = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.device)
+        labelled[ids] = True
+        beliefs = knowledge.beliefs(ids, labels, self._classes) if len(ids) else None
+        graph = knowledge.graph
+        return PoolState(knowledge.features, graph.neighbours, graph.similarities, beliefs, labelled, self._classes)
 
     def _record_round(self, number: int) -> None:
         """Write a round's line unless it is there; a kill may have fallen between the answer and the line."""
@@ -174,14 +200,14 @@ class ActiveLoop:
             self._half_done = state if state.epoch < phase.epochs else None
             self._save(targets)
 
-        final = number == len(self._profile.rounds) - 1
         with self._clock.stage("fine-tune"):
             self._tuner.train_phase(
                 phase,
                 ids,
                 labels,
                 targets,
-                name=f"{'final' if final else f'round-{number}'}-{index}",
+                # Not told whether it is the last: a learning curve trains as a run that ends at one of its points.
+                name=f"round-{number}-{index}",
                 state=self._half_done if (number, index) == (self._round, self._phase) else None,
                 on_epoch=keep,
             )

@@ -39,8 +39,8 @@ ProfileName = Annotated[
     str,
     typer.Option(
         "--profile",
-        help="cpu, gpu, paper or smoke. auto takes the one that --pretrained was made with, else gpu where CUDA is "
-        "found, else cpu.",
+        help="cpu, gpu, curve, graph, paper or smoke; NAME-without-PART leaves a part out. auto takes the one that "
+        "--pretrained was made with, else gpu where CUDA is found, else cpu.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed asks for the same labels.")]
@@ -49,7 +49,11 @@ Budget = Annotated[
     int | None, typer.Option(help="Labels to ask for in all; the profile's number when left out.", min=1)
 ]
 Strategy = Annotated[
-    str | None, typer.Option(help="How to choose what to ask: coverage-margin (default), margin, random, typiclust.")
+    str | None,
+    typer.Option(
+        help="How to choose what to ask: coverage-margin (default), badge, entropy, k-center, least-confidence, "
+        "margin, probcover, random or typiclust."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds; nothing is asked twice.")]
 Registration = Annotated[
@@ -146,6 +150,9 @@ def run(
     profile: ProfileName = "auto",
     seed: Seed = 1,
     device: Device = "auto",
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Weights of an earlier `pretrain`, instead of pretraining here.")
+    ] = None,
     budget: Budget = None,
     strategy: Strategy = None,
     registration_token: Registration = None,
@@ -166,6 +173,7 @@ def run(
         budget=budget,
         strategy=strategy,
         device=device,
+        pretrained=pretrained,
         resume=resume,
         registration_token=registration_token,
         patience_s=patience_s,

@@ -53,13 +53,15 @@ class EncoderConfig(Frozen):
     """Which backbone, and how wide.
 
     Attributes:
-        backbone: `oriented` (fixed oriented-gradient front end, residual stages) or `resnet18`.
+        backbone: `oriented` (fixed front end, residual stages) or `resnet18`.
+        front_end: of `oriented`: `gradients` (oriented gradients and pixels) or `pixels` alone, for comparison.
         widths: channels of the stages of `oriented`.
         blocks: residual blocks a stage of `oriented`.
         projection: dimensions of the contrastive space.
     """
 
     backbone: Literal["oriented", "resnet18"] = "oriented"
+    front_end: Literal["gradients", "pixels"] = "gradients"
     widths: tuple[PositiveInt, ...] = (32, 64, 128)
     blocks: PositiveInt = 1
     projection: PositiveInt = 64
@@ -97,9 +99,11 @@ class GraphConfig(Frozen):
     Attributes:
         neighbours: of each image.
         alpha: share of a belief that comes from the neighbours.
+        propagate: whether labels spread over the graph; without it beliefs and test predictions are the network's own.
         descriptor_dimensions: principal axes of the oriented-gradient descriptor.
-        pretrained_weight: of the pretrained features beside the descriptor's 1.
-        finetuned_weight: of the fine-tuned network's features beside the descriptor's 1.
+        descriptor_weight: of the descriptor; 0 leaves it out.
+        pretrained_weight: of the pretrained features beside it.
+        finetuned_weight: of the fine-tuned network's features beside both, which are of unit length together.
         graph_share: exponent of the graph's beliefs in their product with the network's, which has the rest.
         smoothing: share of a joint belief that comes from the neighbours' joint beliefs.
         vote_share: exponent of the neighbours' vote in a test prediction, of which the network has the rest.
@@ -108,7 +112,9 @@ class GraphConfig(Frozen):
 
     neighbours: PositiveInt = 15
     alpha: float = Field(default=0.95, gt=0, lt=1)
+    propagate: bool = True
     descriptor_dimensions: PositiveInt = 128
+    descriptor_weight: float = Field(default=1.0, ge=0)
     pretrained_weight: float = Field(default=0.5, ge=0)
     finetuned_weight: float = Field(default=1.0, ge=0)
     graph_share: float = Field(default=0.7, ge=0, le=1)
@@ -118,7 +124,7 @@ class GraphConfig(Frozen):
 
 
 class PhaseConfig(Frozen):
-    """One stretch of fine-tuning under one mix of losses.
+    """One stretch of fine-tuning under one mix of losses; the labels paid for are always learned.
 
     Attributes:
         epochs: passes over the pool.
@@ -165,10 +171,15 @@ class RoundConfig(Frozen):
     Attributes:
         labels: paid for when the round has asked, in all.
         phases: of fine-tuning after it; before each, graph and beliefs are renewed. None leaves it to the graph.
+        chosen_ahead: labels up to which images are chosen in this round; the next rounds ask for the rest of them in
+            order. None chooses this round's alone.
+        evaluated: whether test predictions are frozen after it, a point of the learning curve.
     """
 
     labels: PositiveInt
     phases: tuple[PhaseConfig, ...] = ()
+    chosen_ahead: PositiveInt | None = None
+    evaluated: bool = False
 
 
 class Profile(Frozen):
@@ -177,7 +188,8 @@ class Profile(Frozen):
     Attributes:
         name: as given on the command line.
         about: source, expected cost and result, in a sentence.
-        rounds: ascending in labels; the last round's are the budget, and its training ends the run.
+        rounds: ascending in labels; the last round's are the budget, and its training ends the run. Test predictions
+            are always frozen after the last one.
         strategy: of acquisition.
         pool_limit: use only so many images of the pool, None for all; for quick tests.
     """
@@ -196,8 +208,11 @@ class Profile(Frozen):
     def _rounds_ascend(self) -> "Profile":
         if list(self.budgets) != sorted(set(self.budgets)) or not self.budgets:
             raise ValueError("rounds must ascend in labels, and there must be one")
-        if not self.rounds[-1].phases:
-            raise ValueError("the last round must have a phase of training")
+        ahead = 0
+        for one in self.rounds:
+            ahead = max(ahead, one.chosen_ahead or 0)
+            if one.phases and one.labels < ahead:
+                raise ValueError("what is chosen ahead cannot follow from training in between")
         return self
 
     @property
@@ -210,6 +225,12 @@ class Profile(Frozen):
         """Labels paid for in all."""
         return self.budgets[-1]
 
+    @property
+    def evaluation_budgets(self) -> tuple[int, ...]:
+        """The points of the learning curve, ascending; empty where only the end is evaluated."""
+        points = {one.labels for one in self.rounds if one.evaluated} | {self.budget}
+        return () if points == {self.budget} else tuple(sorted(points))
+
     def with_budget(self, budget: int) -> "Profile":
         """Scale the rounds to another total; of rounds that fall together, the last one's training stays.
 
@@ -218,9 +239,20 @@ class Profile(Frozen):
         """
         if budget < 1:
             raise ConfigError(f"a budget must be at least one label, not {budget}")
-        scaled = {labels: one for one in self.rounds for labels in [max(1, round(one.labels * budget / self.budget))]}
-        rounds = tuple(one.model_copy(update={"labels": labels}) for labels, one in scaled.items())
-        return self.model_copy(update={"rounds": rounds})
+
+        def scaled(labels: int) -> int:
+            return max(1, round(labels * budget / self.budget))
+
+        rounds = {
+            scaled(one.labels): one.model_copy(
+                update={
+                    "labels": scaled(one.labels),
+                    "chosen_ahead": None if one.chosen_ahead is None else scaled(one.chosen_ahead),
+                }
+            )
+            for one in self.rounds
+        }
+        return self.model_copy(update={"rounds": tuple(rounds.values())})
 
     def pretraining_identity(self, seed: int, images_fingerprint: str) -> str:
         """Digest of all that pretrained weights depend on."""

@@ -35,16 +35,16 @@ class ResidualBlock(nn.Module):
 
 
 class OrientedBackbone(nn.Module):
-    """Fixed oriented gradients and quarter-resolution pixels, then three residual stages on 14x14 maps.
+    """Fixed oriented gradients and quarter-resolution pixels, then residual stages on 14x14 maps.
 
     Shapes: images [B, 1, H, W] in [0, 1] -> features [B, widths[-1]].
     """
 
-    def __init__(self, widths: tuple[int, ...], blocks: int) -> None:
+    def __init__(self, widths: tuple[int, ...], blocks: int, *, gradients: bool = True) -> None:
         super().__init__()
-        self.front_end = OrientedGradients()
+        self.front_end = OrientedGradients() if gradients else None
         # Contrast-normalised gradients, plain gradients' energy, and the four pixels under each cell.
-        channels = ORIENTATION_BINS + 1 + 4
+        channels = (ORIENTATION_BINS + 1 if gradients else 0) + 4
         self.stem = nn.Sequential(
             nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
@@ -60,10 +60,10 @@ class OrientedBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed images; the front end runs in float32, the rest in the autocast type."""
         even = images[:, :, : images.shape[2] // 2 * 2, : images.shape[3] // 2 * 2]
-        maps = self.front_end(even)
-        x = torch.cat(
-            [normalise_contrast(maps), 4 * maps.sum(1, keepdim=True), 2 * F.pixel_unshuffle(even, 2) - 1], dim=1
-        )
+        x = 2 * F.pixel_unshuffle(even, 2) - 1
+        if self.front_end is not None:
+            maps = self.front_end(even)
+            x = torch.cat([normalise_contrast(maps), 4 * maps.sum(1, keepdim=True), x], dim=1)
         x = x.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.stages(self.stem(x)).mean((2, 3))
         return features
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         if config.backbone == "resnet18":
             self.backbone, self.width = resnet18_backbone(), 512
         else:
-            oriented = OrientedBackbone(config.widths, config.blocks)
+            oriented = OrientedBackbone(config.widths, config.blocks, gradients=config.front_end == "gradients")
             self.backbone, self.width = oriented, oriented.width
         hidden = max(self.width, config.projection)
         # SimCLR's head (T. Chen et al., ICML 2020): thrown away after pretraining.

@@ -1,7 +1,12 @@
-"""Predict the test images, freeze the predictions, and let the label service compare them with its test labels.
+"""Freeze predictions of the test images, and let the label service compare them with its test labels.
 
-The predictions are written to OUT/predictions.json before they are submitted, and what is submitted is that file: an
-accuracy can never flow back into them.
+The predictions are written to OUT before they are submitted, and what is submitted is that file: an accuracy can never
+flow back into them. A learning curve freezes its predictions at each of its budgets, before the next label is asked,
+and submits all of them after its last query.
+
+    OUT/predictions.json            of the run's end
+    OUT/predictions-at-LABELS.json  of an earlier point of a learning curve
+    OUT/beliefs-at-LABELS.npz       what was believed then: pool [N, C] and test [M, C], float16
 """
 
 import json
@@ -9,18 +14,19 @@ import logging
 import platform
 from pathlib import Path
 
+import numpy as np
 import torch
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from torch import Tensor
 
 from trainer import __version__
 from trainer.active_loop import LearnedState
-from trainer.errors import CountsDisagree, DataError
+from trainer.errors import CountsDisagree, DataError, RecordsUnwritable
 from trainer.exchange import RECEIPTS_FILE
 from trainer.jsonl import read_lines, replace_file
 from trainer.label_client import LabelClient
 from trainer.progress import StageClock
-from trainer.records import EvaluationResult, RunResult, read_queries, write_result
+from trainer.records import EvaluationResult, PointResult, RunResult, read_queries, write_result
 from trainer.service_answers import Evaluation
 from trainer.session import RunConfig, RunTicket
 
@@ -29,48 +35,78 @@ PREDICTIONS_FILE = "predictions.json"
 log = logging.getLogger(__name__)
 
 
-def predict_test(learned: LearnedState, test: Tensor) -> Tensor:
-    """Predict the classes of test images, which nothing was trained on.
+class FrozenPredictions(BaseModel):
+    """Test predictions as they were frozen.
+
+    Attributes:
+        predictions: a class number for each test image, in order.
+        labels: paid for when they were frozen.
+        stage_seconds: wall time by stage until then, in seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    predictions: list[int]
+    labels: int
+    stage_seconds: dict[str, float]
+
+
+def predictions_path(out: Path, labels: int, budget: int) -> Path:
+    """Return where the predictions after so many labels are kept, in a run of this budget."""
+    return out / (PREDICTIONS_FILE if labels == budget else f"predictions-at-{labels}.json")
+
+
+def freeze_predictions(
+    out: Path, learned: LearnedState, test: Tensor, labels: int, budget: int, clock: StageClock
+) -> None:
+    """Predict the test images, on which nothing was trained, and write predictions and beliefs to OUT.
 
     Args:
-        learned: the end of active fine-tuning.
+        out: the run's folder.
+        learned: from the labels paid for so far.
         test: uint8 [M, H, W].
-
-    Returns:
-        int64 [M].
-    """
-    return learned.knowledge.predict(test, learned.beliefs).argmax(1)
-
-
-def freeze_predictions(out: Path, predictions: Tensor) -> None:
-    """Write OUT/predictions.json.
+        labels: paid for so far.
+        budget: of the run.
+        clock: wall time by stage.
 
     Raises:
-        RecordsUnwritable: it cannot be written.
+        RecordsUnwritable: they cannot be written.
     """
-    replace_file(out / PREDICTIONS_FILE, json.dumps({"predictions": predictions.tolist()}) + "\n")
+    guessed = learned.knowledge.predict(test, learned.beliefs)
+    path = out / f"beliefs-at-{labels}.npz"
+    try:
+        with path.open("wb") as file:
+            np.savez_compressed(file, pool=_half(learned.beliefs), test=_half(guessed))
+    except OSError as error:
+        raise RecordsUnwritable(f"{path} cannot be written ({error.strerror}); --resume goes on") from error
+    seconds = {name: round(value, 1) for name, value in clock.seconds.items()}
+    frozen = FrozenPredictions(predictions=guessed.argmax(1).tolist(), labels=labels, stage_seconds=seconds)
+    # Written last: where this file is, the point is done.
+    replace_file(predictions_path(out, labels, budget), frozen.model_dump_json() + "\n")
 
 
-def read_predictions(out: Path) -> list[int]:
-    """Read the frozen predictions.
+def _half(probabilities: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+    return probabilities.to(torch.float16).cpu().numpy()
+
+
+def read_predictions(path: Path) -> FrozenPredictions:
+    """Read frozen predictions.
 
     Raises:
         DataError: there are none yet, or the file is damaged.
     """
-    path = out / PREDICTIONS_FILE
     try:
-        predictions = json.loads(path.read_bytes())["predictions"]
+        return FrozenPredictions.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise DataError(f"{out} holds no predictions yet; run `python -m trainer finetune` to its end first") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path.parent} holds no predictions yet ({path.name}); run `python -m trainer finetune` to its end first"
+        ) from error
+    except (OSError, ValidationError) as error:
         raise DataError(f"{path} is damaged; remove it and run `python -m trainer finetune --resume` again") from error
-    if not isinstance(predictions, list) or not all(type(label) is int for label in predictions):
-        raise DataError(f"{path} does not hold a list of class numbers; remove it and fine-tune again with --resume")
-    return predictions
 
 
 def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig, clock: StageClock) -> RunResult:
-    """Submit the frozen predictions, seal the run, and compare the trainer's count with the log's.
+    """Submit all frozen predictions, seal the run, and compare the trainer's count with the log's.
 
     Args:
         out: the run's folder.
@@ -84,16 +120,17 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
 
     Raises:
         CountsDisagree: the log counts other queries than the trainer.
-        DataError: there are no predictions.
+        DataError: predictions are missing or damaged.
         ServiceError: the service refuses or is lost.
     """
-    predictions = read_predictions(out)
-    key = f"{ticket.run_id}-evaluation"
+    profile = config.profile
+    points = profile.evaluation_budgets or (profile.budget,)
+    # All are read before the first is submitted: after it no label is answered that could mend one.
+    frozen = [read_predictions(predictions_path(out, labels, profile.budget)) for labels in points]
     with clock.stage("evaluate"):
-        # A sealed run answers nothing any more, not even a repeat; its answer was on the disk before it was sealed.
-        evaluation = _kept_evaluation(out, key) if client.run_state(ticket.run_id).sealed else None
-        if evaluation is None:
-            evaluation = client.evaluate(ticket.run_id, predictions, idempotency_key=key)
+        sealed = client.run_state(ticket.run_id).sealed
+        evaluations = [_evaluate(out, client, ticket, config, one, sealed=sealed) for one in frozen]
+        if not sealed:
             client.seal(ticket.run_id)
         summary = client.log_summary()
     counted = sum(record.charged for record in read_queries(out))
@@ -101,13 +138,19 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
     result = RunResult(
         run_id=ticket.run_id,
         seed=config.seed,
-        profile=config.profile.name,
-        budget=config.profile.budget,
+        profile=profile.name,
+        budget=profile.budget,
         queries_counted_by_trainer=counted,
         queries_in_log=in_log.queries if in_log else 0,
         distinct_labels_in_log=in_log.distinct_labels if in_log else 0,
         distinct_labels_revealed_to_anybody=summary.distinct_labels_revealed_to_anybody,
-        evaluation=EvaluationResult.from_counts(evaluation.correct, evaluation.total),
+        evaluation=evaluations[-1],
+        points=tuple(
+            PointResult(labels=one.labels, evaluation=evaluation, stage_seconds=one.stage_seconds)
+            for one, evaluation in zip(frozen, evaluations, strict=True)
+        )
+        if profile.evaluation_budgets
+        else (),
         stage_seconds={name: round(seconds, 1) for name, seconds in clock.seconds.items()},
         dataset=_as_json(ticket),
         versions={"labelmeter": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
@@ -119,6 +162,19 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
             f"({result.distinct_labels_in_log} distinct labels); this result must not be used"
         )
     return result
+
+
+def _evaluate(
+    out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig, frozen: FrozenPredictions, *, sealed: bool
+) -> EvaluationResult:
+    """Have one point's predictions evaluated, once."""
+    budget = frozen.labels if config.profile.evaluation_budgets else None
+    key = f"{ticket.run_id}-evaluation" if budget is None else f"{ticket.run_id}-evaluation-{budget}"
+    # A sealed run answers nothing any more, not even a repeat; its answer was on the disk before it was sealed.
+    evaluation = _kept_evaluation(out, key) if sealed else None
+    if evaluation is None:
+        evaluation = client.evaluate(ticket.run_id, frozen.predictions, budget=budget, idempotency_key=key)
+    return EvaluationResult.from_counts(evaluation.correct, evaluation.total)
 
 
 def _kept_evaluation(out: Path, key: str) -> Evaluation | None:

@@ -179,7 +179,9 @@ class FineTuner:
         config, device = self._config, self._images.device
         drawn = torch.randint(len(ids), (config.labelled_batch,), generator=generator, device=device)
         views = [random_view(self._images[ids[drawn]], config.weak, generator)]
-        weak = random_view(self._images[batch], config.weak, generator)
+        weak = views[0][:0]
+        if phase.soft > 0 or phase.consistency > 0:
+            weak = random_view(self._images[batch], config.weak, generator)
         if phase.soft > 0:
             views.append(weak)
         if phase.consistency > 0:

@@ -47,7 +47,8 @@ class FeatureSpace:
 
     def _fixed(self, images: Tensor) -> Tensor:
         pretrained = self.config.pretrained_weight * embed(self._pretrained, images)
-        return F.normalize(torch.cat([self._descriptor(images), pretrained], 1), dim=1)
+        described = self.config.descriptor_weight * self._descriptor(images)
+        return F.normalize(torch.cat([described, pretrained], 1), dim=1)
 
     def _join(self, fixed: Tensor, finetuned: Tensor | None) -> Tensor:
         if finetuned is None:
@@ -96,6 +97,8 @@ class Knowledge:
             float32 [N, C], rows summing to one, one-hot where the label is known.
         """
         config = self.space.config
+        if not config.propagate:
+            return self._without_graph(ids, labels, classes)
         spread = propagate_labels(self.graph, ids, labels, classes, alpha=config.alpha)
         if self.predictions is None:
             return spread
@@ -104,6 +107,15 @@ class Knowledge:
         return propagate_labels(
             self.graph, ids, labels, classes, alpha=config.smoothing, steps=_SMOOTHING_STEPS, prior=joint
         )
+
+    def _without_graph(self, ids: Tensor, labels: Tensor, classes: int) -> Tensor:
+        """Answer the network's own beliefs (even ones while there is no network), one-hot where the label is known."""
+        if self.predictions is None:
+            own = torch.full((len(self.features), classes), 1 / classes, device=self.features.device)
+        else:
+            own = balance_classes(self.predictions.clamp_min(1e-6))
+        own[ids] = F.one_hot(labels, classes).to(own.dtype)
+        return own
 
     def predict(self, images: Tensor, beliefs: Tensor) -> Tensor:
         """Classify other images by the network and a vote of their neighbours in the pool.
@@ -116,6 +128,8 @@ class Knowledge:
             Class probabilities, float32 [M, C].
         """
         config = self.space.config
+        if not config.propagate and self.network is not None:
+            return predict(self.network, images, shifts=True)
         similarities, indices = nearest_neighbours(
             self.space.describe(images, self.network), self.features, min(config.neighbours, len(self.features))
         )

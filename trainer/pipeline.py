@@ -15,7 +15,7 @@ from trainer.config import Profile
 from trainer.data import ImageSet, load_images
 from trainer.device import keep_freed_memory, pick_device, use_all_cores
 from trainer.errors import ConfigError, DataError
-from trainer.evaluate import PREDICTIONS_FILE, freeze_predictions, predict_test, submit
+from trainer.evaluate import freeze_predictions, predictions_path, submit
 from trainer.exchange import RECEIPTS_FILE
 from trainer.label_client import LabelClient
 from trainer.oracle import Oracle
@@ -114,7 +114,7 @@ class Pipeline:
             )
 
     def finetune(self, weights: Path, client: LabelClient) -> session.RunTicket:
-        """Fine-tune actively from the pretrained weights, and freeze the test predictions."""
+        """Fine-tune actively from the pretrained weights, and freeze the test predictions at each evaluated budget."""
         # Weights that do not fit are refused before a run is opened for them.
         load_encoder(new_encoder(self.profile.encoder, 2, self.config.seed, self._device), weights, None)
         ticket = session.open_or_take_up_run(
@@ -122,10 +122,13 @@ class Pipeline:
             client,
             self.images,
             name=f"{self.profile.name} seed {self.config.seed}",
-            budget=self.profile.budget,
+            profile=self.profile,
             registration_token=self._settings.registration_token,
         )
-        if (self.out / PREDICTIONS_FILE).exists():
+        budget = self.profile.budget
+        points = self.profile.evaluation_budgets or (budget,)
+        frozen = {labels for labels in points if predictions_path(self.out, labels, budget).exists()}
+        if budget in frozen:
             log.info("fine-tuning was finished before")
             return ticket
         with self.client_of(ticket) as own_client, MetricWriter(self.out) as metrics:
@@ -144,10 +147,13 @@ class Pipeline:
                 clock=self._clock,
                 metrics=metrics,
             )
-            learned = loop.run()
-            with self._clock.stage("evaluate"):
-                save_checkpoint(self.out / "model.pt", learned.network.state_dict())
-                freeze_predictions(self.out, predict_test(learned, self.images.test.to(self._device)))
+            test = self.images.test.to(self._device)
+            for labels, learned in loop.run(frozen):
+                with self._clock.stage("evaluate"):
+                    if labels == budget:
+                        save_checkpoint(self.out / "model.pt", learned.network.state_dict())
+                    freeze_predictions(self.out, learned, test, labels, budget, self._clock)
+                log.info("predictions frozen at %d labels", labels)
         return ticket
 
     def evaluate(self, ticket: session.RunTicket) -> RunResult:

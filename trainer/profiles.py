@@ -1,5 +1,9 @@
-"""The named profiles."""
+"""The named profiles.
 
+`NAME-without-PART` is profile NAME without one of its parts (`ablations.py`), to measure what the part is worth.
+"""
+
+from trainer.ablations import ABLATIONS, PAPER_VIEW
 from trainer.config import (
     EncoderConfig,
     FinetuneConfig,
@@ -17,24 +21,50 @@ _MILD = ViewConfig(translate_px=2)
 _TONE_VIEW = ViewConfig(scale=(0.8, 1.1), rotation_deg=10, translate_px=2, tone=0.6, texture=0.15, erase=0.7)
 _STRONG = ViewConfig(scale=(0.8, 1.1), rotation_deg=10, translate_px=2, tone=0.5, texture=0.1, erase=0.5)
 _SOFT = PhaseConfig(epochs=2, soft=1.0)
-_CONSISTENT = PhaseConfig(epochs=3, consistency=1.0)
+_SHORT = PhaseConfig(epochs=4, consistency=1.0)
+_LONG = PhaseConfig(epochs=10, consistency=1.0)
 
 CPU = Profile(
     name="cpu",
     about="The default without a GPU.",
     # The first labels teach the graph alone: a network that learned from them would know less than the graph does.
+    # Then many short rounds: what is asked is worth most when the network that chooses it knows the labels before it.
     rounds=(
-        RoundConfig(labels=40),
-        RoundConfig(labels=100),
-        RoundConfig(labels=200, phases=(_SOFT,)),
-        RoundConfig(labels=400, phases=(_CONSISTENT,)),
-        RoundConfig(labels=600, phases=(_CONSISTENT,)),
-        RoundConfig(labels=800, phases=(_CONSISTENT,)),
-        RoundConfig(labels=1000, phases=(PhaseConfig(epochs=6, consistency=1.0),) * 2),
+        # What is chosen before any label is known is chosen at once, and asked in parts.
+        RoundConfig(labels=10, chosen_ahead=40),
+        *(RoundConfig(labels=labels) for labels in (20, 40)),
+        RoundConfig(labels=100, phases=(_SOFT,)),
+        *(RoundConfig(labels=labels, phases=(_SHORT,)) for labels in (150, 200, 250, 300, 350)),
+        RoundConfig(labels=400, phases=(_LONG, _LONG)),
     ),
     encoder=EncoderConfig(),
     pretrain=PretrainConfig(epochs=8, temperature=0.3, beta=1.0, tau_plus=0.1, view=_TONE_VIEW),
     finetune=FinetuneConfig(weak=_MILD, strong=_STRONG),
+)
+
+_CURVE_POINTS = (10, 20, 40, 100, 200, 400)
+
+CURVE = CPU.model_copy(
+    update={
+        "name": "curve",
+        "about": "The default, gone on with to 1,000 labels, its predictions frozen at seven points on the way.",
+        "rounds": (
+            *(one.model_copy(update={"evaluated": one.labels in _CURVE_POINTS}) for one in CPU.rounds),
+            *(RoundConfig(labels=labels, phases=(_SHORT,)) for labels in (550, 700, 850)),
+            RoundConfig(labels=1000, phases=(_LONG, _LONG)),
+        ),
+    }
+)
+
+GRAPH = CPU.model_copy(
+    update={
+        "name": "graph",
+        "about": "The default without its network: labels spread over the graph of descriptor and HCL features, in a "
+        "minute or two once HCL is done; to compare query strategies.",
+        "rounds": tuple(
+            one.model_copy(update={"phases": (), "evaluated": one.labels in (100, 400)}) for one in CPU.rounds
+        ),
+    }
 )
 
 GPU = CPU.model_copy(
@@ -43,7 +73,7 @@ GPU = CPU.model_copy(
         "about": "A wider encoder and four times the training; the default where CUDA is found.",
         "encoder": EncoderConfig(widths=(64, 128, 256), blocks=2, projection=128),
         "pretrain": CPU.pretrain.model_copy(update={"epochs": 100, "batch": 512}),
-        "rounds": (*CPU.rounds[:-1], RoundConfig(labels=1000, phases=(PhaseConfig(epochs=80, consistency=1.0),))),
+        "rounds": (*CPU.rounds[:-1], RoundConfig(labels=400, phases=(PhaseConfig(epochs=80, consistency=1.0),))),
     }
 )
 
@@ -53,7 +83,7 @@ PAPER = Profile(
     "epochs, random crops, t 0.5, beta 1, tau_plus 0.1. Hours on a GPU, days on two cores.",
     rounds=(
         *(RoundConfig(labels=labels, phases=(PhaseConfig(epochs=1, soft=1.0),)) for labels in (100, 500, 1000, 2500)),
-        RoundConfig(labels=5000, phases=(PhaseConfig(epochs=3, soft=1.0), *CPU.rounds[-1].phases)),
+        RoundConfig(labels=5000, phases=(PhaseConfig(epochs=3, soft=1.0), PhaseConfig(epochs=12, consistency=1.0))),
     ),
     encoder=EncoderConfig(backbone="resnet18", projection=128),
     pretrain=PretrainConfig(
@@ -64,7 +94,7 @@ PAPER = Profile(
         temperature=0.5,
         beta=1.0,
         tau_plus=0.1,
-        view=ViewConfig(scale=(0.45, 1.0), crop=True, aspect=0.3, tone=0.5),
+        view=PAPER_VIEW,
     ),
     finetune=CPU.finetune,
 )
@@ -85,15 +115,20 @@ SMOKE = CPU.model_copy(
     }
 )
 
-PROFILES: dict[str, Profile] = {profile.name: profile for profile in (CPU, GPU, PAPER, SMOKE)}
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (CPU, GPU, CURVE, GRAPH, PAPER, SMOKE)}
 
 
 def profile_named(name: str) -> Profile:
-    """Look a profile up.
+    """Look a profile up; `NAME-without-PART` is one with a part taken out.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in PROFILES:
-        raise ConfigError(f"there is no profile {name!r}; choose one of {', '.join(PROFILES)}")
-    return PROFILES[name]
+    whole, without, part = name.partition("-without-")
+    if whole not in PROFILES:
+        raise ConfigError(f"there is no profile {whole!r}; choose one of {', '.join(PROFILES)}")
+    if not without:
+        return PROFILES[whole]
+    if part not in ABLATIONS:
+        raise ConfigError(f"there is no part {part!r} to leave out; choose one of {', '.join(ABLATIONS)}")
+    return ABLATIONS[part](PROFILES[whole]).model_copy(update={"name": name})

@@ -139,10 +139,28 @@ class EvaluationResult(Record):
         return cls(accuracy=correct / total, correct=correct, total=total, ci95=wilson_interval(correct, total))
 
 
+class PointResult(Record):
+    """One point of a learning curve: what was submitted was frozen before the next label was asked.
+
+    Attributes:
+        labels: Paid for when the predictions were frozen.
+        evaluation: Of those predictions.
+        stage_seconds: Wall time by stage until then, in seconds, over all resumes.
+        estimate: The accuracy that the run itself expected then, from no test label; None if it had no estimate.
+    """
+
+    labels: Count
+    evaluation: EvaluationResult
+    stage_seconds: dict[str, float]
+    estimate: Share | None = None
+
+
 class RunResult(Record):
     """The end of a run, as `result.json` keeps it.
 
     Attributes:
+        evaluation: Of the run's end.
+        points: Of the learning curve, ascending in labels, the end included; empty where only the end was evaluated.
         queries_counted_by_trainer: Charged answers that the trainer received.
         queries_in_log: Charged reveals of this run in the service's log.
         distinct_labels_in_log: Distinct ids among them.
@@ -159,6 +177,7 @@ class RunResult(Record):
     distinct_labels_in_log: Count
     distinct_labels_revealed_to_anybody: Count
     evaluation: EvaluationResult | None
+    points: tuple[PointResult, ...] = ()
     stage_seconds: dict[str, float]
     dataset: dict[str, JsonValue]
     versions: dict[str, str]

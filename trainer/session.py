@@ -129,7 +129,7 @@ def read_ticket(out: Path) -> RunTicket | None:
 
 
 def open_or_take_up_run(
-    out: Path, client: LabelClient, images: ImageSet, *, name: str, budget: int, registration_token: str | None
+    out: Path, client: LabelClient, images: ImageSet, *, name: str, profile: Profile, registration_token: str | None
 ) -> RunTicket:
     """Open a run at the label service and keep its token, unless the folder has one already.
 
@@ -138,7 +138,7 @@ def open_or_take_up_run(
         client: without a token yet.
         images: must be the images that the service holds the labels of.
         name: for people who read the log.
-        budget: most labels that the run may be charged.
+        profile: its budget is the most labels that the run may be charged; its evaluations are declared.
         registration_token: where the service wants one.
 
     Raises:
@@ -161,7 +161,9 @@ def open_or_take_up_run(
         )
     if ticket is not None:
         return ticket
-    opened = client.open_run(name, budget, registration_token=registration_token)
+    opened = client.open_run(
+        name, profile.budget, profile.evaluation_budgets or None, registration_token=registration_token
+    )
     ticket = RunTicket(run_id=opened.run_id, token=opened.token, dataset=opened.dataset)
     replace_file(out / _RUN_FILE, ticket.model_dump_json() + "\n", mode=OWNER_ONLY)
     return ticket

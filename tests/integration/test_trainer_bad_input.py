@@ -252,8 +252,8 @@ def test_counts_that_disagree_end_the_run_with_an_error(
     """One line less in queries.jsonl, or one query more in the log: the result must not be used, and says both."""
     out, freeze, summarise = tmp_path / "out", evaluate.freeze_predictions, LabelClient.log_summary
 
-    def freeze_and_lose_a_line(folder: Path, predictions: torch.Tensor) -> None:
-        freeze(folder, predictions)
+    def freeze_and_lose_a_line(folder: Path, *rest: Any) -> None:
+        freeze(folder, *rest)
         lines = (folder / QUERIES_FILE).read_text().splitlines(keepends=True)
         (folder / QUERIES_FILE).write_text("".join(lines[:-1]))
 

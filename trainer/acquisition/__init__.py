@@ -10,7 +10,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.acquisition import coverage_margin, margin, random_sampling, typiclust
+from trainer.acquisition import (
+    badge,
+    coverage_margin,
+    entropy,
+    k_center,
+    least_confidence,
+    margin,
+    probcover,
+    random_sampling,
+    typiclust,
+)
 from trainer.acquisition.state import PoolState
 from trainer.errors import ConfigError
 
@@ -19,8 +29,13 @@ Strategy = Callable[[PoolState, int, torch.Generator], Tensor]
 DEFAULT_STRATEGY = "coverage-margin"
 
 STRATEGIES: dict[str, Strategy] = {
+    "badge": badge.select,
     "coverage-margin": coverage_margin.select,
+    "entropy": entropy.select,
+    "k-center": k_center.select,
+    "least-confidence": least_confidence.select,
     "margin": margin.select,
+    "probcover": probcover.select,
     "random": random_sampling.select,
     "typiclust": typiclust.select,
 }

@@ -1,6 +1,7 @@
 """The default: cover the pool first, then ask where a whole neighbourhood is torn between two classes.
 
-Cold start: medoids of k-means clusters, so that every kind of image is seen once. Afterwards: an image's margin
+While there are few labels: medoids of the largest k-means clusters that no label is in, so that every kind of image is
+seen. Afterwards: an image's margin
 averaged with its neighbours' (a lone odd image teaches nothing about others), and each pick halves the worth of its
 neighbours, so that one batch does not ask the same question many times.
 """
@@ -12,14 +13,16 @@ from trainer.acquisition.clustering import most_typical, spherical_kmeans
 from trainer.acquisition.margin import uncertainty
 from trainer.acquisition.state import PoolState
 
+# Labels a class, on average, up to which kinds of images are looked for: fewer tell too little to be torn by.
+COVERED_PER_CLASS = 4
 # How much of a neighbour's worth is left once an image beside it is asked.
 WORTH_LEFT = 0.5
 
 
 def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    """Take cluster medoids in the cold start, then the most uncertain neighbourhoods."""
+    """Take medoids of uncovered clusters at first, then the most uncertain neighbourhoods."""
     batch = min(batch, len(state.free))
-    if state.beliefs is None:
+    if state.beliefs is None or int(state.labelled.sum()) < COVERED_PER_CLASS * state.classes:
         return _cover(state, batch, generator)
     own = uncertainty(state.beliefs)
     worth = (own + own[state.neighbours].mean(1)) / 2
@@ -35,9 +38,12 @@ def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
 
 
 def _cover(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    free = state.free
-    features = state.features[free]
-    assigned = spherical_kmeans(features, batch, generator)
-    medoids = [most_typical(features, assigned, cluster) for cluster in assigned.unique().tolist()]
-    chosen = free[torch.tensor(medoids, dtype=torch.long, device=free.device)]
+    """Part the pool into as many clusters as there will be labels; take the medoids of the largest without one."""
+    clusters = min(int(state.labelled.sum()) + batch, len(state.features))
+    assigned = spherical_kmeans(state.features, clusters, generator)
+    size = torch.bincount(assigned, minlength=clusters)
+    size[assigned[state.labelled]] = 0
+    largest = size.argsort(descending=True, stable=True)[: int((size > 0).sum())][:batch]
+    medoids = [most_typical(state.features, assigned, cluster) for cluster in largest.tolist()]
+    chosen = torch.tensor(medoids, dtype=torch.long, device=state.features.device)
     return state.fill_up(chosen, batch, generator)

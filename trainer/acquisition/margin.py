@@ -16,6 +16,4 @@ def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     """Take the unlabelled images with the smallest margins; random ones while there is no belief."""
     if state.beliefs is None:
         return state.draw(batch, generator)
-    free = state.free
-    order = uncertainty(state.beliefs)[free].argsort(descending=True, stable=True)
-    return free[order[:batch]]
+    return state.best(uncertainty(state.beliefs), batch)

@@ -16,6 +16,7 @@ class PoolState:
         similarities: float32 [N, k], cosine similarities of those neighbours.
         beliefs: float32 [N, C], class probabilities, or None before the first label.
         labelled: bool [N].
+        classes: how many there are, C.
     """
 
     features: Tensor
@@ -23,6 +24,7 @@ class PoolState:
     similarities: Tensor
     beliefs: Tensor | None
     labelled: Tensor
+    classes: int
 
     @property
     def free(self) -> Tensor:
@@ -35,6 +37,11 @@ class PoolState:
         order = torch.randperm(len(free), generator=generator, device=generator.device).to(free.device)
         return free[order[:count]]
 
+    def best(self, scores: Tensor, batch: int) -> Tensor:
+        """Take the unlabelled indices of the highest scores [N], ties in the pool's order."""
+        free = self.free
+        return free[scores[free].argsort(descending=True, stable=True)[:batch]]
+
     def fill_up(self, chosen: Tensor, batch: int, generator: torch.Generator) -> Tensor:
         """Bring a selection to exactly `batch` (or to all that is free) with random unlabelled images."""
         missing = min(batch, len(self.free)) - len(chosen)
@@ -42,5 +49,5 @@ class PoolState:
             return chosen[:batch]
         taken = self.labelled.clone()
         taken[chosen] = True
-        rest = PoolState(self.features, self.neighbours, self.similarities, self.beliefs, taken)
+        rest = PoolState(self.features, self.neighbours, self.similarities, self.beliefs, taken, self.classes)
         return torch.cat([chosen, rest.draw(missing, generator)])

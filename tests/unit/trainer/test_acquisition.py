@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES, PoolState, Strategy, explain, strategy_named
 from trainer.acquisition.clustering import most_typical, spherical_kmeans
 from trainer.acquisition.margin import uncertainty
+from trainer.acquisition.probcover import pure_similarity
 from trainer.errors import ConfigError
 from trainer.graph import build_graph
 from trainer.profiles import PROFILES
@@ -29,7 +30,8 @@ def state_of(features: Tensor, beliefs: Tensor | None = None, labelled: list[int
     graph = build_graph(features, 5)
     mask = torch.zeros(len(features), dtype=torch.bool)
     mask[labelled or []] = True
-    return PoolState(features, graph.neighbours, graph.similarities, beliefs, mask)
+    classes = 4 if beliefs is None else beliefs.shape[1]
+    return PoolState(features, graph.neighbours, graph.similarities, beliefs, mask, classes)
 
 
 def warm_state(count: int = 60, labelled: int = 20, classes: int = 4) -> PoolState:
@@ -84,11 +86,11 @@ def test_the_same_generator_picks_the_same_images(select: Strategy, warm: bool) 
 def test_the_state_is_not_changed(select: Strategy, warm: bool) -> None:
     """A strategy looks and does not touch, and leaves torch's own generator alone."""
     state = warm_state() if warm else cold_state()
-    kept = {name: None if value is None else value.clone() for name, value in vars(state).items()}
+    kept = {name: value.clone() if isinstance(value, Tensor) else value for name, value in vars(state).items()}
     global_state = torch.get_rng_state()
     select(state, 12, generator())
     for name, value in vars(state).items():
-        assert value is None if kept[name] is None else torch.equal(value, kept[name]), name
+        assert torch.equal(value, kept[name]) if isinstance(value, Tensor) else value == kept[name], name
     assert torch.equal(torch.get_rng_state(), global_state)
 
 
@@ -136,6 +138,77 @@ def test_margin_asks_the_smallest_margins_first() -> None:
     gap = (top[:, 0] - top[:, 1]).tolist()
     expected = sorted(state.free.tolist(), key=lambda index: gap[index])[:8]
     assert STRATEGIES["margin"](state, 8, generator()).tolist() == expected
+
+
+def test_least_confidence_and_entropy_ask_what_their_names_say() -> None:
+    """Two torn beliefs: the flatter over all classes has more entropy, the one without a favourite less confidence."""
+    features = groups([10])
+    beliefs = torch.tensor([[0.9, 0.05, 0.05]]).repeat(10, 1)
+    beliefs[3] = torch.tensor([0.5, 0.5, 0.0])
+    beliefs[6] = torch.tensor([0.52, 0.24, 0.24])
+    state = state_of(features, beliefs)
+    assert STRATEGIES["least-confidence"](state, 1, generator()).tolist() == [3]
+    assert STRATEGIES["entropy"](state, 1, generator()).tolist() == [6]
+
+
+def test_k_center_takes_the_image_farthest_from_all_that_is_labelled_or_taken() -> None:
+    """Four directions, one of them labelled: the next three picks are the other three, and then no direction is new."""
+    features = groups([6, 6, 6, 6])
+    picks = STRATEGIES["k-center"](state_of(features, None, [1]), 3, generator())
+    assert sorted(int(pick) // 6 for pick in picks) == [1, 2, 3]
+    similarity = features @ features[1]
+    assert int(picks[0]) == int(similarity.argmin())
+
+
+def test_probcover_takes_the_largest_ball_that_is_not_covered() -> None:
+    """Of three tight groups one is labelled: the picks are in the larger, then in the smaller of the others."""
+    features = groups([12, 20, 9])
+    state = dataclasses.replace(state_of(features, None, [2]), classes=3)
+    first, second = STRATEGIES["probcover"](state, 2, generator(3)).tolist()
+    assert 12 <= first < 32
+    assert second >= 32
+
+
+def test_the_balls_of_probcover_are_pure_and_as_large_as_they_may_be() -> None:
+    """Within the radius 95% of the balls hold one cluster only, and a little farther out they do not."""
+    features = F.normalize(torch.randn(300, 3, generator=generator(5)), dim=1)
+    reach = pure_similarity(features, 4, generator(1))
+    assigned = spherical_kmeans(features, 4, generator(1))
+
+    def purity(limit: float) -> float:
+        mixed = (features @ features.T >= limit) & (assigned.unsqueeze(1) != assigned)
+        return float((~mixed.any(1)).float().mean())
+
+    assert purity(reach) >= 0.95 - 1 / 300
+    assert purity(reach - 0.02) < 0.95
+
+
+def test_badge_never_writes_the_gradients_out_and_still_has_their_distances() -> None:
+    """The picks are those of k-means++ on the gradients written out, drawn with the same numbers."""
+    state = warm_state()
+    assert state.beliefs is not None
+    residual = state.beliefs - F.one_hot(state.beliefs.argmax(1), 4)
+    gradients = (residual.unsqueeze(2) * state.features.unsqueeze(1)).flatten(1)
+    picks = STRATEGIES["badge"](state, 6, generator(9)).tolist()
+    weights = gradients.square().sum(1)
+    weights[state.labelled] = 0
+    expected, draws = [int(weights.argmax())], generator(9)
+    while len(expected) < 6:
+        distance = torch.cdist(gradients.double(), gradients[expected].double()).min(1).values.square()
+        distance[state.labelled] = 0
+        total = distance.cumsum(0)
+        point = torch.rand((), generator=draws, dtype=torch.double)
+        expected.append(int(torch.searchsorted(total, point * total[-1], right=True)))
+    assert picks == expected
+
+
+def test_badge_asks_different_questions_among_equally_uncertain_images() -> None:
+    """Two far groups, all torn alike: both are asked, where margin sampling takes the first ones."""
+    features = groups([10, 10])
+    state = state_of(features, torch.tensor([[0.5, 0.5]]).repeat(20, 1))
+    assert STRATEGIES["margin"](state, 4, generator()).max() < 10
+    for seed in range(5):
+        assert {int(pick) // 10 for pick in STRATEGIES["badge"](state, 4, generator(seed))} == {0, 1}
 
 
 def test_uncertainty_runs_from_zero_to_one() -> None:
@@ -209,8 +282,8 @@ def test_the_medoid_is_the_member_nearest_the_mean() -> None:
 
 def test_an_unknown_strategy_is_refused_with_the_names_there_are() -> None:
     """The sentence says which there are; the default is one of them, and so is every profile's."""
-    with pytest.raises(ConfigError, match="no query strategy 'entropy'; choose one of coverage-margin, margin, random"):
-        strategy_named("entropy")
+    with pytest.raises(ConfigError, match="no query strategy 'guess'; choose one of badge, coverage-margin, entropy"):
+        strategy_named("guess")
     assert strategy_named(DEFAULT_STRATEGY) is STRATEGIES[DEFAULT_STRATEGY]
     assert {profile.strategy for profile in PROFILES.values()} <= STRATEGIES.keys()
 

@@ -47,6 +47,7 @@ def state(beliefs: torch.Tensor | None = None) -> PoolState:
         similarities=torch.ones(POOL, 1),
         beliefs=None if beliefs is None else beliefs.expand(POOL, -1),
         labelled=torch.zeros(POOL, dtype=torch.bool),
+        classes=len(CLASS_NAMES),
     )
 
 

@@ -49,7 +49,7 @@ def images(pool: int = 2500, test: int = 10, fingerprint: str = "f00d") -> Image
 
 def take_up(out: Path, client: LabelClient, given: ImageSet) -> RunTicket:
     """Open a run of 60 labels, or take up the folder's."""
-    return open_or_take_up_run(out, client, given, name="test", budget=60, registration_token=None)
+    return open_or_take_up_run(out, client, given, name="test", profile=SMOKE, registration_token=None)
 
 
 def test_folder_goes_on_with_the_same_settings(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_folder_with_a_run_needs_resume(tmp_path: Path) -> None:
     [
         ({"seed": 2}, "seed 1, now 2"),
         ({"profile": SMOKE.with_budget(30)}, "budget 60, now 30"),
-        ({"profile": CPU}, "profile smoke, now cpu; budget 60, now 1000"),
+        ({"profile": CPU}, "profile smoke, now cpu; budget 60, now 400"),
         ({"profile": SMOKE.model_copy(update={"strategy": "random"})}, "strategy coverage-margin, now random"),
         ({"profile": SMOKE.model_copy(update={"pool_limit": 7})}, "profile smoke had other values of pool_limit"),
         ({"images": "b" * 64}, "images in --data aaaaaaaaaaaa, now bbbbbbbbbbbb"),
