@@ -12,12 +12,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types clean
+.PHONY: help run study verify-records test check lint types clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make run takes SEED= BUDGET= PROFILE= DATA= OUT= PORT= DEVICE=; what each means: $(BIN)/python -m scripts.run --help"
+	@echo "  make run takes SEED= BUDGET= PROFILE= DATA= OUT= PORT= DEVICE= STRATEGY= PRETRAINED=; what each means: $(BIN)/python -m scripts.run --help"
 
 $(STAMP): pyproject.toml constraints.txt scripts/make_venv.sh
 	@PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' scripts/make_venv.sh '$(VENV)'
@@ -27,7 +27,15 @@ run: $(STAMP) ## From nothing to a classifier above 90% and a checked count of l
 	@$(BIN)/python -m scripts.run \
 	  $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)') $(if $(PROFILE),--profile '$(PROFILE)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(BUDGET),--budget '$(BUDGET)') \
-	  $(if $(PORT),--port '$(PORT)') $(if $(DEVICE),--device '$(DEVICE)')
+	  $(if $(PORT),--port '$(PORT)') $(if $(DEVICE),--device '$(DEVICE)') \
+	  $(if $(STRATEGY),--strategy '$(STRATEGY)') $(if $(PRETRAINED),--pretrained '$(PRETRAINED)')
+
+study: $(STAMP) ## Many runs and their record: STUDY=learning-curve, ablations or strategies; SEEDS= DATA= RECORD=
+	@$(BIN)/python -m scripts.study '$(or $(STUDY),learning-curve)' $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(DATA),--data '$(DATA)') $(if $(RUNS),--runs '$(RUNS)') $(if $(RECORD),--record '$(RECORD)')
+
+verify-records: $(STAMP) ## Check the evidence and the tables of everything in records/
+	@$(BIN)/python -m scripts.records
 
 test: $(STAMP) ## Every test that this machine can run; what is skipped is named (PYTEST_ARGS= adds options)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -65,16 +65,25 @@ def verify_bundle(service: Sequence[str], out: Path) -> str:
     bundle, key = out / BUNDLE_FILE, out / KEY_FILE
     if not bundle.exists() or not key.exists():
         return "none: the run was made by a version that did not sign its log"
-    command = [*service, "verify", str(bundle), "--key", pinned_key(out)]
-    command += ["--receipts", str(out / "trainer" / "receipts.jsonl")]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    said = (done.stdout or done.stderr).strip().splitlines() or ["the check said nothing"]
-    if done.returncode:
-        raise RunError(f"the evidence of {out} does not hold: {said[-1]}. Do not trust this run.")
+    said = verify_file(service, bundle, pinned_key(out), "--receipts", str(out / "trainer" / "receipts.jsonl"))
     in_log, in_bundle = (_entries(out / name) for name in (LOG_FILE, BUNDLE_FILE))
     if in_log != in_bundle:
         raise RunError(f"{out / LOG_FILE} is not the log that {bundle} holds. Do not trust this run.")
-    return f"{said[-1]} ({bundle})"
+    return f"{said} ({bundle})"
+
+
+def verify_file(service: Sequence[str], bundle: Path, key: str, *options: str) -> str:
+    """Verify a bundle in a process of its own; return the last line that it says.
+
+    Raises:
+        RunError: it does not hold; the message says why.
+    """
+    command = [*service, "verify", str(bundle), "--key", key, *options]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    said = (done.stdout or done.stderr).strip().splitlines() or ["the check said nothing"]
+    if done.returncode:
+        raise RunError(f"the evidence of {bundle.parent} does not hold: {said[-1]}. Do not trust this run.")
+    return said[-1]
 
 
 def _entries(path: Path) -> list[str]:

@@ -50,6 +50,8 @@ class Wish:
     budget: int | None
     port: int
     device: str
+    strategy: str
+    pretrained: Path | None
 
 
 def main(arguments: Sequence[str] | None = None, programs: Programs | None = None) -> int:
@@ -72,19 +74,34 @@ def parse(arguments: Sequence[str] | None) -> Wish:
     """Read the options, each of which `make run` passes on under the same name in capitals."""
     parser = argparse.ArgumentParser(prog="make run", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("--data", type=Path, help="folder of data: made by prepare, or with four IDX files of your own")
-    parser.add_argument("--out", type=Path, help="folder of results; default runs/PROFILE-seedSEED[-BUDGET][-on-DATA]")
+    parser.add_argument(
+        "--out", type=Path, help="folder of results; default runs/PROFILE-seedSEED[-BUDGET][-STRATEGY][-on-DATA]"
+    )
     parser.add_argument("--profile", default="", help="the trainer's profile; default: chosen by the hardware")
     parser.add_argument("--seed", type=int, default=1, help="seed of everything random; default 1")
     parser.add_argument("--budget", type=int, help="most labels to ask for; default: the profile's")
     parser.add_argument("--port", type=int, default=0, help="port of the label service; default: any free one")
     parser.add_argument("--device", default="", help="device to train on; default: CUDA if there is one, else CPU")
+    parser.add_argument("--strategy", default="", help="how to choose what to ask; default: the profile's")
+    parser.add_argument("--pretrained", type=Path, help="weights of `trainer pretrain`; default: pretrain here")
     given = parser.parse_args(arguments)
     out = given.out
     if out is None:
         budget = "" if given.budget is None else f"-{given.budget}"
+        budget += f"-{given.strategy}" if given.strategy else ""
         data = "" if given.data is None else f"-on-{given.data.resolve().name}"
         out = Path("runs") / f"{given.profile or 'auto'}-seed{given.seed}{budget}{data}"
-    return Wish(given.data, out, given.profile, given.seed, given.budget, given.port, given.device)
+    return Wish(
+        given.data,
+        out,
+        given.profile,
+        given.seed,
+        given.budget,
+        given.port,
+        given.device,
+        given.strategy,
+        given.pretrained,
+    )
 
 
 def run(wish: Wish, programs: Programs) -> None:
@@ -174,6 +191,8 @@ def _train(wish: Wish, programs: Programs, data: Path, url: str) -> None:
     command += ["--profile", wish.profile] if wish.profile else []
     command += ["--budget", str(wish.budget)] if wish.budget is not None else []
     command += ["--device", wish.device] if wish.device else []
+    command += ["--strategy", wish.strategy] if wish.strategy else []
+    command += ["--pretrained", str(wish.pretrained)] if wish.pretrained is not None else []
     resume = folder.is_dir() and any(folder.iterdir())
     command += ["--resume"] if resume else []
     _say("trainer", "going on from where it stopped" if resume else "starting")

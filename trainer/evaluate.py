@@ -4,9 +4,10 @@ The predictions are written to OUT before they are submitted, and what is submit
 flow back into them. A learning curve freezes its predictions at each of its budgets, before the next label is asked,
 and submits all of them after its last query.
 
-    OUT/predictions.json            of the run's end
-    OUT/predictions-at-LABELS.json  of an earlier point of a learning curve
-    OUT/beliefs-at-LABELS.npz       what was believed then: pool [N, C] and test [M, C], float16
+    OUT/predictions.json, beliefs.npz                      of the run's end
+    OUT/predictions-at-LABELS.json, beliefs-at-LABELS.npz  of an earlier point of a learning curve
+
+The beliefs are class probabilities, float16: `pool` [N, C] and `test` [M, C].
 """
 
 import json
@@ -73,7 +74,7 @@ def freeze_predictions(
         RecordsUnwritable: they cannot be written.
     """
     guessed = learned.knowledge.predict(test, learned.beliefs)
-    path = out / f"beliefs-at-{labels}.npz"
+    path = out / ("beliefs.npz" if labels == budget else f"beliefs-at-{labels}.npz")
     try:
         with path.open("wb") as file:
             np.savez_compressed(file, pool=_half(learned.beliefs), test=_half(guessed))

@@ -36,6 +36,17 @@ TINY = SMOKE.model_copy(
         "finetune": SMOKE.finetune.model_copy(update={"steps": 2, "batch": 16, "labelled_batch": 8}),
     }
 )
+# The same with two more points of a learning curve.
+TINY_CURVE = TINY.model_copy(
+    update={
+        "name": "tiny-curve",
+        "rounds": (
+            RoundConfig(labels=3, chosen_ahead=6, evaluated=True),
+            TINY.rounds[0].model_copy(update={"evaluated": True}),
+            *TINY.rounds[1:],
+        ),
+    }
+)
 # Checkpoints of one run of TINY: a round's phase, the next round's, two epochs and one of the final phases.
 CHECKPOINTS = 5
 
@@ -60,7 +71,7 @@ def _kill_after(wanted: int) -> None:
 
 def main() -> None:
     """Run the command line with `tiny` among the profiles."""
-    PROFILES["tiny"] = TINY
+    PROFILES.update({"tiny": TINY, "tiny-curve": TINY_CURVE})
     pipeline.use_all_cores = use_one_thread
     if KILL_AT in os.environ:
         _kill_after(int(os.environ[KILL_AT]))

@@ -21,6 +21,8 @@ parser.add_argument("--seed", type=int)
 parser.add_argument("--budget", type=int, default=10)
 parser.add_argument("--device")
 parser.add_argument("--log-key")
+parser.add_argument("--strategy")
+parser.add_argument("--pretrained", type=Path)
 parser.add_argument("--resume", action="store_true")
 given = parser.parse_args()
 
@@ -34,6 +36,8 @@ seen = {
     "of": given.data.name,
     "pid": os.getpid(),
     "log_key": given.log_key,
+    "strategy": given.strategy,
+    "pretrained": None if given.pretrained is None else str(given.pretrained),
 }
 (given.out / "seen.json").write_text(json.dumps(seen))
 kept = queries.read_text().splitlines() if queries.exists() else []

@@ -35,10 +35,21 @@ def write_program(path, body):
 
 
 def test_make_run_passes_its_options_on():
-    """Each of the seven variables becomes the option of the same name."""
-    command = make("run", "SEED=3", "BUDGET=40", "DATA=d", "OUT=o", "PROFILE=smoke", "PORT=8123", "DEVICE=cpu")
-    for option in ("seed '3'", "budget '40'", "data 'd'", "out 'o'", "profile 'smoke'", "port '8123'", "device 'cpu'"):
+    """Each variable becomes the option of the same name."""
+    given = {"SEED": "3", "BUDGET": "40", "DATA": "d", "OUT": "o", "PROFILE": "smoke", "PORT": "8123", "DEVICE": "cpu"}
+    given |= {"STRATEGY": "random", "PRETRAINED": "w/encoder.pt"}
+    command = make("run", *(f"{name}={value}" for name, value in given.items()))
+    for name, value in given.items():
+        assert f"--{name.lower()} '{value}'" in command
+
+
+def test_make_study_passes_its_options_on():
+    """The study's name is its argument, the learning curve where none is given; seeds are a list."""
+    command = make("study", "STUDY=ablations", "SEEDS=4 5", "DATA=d", "RECORD=r", "RUNS=w")
+    assert "scripts.study 'ablations' --seeds 4 5" in command
+    for option in ("data 'd'", "record 'r'", "runs 'w'"):
         assert f"--{option}" in command
+    assert "scripts.study 'learning-curve'" in make("study")
 
 
 def test_make_run_without_options_passes_none():

@@ -1,0 +1,203 @@
+"""Records: the published results, each with the evidence of its runs, and the check of them all.
+
+    records/DATE_NAME/
+      record.json               title, arms, seeds, seconds of pretraining
+      table.md                  the numbers, made from the evidence
+      curve.svg                 where there is a curve
+      runs/ARM-seedN/           evidence.json, log-key.txt, result.json (versions, data, times), config.json
+
+`python -m scripts.records` (`make verify-records`) believes none of the numbers: it verifies each run's evidence with
+its key, reads labels and accuracies from the signed entries, and makes the table again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts import evidence, files, tables
+from scripts.errors import RunError
+from scripts.run import Programs
+
+RECORD_FILE, TABLE_FILE, CURVE_FILE = "record.json", "table.md", "curve.svg"
+KEPT = {"evidence.json": "evidence.json", "log-key.txt": "log-key.txt"}
+KEPT_OF_TRAINER = {"result.json": "result.json", "config.json": "config.json"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its seed, its folder, and seconds of pretraining that were spent outside it."""
+
+    seed: int
+    out: Path
+    pretraining_s: float
+
+
+@dataclass(frozen=True)
+class ArmOf:
+    """The finished runs of one arm."""
+
+    name: str
+    profile: str
+    strategy: str
+    runs: tuple[Finished, ...]
+
+
+def slug(name: str) -> str:
+    """Make a folder's name of an arm's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write(record: Path, title: str, arms: Sequence[ArmOf]) -> None:
+    """Write or renew a record from finished runs.
+
+    Args:
+        record: its folder.
+        title: what was measured.
+        arms: with at least one run each; the first is what others are compared with.
+    """
+    described: dict[str, Any] = {"title": title, "arms": []}
+    for arm in arms:
+        runs = []
+        for run in arm.runs:
+            name = f"{slug(arm.name)}-seed{run.seed}"
+            folder = record / "runs" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for source, target in KEPT.items():
+                shutil.copyfile(run.out / source, folder / target)
+            for source, target in KEPT_OF_TRAINER.items():
+                shutil.copyfile(run.out / "trainer" / source, folder / target)
+            runs.append({"folder": name, "seed": run.seed, "pretraining_s": round(run.pretraining_s, 1)})
+        described["arms"].append({"name": arm.name, "profile": arm.profile, "strategy": arm.strategy, "runs": runs})
+    files.write_atomically(record / RECORD_FILE, (json.dumps(described, indent=2) + "\n").encode())
+    numbers = read_numbers(record)
+    files.write_atomically(record / TABLE_FILE, tables.render(numbers).encode())
+    if tables.is_curve(numbers):
+        tables.draw(numbers, record / CURVE_FILE)
+
+
+def read_numbers(record: Path) -> tables.Numbers:
+    """Read a record's numbers out of its runs' signed entries.
+
+    Raises:
+        RunError: a file is missing or damaged, or two of them contradict each other.
+    """
+    described = files.read_json(record / RECORD_FILE)
+    try:
+        arms = [
+            tables.Arm(
+                arm["name"],
+                tuple(_read_run(record / "runs" / run["folder"], arm, run) for run in arm["runs"]),
+            )
+            for arm in described["arms"]
+        ]
+        numbers = tables.Numbers(described["title"], tuple(arms))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise RunError(f"{record} is not a complete record ({error!r}).") from error
+    for arm in numbers.arms:
+        if len({run.seed for run in arm.runs}) != len(arm.runs):
+            raise RunError(f"{record} counts one seed of {arm.name} twice.")
+    return numbers
+
+
+def _read_run(folder: Path, arm: Mapping[str, Any], run: Mapping[str, Any]) -> tables.Run:
+    """Read one run; its result and its configuration must say what its log says."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    said = (config["profile"]["name"], config["profile"]["strategy"], config["seed"], result["seed"])
+    if said != (arm["profile"], arm["strategy"], run["seed"], run["seed"]):
+        raise RunError(f"{folder} was made with {said[:3]}, not as its record says.")
+    bundle = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    entries = [json.loads(entry) for entry in bundle["entries"]]
+    points = points_of(entries, result["run_id"], folder)
+    end = {"labels": points[-1].labels, "evaluation": result["evaluation"], "stage_seconds": result["stage_seconds"]}
+    claimed = result["points"] or [end]
+    told = [(one["labels"], one["evaluation"]["correct"], one["evaluation"]["total"]) for one in claimed]
+    if told != [(one.labels, one.correct, one.total) for one in points]:
+        raise RunError(f"{folder / 'result.json'} claims {told}, and the log has other evaluations.")
+    seconds = [sum(one["stage_seconds"].values()) + run["pretraining_s"] for one in claimed]
+    timed = tuple(
+        tables.Point(one.labels, one.correct, one.total, took) for one, took in zip(points, seconds, strict=True)
+    )
+    others = {label for entry in entries if entry["run"] != result["run_id"] for label in entry["ids"]}
+    return tables.Run(run["seed"], timed, len(others), bool(result["dataset"]["official"]))
+
+
+def points_of(entries: Sequence[Mapping[str, Any]], run_id: str, folder: Path) -> list[tables.Point]:
+    """Return a run's evaluations by the labels that it had been given, from its log's entries.
+
+    Raises:
+        RunError: an evaluation was declared for a number of labels that the run never stood at, or a label was given
+            after the first evaluation.
+    """
+    points: list[tables.Point] = []
+    stood, spent = {0}, 0
+    for entry in entries:
+        if entry["run"] != run_id:
+            continue
+        if entry["op"] == "query" and entry["charged"]:
+            if points:
+                raise RunError(f"{folder}: entry {entry['seq']} gives labels after an evaluation.")
+            spent += entry["charged"]
+            stood.add(spent)
+        elif entry["op"] == "evaluation" and entry["outcome"] == "evaluated":
+            detail = entry["detail"]
+            labels = spent if detail["evaluated_budget"] is None else detail["evaluated_budget"]
+            if labels not in stood:
+                raise RunError(f"{folder}: entry {entry['seq']} evaluates {labels} labels, and the run never had them.")
+            points.append(tables.Point(labels, detail["correct"], detail["total"], 0.0))
+    if not points:
+        raise RunError(f"{folder} has no evaluation in its log.")
+    return points
+
+
+def verify(record: Path, service: Sequence[str]) -> int:
+    """Check one record; return how many runs it has.
+
+    Raises:
+        RunError: something does not hold; the message says what and where.
+    """
+    numbers = read_numbers(record)
+    named = {f"{slug(arm.name)}-seed{run.seed}" for arm in numbers.arms for run in arm.runs}
+    there = {path.name for path in (record / "runs").iterdir()}
+    if there != named:
+        raise RunError(
+            f"{record} has runs that it does not count, or counts runs that it does not have: {sorted(there ^ named)}."
+        )
+    for name in sorted(named):
+        folder = record / "runs" / name
+        evidence.verify_file(service, folder / "evidence.json", evidence.pinned_key(folder))
+
+    if (record / TABLE_FILE).read_text(encoding="utf-8") != tables.render(numbers):
+        raise RunError(f"{record / TABLE_FILE} is not what the evidence adds up to.")
+    return len(named)
+
+
+def main(arguments: Sequence[str] | None = None, programs: Programs | None = None) -> int:
+    """Verify all records; print a line for each; return 1 if one does not hold."""
+    parser = argparse.ArgumentParser(prog="make verify-records", description="Verify every published record.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("records"))
+    folder = parser.parse_args(arguments).folder
+    found = sorted(path.parent for path in folder.glob(f"*/{RECORD_FILE}"))
+    if not found:
+        print(f"make verify-records: there is no record in {folder}", file=sys.stderr)
+        return 1
+    failed = 0
+    for record in found:
+        try:
+            print(f"verified  {record}: {verify(record, (programs or Programs()).service)} runs")
+        except RunError as error:
+            failed += 1
+            print(f"FAILED    {record}: {error}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

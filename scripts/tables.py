@@ -1,0 +1,151 @@
+"""The numbers of a record as a table and a picture: means, standard deviations, paired differences."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: after so many labels, so many of `total` test images right; `seconds` of work until then."""
+
+    labels: int
+    correct: int
+    total: int
+    seconds: float
+
+    @property
+    def percent(self) -> float:
+        """Accuracy, percent."""
+        return 100 * self.correct / self.total
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its points ascend in labels; `others` are labels that its log gave to anybody else."""
+
+    seed: int
+    points: tuple[Point, ...]
+    others: int
+    official: bool
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in the seed only."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def at(self, labels: int) -> dict[int, float]:
+        """Return the accuracies after so many labels, percent, by seed."""
+        return {run.seed: point.percent for run in self.runs for point in run.points if point.labels == labels}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """All of a record; the first arm is what others are compared with."""
+
+    title: str
+    arms: tuple[Arm, ...]
+
+    @property
+    def labels(self) -> list[int]:
+        """Every number of labels at which a run was evaluated, ascending."""
+        return sorted({point.labels for arm in self.arms for run in arm.runs for point in run.points})
+
+
+def is_curve(numbers: Numbers) -> bool:
+    """Tell whether there is more than one point to draw."""
+    return len(numbers.labels) > 1
+
+
+def mean_and_sd(values: Sequence[float]) -> str:
+    """Write a mean with the sample's standard deviation and size."""
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread} ({len(values)})"
+
+
+def paired_difference(first: dict[int, float], second: dict[int, float]) -> str:
+    """Write the mean of `first` - `second` over the seeds that both have, with a 95% confidence interval (Student)."""
+    # scipy comes with scikit-learn.
+    from scipy import stats
+
+    differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    if len(differences) < 2:
+        return "–"
+    mean = statistics.mean(differences)
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def render(numbers: Numbers) -> str:
+    """Write the record's page: accuracies, differences, times, and each run."""
+    labels = numbers.labels
+    official = {run.official for arm in numbers.arms for run in arm.runs}
+    test = "the official test set" if official == {True} else "a re-drawn test set (development)"
+    lines = [
+        f"# {numbers.title}",
+        "",
+        f"Test accuracy, percent, on {test}: mean ± standard deviation (runs), by number of labels.",
+        "",
+        "| | " + " | ".join(f"{count:,}" for count in labels) + " |",
+        "|---|" + "---:|" * len(labels),
+    ]
+    for arm in numbers.arms:
+        cells = [mean_and_sd(list(arm.at(count).values())) for count in labels]
+        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+    whole = numbers.arms[0]
+    if len(numbers.arms) > 1:
+        lines += [
+            "",
+            f"`{whole.name}` minus the other, same seeds, points: mean (95% confidence interval, Student's t).",
+            "",
+            "| | " + " | ".join(f"{count:,}" for count in labels) + " |",
+            "|---|" + "---:|" * len(labels),
+        ]
+        for arm in numbers.arms[1:]:
+            cells = [paired_difference(whole.at(count), arm.at(count)) for count in labels]
+            lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+    lines += ["", "Each run, with minutes of work until then, pretraining included:", ""]
+    for arm in numbers.arms:
+        for run in arm.runs:
+            said = ", ".join(f"{one.labels:,}: {one.percent:.2f}% ({one.seconds / 60:.0f} min)" for one in run.points)
+            others = f"; {run.others} labels on its log were given to others" if run.others else ""
+            lines.append(f"- {arm.name}, seed {run.seed}: {said}{others}")
+    return "\n".join(lines) + "\n"
+
+
+def draw(numbers: Numbers, path: Path) -> None:
+    """Draw the learning curves, mean and standard deviation of each arm, as an SVG file."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "labelmeter"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.2, 4.4))
+    for arm in numbers.arms:
+        counts = [count for count in numbers.labels if arm.at(count)]
+        values = [list(arm.at(count).values()) for count in counts]
+        spread = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in values]
+        axes.errorbar(
+            counts, [statistics.mean(one) for one in values], yerr=spread, marker="o", capsize=3, label=arm.name
+        )
+    axes.axhline(90, color="0.6", linewidth=1, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_xticks(numbers.labels, [f"{count:,}" for count in numbers.labels])
+    axes.minorticks_off()
+    axes.set_xlabel("labels asked for")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(visible=True, color="0.92")
+    axes.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    # Without the date, the same numbers make the same file.
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
