@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make run takes SEED= BUDGET= PROFILE= DATA= OUT= PORT= DEVICE= STRATEGY= PRETRAINED=; what each means: $(BIN)/python -m scripts.run --help"
+	@echo "  make run takes SEED= BUDGET= PROFILE= DATA= OUT= PORT= DEVICE= STRATEGY= PRETRAINED= TARGET=; what each means: $(BIN)/python -m scripts.run --help"
 
 $(STAMP): pyproject.toml constraints.txt scripts/make_venv.sh
 	@PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' scripts/make_venv.sh '$(VENV)'
@@ -28,7 +28,8 @@ run: $(STAMP) ## From nothing to a classifier above 90% and a checked count of l
 	  $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)') $(if $(PROFILE),--profile '$(PROFILE)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(BUDGET),--budget '$(BUDGET)') \
 	  $(if $(PORT),--port '$(PORT)') $(if $(DEVICE),--device '$(DEVICE)') \
-	  $(if $(STRATEGY),--strategy '$(STRATEGY)') $(if $(PRETRAINED),--pretrained '$(PRETRAINED)')
+	  $(if $(STRATEGY),--strategy '$(STRATEGY)') $(if $(PRETRAINED),--pretrained '$(PRETRAINED)') \
+	  $(if $(TARGET),--target '$(TARGET)')
 
 study: $(STAMP) ## Many runs and their record: STUDY=learning-curve, ablations or strategies; SEEDS= DATA= RECORD=
 	@$(BIN)/python -m scripts.study '$(or $(STUDY),learning-curve)' $(if $(SEEDS),--seeds $(SEEDS)) \

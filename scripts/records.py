@@ -117,14 +117,15 @@ def _read_run(folder: Path, arm: Mapping[str, Any], run: Mapping[str, Any]) -> t
     bundle = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     entries = [json.loads(entry) for entry in bundle["entries"]]
     points = points_of(entries, result["run_id"], folder)
-    end = {"labels": points[-1].labels, "evaluation": result["evaluation"], "stage_seconds": result["stage_seconds"]}
-    claimed = result["points"] or [end]
+    claimed = result["points"]
     told = [(one["labels"], one["evaluation"]["correct"], one["evaluation"]["total"]) for one in claimed]
     if told != [(one.labels, one.correct, one.total) for one in points]:
         raise RunError(f"{folder / 'result.json'} claims {told}, and the log has other evaluations.")
     seconds = [sum(one["stage_seconds"].values()) + run["pretraining_s"] for one in claimed]
+    estimates = [None if one["estimate"] is None else 100 * one["estimate"] for one in claimed]
     timed = tuple(
-        tables.Point(one.labels, one.correct, one.total, took) for one, took in zip(points, seconds, strict=True)
+        tables.Point(one.labels, one.correct, one.total, took, estimate)
+        for one, took, estimate in zip(points, seconds, estimates, strict=True)
     )
     others = {label for entry in entries if entry["run"] != result["run_id"] for label in entry["ids"]}
     return tables.Run(run["seed"], timed, len(others), bool(result["dataset"]["official"]))

@@ -52,6 +52,7 @@ class Wish:
     device: str
     strategy: str
     pretrained: Path | None
+    target: float | None
 
 
 def main(arguments: Sequence[str] | None = None, programs: Programs | None = None) -> int:
@@ -75,7 +76,9 @@ def parse(arguments: Sequence[str] | None) -> Wish:
     parser = argparse.ArgumentParser(prog="make run", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("--data", type=Path, help="folder of data: made by prepare, or with four IDX files of your own")
     parser.add_argument(
-        "--out", type=Path, help="folder of results; default runs/PROFILE-seedSEED[-BUDGET][-STRATEGY][-on-DATA]"
+        "--out",
+        type=Path,
+        help="folder of results; default runs/PROFILE-seedSEED with what else differs from the default",
     )
     parser.add_argument("--profile", default="", help="the trainer's profile; default: chosen by the hardware")
     parser.add_argument("--seed", type=int, default=1, help="seed of everything random; default 1")
@@ -84,11 +87,13 @@ def parse(arguments: Sequence[str] | None) -> Wish:
     parser.add_argument("--device", default="", help="device to train on; default: CUDA if there is one, else CPU")
     parser.add_argument("--strategy", default="", help="how to choose what to ask; default: the profile's")
     parser.add_argument("--pretrained", type=Path, help="weights of `trainer pretrain`; default: pretrain here")
+    parser.add_argument("--target", type=float, help="stop asking at this accuracy, such as 0.9, by the run's estimate")
     given = parser.parse_args(arguments)
     out = given.out
     if out is None:
         budget = "" if given.budget is None else f"-{given.budget}"
         budget += f"-{given.strategy}" if given.strategy else ""
+        budget += f"-target{given.target}" if given.target is not None else ""
         data = "" if given.data is None else f"-on-{given.data.resolve().name}"
         out = Path("runs") / f"{given.profile or 'auto'}-seed{given.seed}{budget}{data}"
     return Wish(
@@ -101,6 +106,7 @@ def parse(arguments: Sequence[str] | None) -> Wish:
         given.device,
         given.strategy,
         given.pretrained,
+        given.target,
     )
 
 
@@ -192,6 +198,7 @@ def _train(wish: Wish, programs: Programs, data: Path, url: str) -> None:
     command += ["--budget", str(wish.budget)] if wish.budget is not None else []
     command += ["--device", wish.device] if wish.device else []
     command += ["--strategy", wish.strategy] if wish.strategy else []
+    command += ["--target", str(wish.target)] if wish.target is not None else []
     command += ["--pretrained", str(wish.pretrained)] if wish.pretrained is not None else []
     resume = folder.is_dir() and any(folder.iterdir())
     command += ["--resume"] if resume else []

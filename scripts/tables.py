@@ -10,12 +10,21 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation: after so many labels, so many of `total` test images right; `seconds` of work until then."""
+    """One evaluation.
+
+    Attributes:
+        labels: asked for until then.
+        correct: test images predicted right.
+        total: test images.
+        seconds: of work until then.
+        estimate: the accuracy that the run itself expected, without test labels, percent; None if it had no estimate.
+    """
 
     labels: int
     correct: int
     total: int
     seconds: float
+    estimate: float | None = None
 
     @property
     def percent(self) -> float:
@@ -112,6 +121,7 @@ def render(numbers: Numbers) -> str:
         for arm in numbers.arms[1:]:
             cells = [paired_difference(whole.at(count), arm.at(count)) for count in labels]
             lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+    lines += _estimates(numbers)
     lines += ["", "Each run, with minutes of work until then, pretraining included:", ""]
     for arm in numbers.arms:
         for run in arm.runs:
@@ -119,6 +129,30 @@ def render(numbers: Numbers) -> str:
             others = f"; {run.others} labels on its log were given to others" if run.others else ""
             lines.append(f"- {arm.name}, seed {run.seed}: {said}{others}")
     return "\n".join(lines) + "\n"
+
+
+def _estimates(numbers: Numbers) -> list[str]:
+    """Write how the runs' own estimates compare with the truth."""
+    rows = []
+    for arm in numbers.arms:
+        cells = []
+        for count in numbers.labels:
+            points = [point for run in arm.runs for point in run.points if point.labels == count]
+            off = [point.estimate - point.percent for point in points if point.estimate is not None]
+            root = statistics.mean(one * one for one in off) ** 0.5 if off else 0.0
+            cells.append(f"{statistics.mean(off):+.2f}, {root:.2f} ({len(off)})" if off else "–")
+        rows.append(f"| {arm.name} | " + " | ".join(cells) + " |")
+    if all("(" not in row for row in rows):
+        return []
+    return [
+        "",
+        "What the runs themselves expected, reading no test label, minus the truth, points: mean, root mean square "
+        "(runs).",
+        "",
+        "| | " + " | ".join(f"{count:,}" for count in numbers.labels) + " |",
+        "|---|" + "---:|" * len(numbers.labels),
+        *rows,
+    ]
 
 
 def draw(numbers: Numbers, path: Path) -> None:

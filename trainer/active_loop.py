@@ -27,6 +27,7 @@ from trainer.knowledge import FeatureSpace, Knowledge
 from trainer.oracle import Oracle
 from trainer.progress import MetricWriter, StageClock
 from trainer.records import RoundRecord, append_round, read_rounds
+from trainer.stopping import Estimate, estimate_accuracy
 
 _CHECKPOINT_FILE = "finetune.pt"
 
@@ -38,14 +39,20 @@ class LearnedState:
     """What was learned from some number of labels.
 
     Attributes:
+        labels: paid for.
+        is_end: whether the run ends here, or goes on asking.
         network: the teacher; trained on when the loop goes on.
         knowledge: graph and network at that moment; predicts other images.
         beliefs: float32 [N, C] of the pool.
+        estimate: of the accuracy of the beliefs, from no test label; None before anything was guessed.
     """
 
+    labels: int
+    is_end: bool
     network: Encoder
     knowledge: Knowledge
     beliefs: Tensor
+    estimate: Estimate | None
 
 
 class ActiveLoop:
@@ -63,6 +70,7 @@ class ActiveLoop:
         out: Path,
         clock: StageClock,
         metrics: MetricWriter,
+        target: float | None = None,
     ) -> None:
         """Prepare, and take up a checkpoint if there is one.
 
@@ -76,6 +84,7 @@ class ActiveLoop:
             out: the run's folder.
             clock: wall time by stage.
             metrics: training metrics.
+            target: accuracy at which to stop asking, by the run's own estimate; None asks for the whole budget.
 
         Raises:
             ResumeError: the folder's checkpoint is damaged or another run's.
@@ -83,6 +92,7 @@ class ActiveLoop:
         self._pool, self._profile, self._oracle = pool, profile, oracle
         self._seed, self._identity, self._clock = seed, identity, clock
         self._out = out
+        self._target = target
         self._classes = len(oracle.class_names)
         with clock.stage("features"):
             self._space = FeatureSpace(pool, encoder, profile.graph)
@@ -94,11 +104,11 @@ class ActiveLoop:
         if (out / _CHECKPOINT_FILE).exists():
             self._restore(load_checkpoint(out / _CHECKPOINT_FILE, pool.device))
 
-    def run(self, done: Container[int] = ()) -> Iterator[tuple[int, LearnedState]]:
-        """Run all rounds; yield the labels paid for and what was learned after each evaluated one and the last.
+    def run(self, done: Container[int] = ()) -> Iterator[LearnedState]:
+        """Run all rounds; yield what was learned after each evaluated one and at the end.
 
         The next label is asked when the caller comes back for the next state, so what it freezes before that cannot
-        know of it.
+        know of it. When the target is met the last round's training follows at once, without its labels.
 
         Args:
             done: numbers of labels whose predictions are frozen already, by a run that was interrupted later.
@@ -108,20 +118,50 @@ class ActiveLoop:
             RecordsUnwritable: the disk is full; what was paid for is kept.
         """
         knowledge: Knowledge | None = None
+        last = len(self._profile.rounds) - 1
+        is_met = False
         for number, one in enumerate(self._profile.rounds):
-            if not self._oracle.has_answered(number):
+            if is_met and number < last:
+                continue
+            if not is_met and not self._oracle.has_answered(number):
                 knowledge = knowledge or self._look()
                 self._ask(number, one.labels, knowledge)
             self._record_round(number)
             if one.phases and not self._is_past(number, len(one.phases) - 1):
                 self._learn(number, one.phases, knowledge)
                 knowledge = None
-            is_last = number == len(self._profile.rounds) - 1
-            if (one.evaluated or is_last) and one.labels not in done:
+            if self._target is not None and one.phases and number < last:
+                is_met = self._is_target_met(number, knowledge := knowledge or self._look())
+            if (one.evaluated or number == last) and one.labels not in done:
                 knowledge = knowledge or self._look()
-                ids, labels = self._oracle.answered(number + 1, self._pool.device)
-                beliefs = knowledge.beliefs(ids, labels, self._classes)
-                yield one.labels, LearnedState(self._tuner.teacher.network, knowledge, beliefs)
+                yield self._learned(number, knowledge, is_end=number == last)
+
+    def _learned(self, number: int, knowledge: Knowledge, *, is_end: bool) -> LearnedState:
+        ids, labels = self._oracle.answered(number + 1, self._pool.device)
+        beliefs = knowledge.beliefs(ids, labels, self._classes)
+        estimate = estimate_accuracy(beliefs, [one for one in self._oracle.records if one.round <= number])
+        return LearnedState(len(ids), is_end, self._tuner.teacher.network, knowledge, beliefs, estimate)
+
+    def _is_target_met(self, number: int, knowledge: Knowledge) -> bool:
+        """Compare the estimate after a round with the target; what was found once stands, also after a resume."""
+        assert self._target is not None
+        record = next(one for one in read_rounds(self._out) if one.round == number)
+        if record.estimated_accuracy is None or record.estimate_error is None:
+            estimate = self._learned(number, knowledge, is_end=False).estimate
+            if estimate is None:
+                return False
+            record = record.model_copy(
+                update={"estimated_accuracy": estimate.accuracy, "estimate_error": estimate.error}
+            )
+            append_round(self._out, record)
+            log.info(
+                "round %d: own estimate of the accuracy %.2f%% (standard error %.2f)",
+                number,
+                100 * estimate.accuracy,
+                100 * estimate.error,
+            )
+        assert record.estimated_accuracy is not None and record.estimate_error is not None
+        return Estimate(record.estimated_accuracy, record.estimate_error).reaches(self._target)
 
     def _learn(self, number: int, phases: tuple[PhaseConfig, ...], knowledge: Knowledge | None) -> None:
         """Train a round's phases, those that a checkpoint has not finished; look again before each."""
@@ -170,12 +210,7 @@ class ActiveLoop:
 
     def _state(self, number: int, knowledge: Knowledge) -> PoolState:
         """Make what a strategy may look at before a round."""
-        ids, labels = self._oracle.answered(number, self._pool.device)
-        labelled = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.device)
-        labelled[ids] = True
-        beliefs = knowledge.beliefs(ids, labels, self._classes) if len(ids) else None
-        graph = knowledge.graph
-        return PoolState(knowledge.features, graph.neighbours, graph.similarities, beliefs, labelled, self._classes)
+        return knowledge.pool_state(*self._oracle.answered(number, self._pool.device), self._classes)
 
     def _record_round(self, number: int) -> None:
         """Write a round's line unless it is there; a kill may have fallen between the answer and the line."""

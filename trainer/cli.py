@@ -55,6 +55,15 @@ Strategy = Annotated[
         "margin, probcover, random or typiclust."
     ),
 ]
+Target = Annotated[
+    float | None,
+    typer.Option(
+        help="Stop asking when the run's own estimate says that this accuracy is met, such as 0.9; no test label is "
+        "read for it. The whole budget is spent when left out.",
+        min=0.0,
+        max=1.0,
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds; nothing is asked twice.")]
 Registration = Annotated[
     str | None,
@@ -108,6 +117,7 @@ def finetune(
     device: Device = "auto",
     budget: Budget = None,
     strategy: Strategy = None,
+    target: Target = None,
     registration_token: Registration = None,
     log_key: LogKey = None,
     patience_s: Patience = 300.0,
@@ -125,6 +135,7 @@ def finetune(
         seed=seed,
         budget=budget,
         strategy=strategy,
+        target=target,
         device=device,
         pretrained=pretrained,
         resume=resume,
@@ -155,6 +166,7 @@ def run(
     ] = None,
     budget: Budget = None,
     strategy: Strategy = None,
+    target: Target = None,
     registration_token: Registration = None,
     log_key: LogKey = None,
     patience_s: Patience = 300.0,
@@ -172,6 +184,7 @@ def run(
         seed=seed,
         budget=budget,
         strategy=strategy,
+        target=target,
         device=device,
         pretrained=pretrained,
         resume=resume,

@@ -43,6 +43,8 @@ class FrozenPredictions(BaseModel):
         predictions: a class number for each test image, in order.
         labels: paid for when they were frozen.
         stage_seconds: wall time by stage until then, in seconds.
+        estimate: the accuracy on the pool that the run expected then, None if it had no estimate.
+        estimate_error: its standard error.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -50,40 +52,44 @@ class FrozenPredictions(BaseModel):
     predictions: list[int]
     labels: int
     stage_seconds: dict[str, float]
+    estimate: float | None = None
+    estimate_error: float | None = None
 
 
-def predictions_path(out: Path, labels: int, budget: int) -> Path:
-    """Return where the predictions after so many labels are kept, in a run of this budget."""
-    return out / (PREDICTIONS_FILE if labels == budget else f"predictions-at-{labels}.json")
+def predictions_path(out: Path, labels: int | None = None) -> Path:
+    """Return where the predictions after so many labels are kept; None is the run's end."""
+    return out / (PREDICTIONS_FILE if labels is None else f"predictions-at-{labels}.json")
 
 
-def freeze_predictions(
-    out: Path, learned: LearnedState, test: Tensor, labels: int, budget: int, clock: StageClock
-) -> None:
+def freeze_predictions(out: Path, learned: LearnedState, test: Tensor, clock: StageClock) -> None:
     """Predict the test images, on which nothing was trained, and write predictions and beliefs to OUT.
 
     Args:
         out: the run's folder.
         learned: from the labels paid for so far.
         test: uint8 [M, H, W].
-        labels: paid for so far.
-        budget: of the run.
         clock: wall time by stage.
 
     Raises:
         RecordsUnwritable: they cannot be written.
     """
     guessed = learned.knowledge.predict(test, learned.beliefs)
-    path = out / ("beliefs.npz" if labels == budget else f"beliefs-at-{labels}.npz")
+    path = out / ("beliefs.npz" if learned.is_end else f"beliefs-at-{learned.labels}.npz")
     try:
         with path.open("wb") as file:
             np.savez_compressed(file, pool=_half(learned.beliefs), test=_half(guessed))
     except OSError as error:
         raise RecordsUnwritable(f"{path} cannot be written ({error.strerror}); --resume goes on") from error
     seconds = {name: round(value, 1) for name, value in clock.seconds.items()}
-    frozen = FrozenPredictions(predictions=guessed.argmax(1).tolist(), labels=labels, stage_seconds=seconds)
+    frozen = FrozenPredictions(
+        predictions=guessed.argmax(1).tolist(),
+        labels=learned.labels,
+        stage_seconds=seconds,
+        estimate=None if learned.estimate is None else learned.estimate.accuracy,
+        estimate_error=None if learned.estimate is None else learned.estimate.error,
+    )
     # Written last: where this file is, the point is done.
-    replace_file(predictions_path(out, labels, budget), frozen.model_dump_json() + "\n")
+    replace_file(predictions_path(out, None if learned.is_end else learned.labels), frozen.model_dump_json() + "\n")
 
 
 def _half(probabilities: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
@@ -125,9 +131,9 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
         ServiceError: the service refuses or is lost.
     """
     profile = config.profile
-    points = profile.evaluation_budgets or (profile.budget,)
     # All are read before the first is submitted: after it no label is answered that could mend one.
-    frozen = [read_predictions(predictions_path(out, labels, profile.budget)) for labels in points]
+    earlier = [read_predictions(predictions_path(out, labels)) for labels in profile.evaluation_budgets[:-1]]
+    frozen = [*earlier, read_predictions(predictions_path(out))]
     with clock.stage("evaluate"):
         sealed = client.run_state(ticket.run_id).sealed
         evaluations = [_evaluate(out, client, ticket, config, one, sealed=sealed) for one in frozen]
@@ -147,11 +153,9 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
         distinct_labels_revealed_to_anybody=summary.distinct_labels_revealed_to_anybody,
         evaluation=evaluations[-1],
         points=tuple(
-            PointResult(labels=one.labels, evaluation=evaluation, stage_seconds=one.stage_seconds)
+            PointResult(evaluation=evaluation, **one.model_dump(exclude={"predictions"}))
             for one, evaluation in zip(frozen, evaluations, strict=True)
-        )
-        if profile.evaluation_budgets
-        else (),
+        ),
         stage_seconds={name: round(seconds, 1) for name, seconds in clock.seconds.items()},
         dataset=_as_json(ticket),
         versions={"labelmeter": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.acquisition import PoolState
 from trainer.config import GraphConfig
 from trainer.descriptor import Descriptor
 from trainer.encoder import Encoder
@@ -107,6 +108,14 @@ class Knowledge:
         return propagate_labels(
             self.graph, ids, labels, classes, alpha=config.smoothing, steps=_SMOOTHING_STEPS, prior=joint
         )
+
+    def pool_state(self, ids: Tensor, labels: Tensor, classes: int) -> PoolState:
+        """Make what a query strategy may look at when the labels int64 [L] of the images int64 [L] are known."""
+        labelled = torch.zeros(len(self.features), dtype=torch.bool, device=self.features.device)
+        labelled[ids] = True
+        beliefs = self.beliefs(ids, labels, classes) if len(ids) else None
+        graph = self.graph
+        return PoolState(self.features, graph.neighbours, graph.similarities, beliefs, labelled, classes)
 
     def _without_graph(self, ids: Tensor, labels: Tensor, classes: int) -> Tensor:
         """Answer the network's own beliefs (even ones while there is no network), one-hot where the label is known."""

@@ -41,6 +41,7 @@ class Settings:
         seed: of everything random.
         budget: labels in all, None for the profile's.
         strategy: of acquisition, None for the profile's.
+        target: accuracy at which to stop asking, by the run's own estimate; None for the whole budget.
         device: `auto`, or a PyTorch device.
         pretrained: weights from another folder, None to pretrain here.
         resume: go on with what `out` holds.
@@ -56,6 +57,7 @@ class Settings:
     seed: int = 1
     budget: int | None = None
     strategy: str | None = None
+    target: float | None = None
     device: str = "auto"
     pretrained: Path | None = None
     resume: bool = False
@@ -92,6 +94,7 @@ class Pipeline:
             seed=settings.seed,
             images=self.images.fingerprint,
             pretrained=None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
+            target=settings.target,
         )
         session.begin_or_resume(self.out, self.config, resume=settings.resume)
         self._witness = Witness(self.out, settings.log_key)
@@ -125,10 +128,8 @@ class Pipeline:
             profile=self.profile,
             registration_token=self._settings.registration_token,
         )
-        budget = self.profile.budget
-        points = self.profile.evaluation_budgets or (budget,)
-        frozen = {labels for labels in points if predictions_path(self.out, labels, budget).exists()}
-        if budget in frozen:
+        frozen = {at for at in self.profile.evaluation_budgets[:-1] if predictions_path(self.out, at).exists()}
+        if predictions_path(self.out).exists():
             log.info("fine-tuning was finished before")
             return ticket
         with self.client_of(ticket) as own_client, MetricWriter(self.out) as metrics:
@@ -146,14 +147,15 @@ class Pipeline:
                 out=self.out,
                 clock=self._clock,
                 metrics=metrics,
+                target=self.config.target,
             )
             test = self.images.test.to(self._device)
-            for labels, learned in loop.run(frozen):
+            for learned in loop.run(frozen):
                 with self._clock.stage("evaluate"):
-                    if labels == budget:
+                    if learned.is_end:
                         save_checkpoint(self.out / "model.pt", learned.network.state_dict())
-                    freeze_predictions(self.out, learned, test, labels, budget, self._clock)
-                log.info("predictions frozen at %d labels", labels)
+                    freeze_predictions(self.out, learned, test, self._clock)
+                log.info("predictions frozen at %d labels", learned.labels)
         return ticket
 
     def evaluate(self, ticket: session.RunTicket) -> RunResult:
@@ -209,6 +211,11 @@ def choose_profile(settings: Settings, device: torch.device) -> Profile:
     if settings.strategy is not None:
         strategy_named(settings.strategy)
         profile = profile.model_copy(update={"strategy": settings.strategy})
+    if settings.target is not None and profile.evaluation_budgets:
+        raise ConfigError(
+            f"--target ends a run early, and {profile.name} has declared evaluations at "
+            f"{', '.join(map(str, profile.evaluation_budgets))} labels; choose a profile with one evaluation"
+        )
     return profile
 
 

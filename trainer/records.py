@@ -114,6 +114,8 @@ class RoundRecord(Record):
         labels: Labels paid for after the round.
         prequential_accuracy: Share of this round's queries whose guess before asking was right; None without guesses.
         cross_validated_accuracy: Accuracy of the graph on paid labels that were held out of it in turn.
+        estimated_accuracy: What the run expected after training on the round; None where no target was set.
+        estimate_error: Its standard error.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -123,6 +125,8 @@ class RoundRecord(Record):
     labels: Count
     prequential_accuracy: Share | None = None
     cross_validated_accuracy: Share | None = None
+    estimated_accuracy: Share | None = None
+    estimate_error: Share | None = None
 
 
 class EvaluationResult(Record):
@@ -146,13 +150,15 @@ class PointResult(Record):
         labels: Paid for when the predictions were frozen.
         evaluation: Of those predictions.
         stage_seconds: Wall time by stage until then, in seconds, over all resumes.
-        estimate: The accuracy that the run itself expected then, from no test label; None if it had no estimate.
+        estimate: The accuracy on the pool that the run itself expected then, from no test label; None if it had none.
+        estimate_error: Its standard error.
     """
 
     labels: Count
     evaluation: EvaluationResult
     stage_seconds: dict[str, float]
     estimate: Share | None = None
+    estimate_error: Share | None = None
 
 
 class RunResult(Record):
@@ -160,7 +166,7 @@ class RunResult(Record):
 
     Attributes:
         evaluation: Of the run's end.
-        points: Of the learning curve, ascending in labels, the end included; empty where only the end was evaluated.
+        points: Of the learning curve, ascending in labels; the last is the end.
         queries_counted_by_trainer: Charged answers that the trainer received.
         queries_in_log: Charged reveals of this run in the service's log.
         distinct_labels_in_log: Distinct ids among them.

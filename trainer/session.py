@@ -28,6 +28,7 @@ class RunConfig(BaseModel):
         seed: of everything random.
         images: fingerprint of the image set.
         pretrained: SHA-256 of the weights given from outside, None when the run pretrains by itself.
+        target: accuracy at which to stop asking, by the run's own estimate; None for the whole budget.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +37,7 @@ class RunConfig(BaseModel):
     seed: int
     images: str
     pretrained: str | None = None
+    target: float | None = None
 
     @property
     def identity(self) -> str:
@@ -102,6 +104,7 @@ def _differences(former: RunConfig, now: RunConfig) -> list[str]:
         ("seed", former.seed, now.seed),
         ("budget", then_profile.budget, profile.budget),
         ("strategy", then_profile.strategy, profile.strategy),
+        ("target", "none" if former.target is None else former.target, "none" if now.target is None else now.target),
         ("images in --data", former.images[:12], now.images[:12]),
         ("--pretrained", (former.pretrained or "none")[:12], (now.pretrained or "none")[:12]),
     ]

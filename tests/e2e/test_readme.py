@@ -210,7 +210,8 @@ def test_every_python_command_has_only_options_that_exist():
 def test_every_make_command_names_a_target_and_its_variables():
     """`make --dry-run` accepts each; a variable that the Makefile does not know would be ignored in silence."""
     makefile = (ROOT / "Makefile").read_text()
-    known = set(re.findall(r"\$\((?:if|or) \$\((\w+)\)", makefile)) | set(re.findall(r"^(\w+) \?=", makefile, re.MULTILINE))
+    known = set(re.findall(r"\$\((?:if|or) \$\((\w+)\)", makefile))
+    known |= set(re.findall(r"^(\w+) \?=", makefile, re.MULTILINE))
     quoted = re.findall(r"`(make [^`]+)`", README)
     found = [*(command for command in commands() if command.startswith("make ")), *quoted]
     assert {"make run", "make test"} <= set(found)

@@ -37,7 +37,7 @@ def write_program(path, body):
 def test_make_run_passes_its_options_on():
     """Each variable becomes the option of the same name."""
     given = {"SEED": "3", "BUDGET": "40", "DATA": "d", "OUT": "o", "PROFILE": "smoke", "PORT": "8123", "DEVICE": "cpu"}
-    given |= {"STRATEGY": "random", "PRETRAINED": "w/encoder.pt"}
+    given |= {"STRATEGY": "random", "TARGET": "0.9", "PRETRAINED": "w/encoder.pt"}
     command = make("run", *(f"{name}={value}" for name, value in given.items()))
     for name, value in given.items():
         assert f"--{name.lower()} '{value}'" in command

@@ -1,0 +1,84 @@
+"""`--target`: the run stops asking by its own estimate, trains to the end, and says so the same after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import RunningService
+from tests.integration.tiny_trainer import TINY, TINY_CURVE, use_one_thread
+from tests.integration.trainer_runs import charges_of, outcome_of, run_to_end, settings_for
+from trainer import active_loop, pipeline
+from trainer.errors import ConfigError, ResumeError
+from trainer.profiles import PROFILES
+from trainer.records import RoundRecord, read_rounds
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' profiles, on one thread."""
+    monkeypatch.setitem(PROFILES, "tiny", TINY)
+    monkeypatch.setitem(PROFILES, "tiny-curve", TINY_CURVE)
+    monkeypatch.setattr(pipeline, "use_all_cores", use_one_thread)
+
+
+def test_a_target_that_is_met_at_once_ends_the_asking(
+    shared_service: RunningService, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Twelve labels of eighteen, since the first round guesses nothing; the last round's training, and a result."""
+    result = run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, target=0.0))
+    assert len(charges_of(shared_service, result.run_id).ids) == result.queries_in_log == 12
+    assert result.counts_agree
+    assert [point.labels for point in result.points] == [12]
+    assert result.points[0].estimate is not None and result.points[0].estimate_error is not None
+    rounds = read_rounds(tmp_path / "out")
+    assert [one.estimated_accuracy is not None for one in rounds[:2]] == [False, True]
+    metrics = [json.loads(line)["stage"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert "round-2-1" in metrics
+
+
+def test_a_target_out_of_reach_spends_the_budget(
+    shared_service: RunningService, tiny_data: Path, tmp_path: Path
+) -> None:
+    """No estimate reaches certainty with an error to spare."""
+    result = run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, target=1.0))
+    assert result.queries_in_log == TINY.budget
+
+
+def test_a_killed_run_stops_where_an_uninterrupted_one_does(
+    shared_service: RunningService, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after the estimate was written: no label more, the same predictions."""
+    whole = run_to_end(settings_for(tmp_path / "whole", tiny_data, shared_service, target=0.0))
+    append = active_loop.append_round
+
+    def append_and_die(out: Path, record: RoundRecord) -> None:
+        append(out, record)
+        if record.estimated_accuracy is not None:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(active_loop, "append_round", append_and_die)
+        with pytest.raises(Killed):
+            run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, target=0.0))
+    result = run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, target=0.0, resume=True))
+    assert outcome_of(tmp_path / "out", result) == outcome_of(tmp_path / "whole", whole)
+
+
+def test_another_target_is_not_resumed(shared_service: RunningService, tiny_data: Path, tmp_path: Path) -> None:
+    """The target belongs to what a run was begun with."""
+    run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, target=0.0))
+    with pytest.raises(ResumeError, match=r"target 0.0, now 0.9"):
+        run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, target=0.9, resume=True))
+
+
+def test_a_curve_takes_no_target(shared_service: RunningService, tiny_data: Path, tmp_path: Path) -> None:
+    """Its points are declared before the first query, and a target would leave some out."""
+    with pytest.raises(ConfigError, match="has declared evaluations at 3, 6, 18 labels"):
+        run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, profile="tiny-curve", target=0.9))
