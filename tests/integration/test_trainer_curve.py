@@ -1,0 +1,110 @@
+"""A learning curve: frozen at each point before the next label is asked, and up to a point the run that ends there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import RunningService
+from tests.integration.tiny_trainer import TINY, TINY_CURVE, use_one_thread
+from tests.integration.trainer_runs import charges_of, outcome_of, run_to_end, settings_for
+from trainer import pipeline
+from trainer.config import PhaseConfig, RoundConfig
+from trainer.evaluate import predictions_path, read_predictions
+from trainer.label_client import LabelClient
+from trainer.profiles import PROFILES
+from trainer.records import read_queries
+
+LONGER = TINY.model_copy(
+    update={
+        "name": "tiny-longer",
+        "rounds": (
+            *TINY.rounds[:-1],
+            TINY.rounds[-1].model_copy(update={"evaluated": True}),
+            RoundConfig(labels=24, phases=(PhaseConfig(epochs=1, consistency=1.0),)),
+        ),
+    }
+)
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' profiles, on one thread."""
+    for profile in (TINY, TINY_CURVE, LONGER):
+        monkeypatch.setitem(PROFILES, profile.name, profile)
+    monkeypatch.setattr(pipeline, "use_all_cores", use_one_thread)
+
+
+def test_a_curve_is_up_to_a_point_the_run_that_ends_there(
+    shared_service: RunningService, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Same seed: the same eighteen labels, and the same predictions of every test image."""
+    short = run_to_end(settings_for(tmp_path / "short", tiny_data, shared_service))
+    long = run_to_end(settings_for(tmp_path / "long", tiny_data, shared_service, profile="tiny-longer"))
+    asked = [[record.id for record in read_queries(tmp_path / name)] for name in ("short", "long")]
+    assert asked[1][:18] == asked[0]
+    frozen = read_predictions(predictions_path(tmp_path / "long", 18))
+    assert frozen.predictions == read_predictions(predictions_path(tmp_path / "short")).predictions
+    assert long.points[0].evaluation == short.evaluation
+
+
+def test_a_point_is_frozen_before_the_next_label_is_asked(
+    shared_service: RunningService, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a label is asked, every evaluated budget below what is paid for is on the disk."""
+    out, query, seen = tmp_path / "out", LabelClient.query, []
+
+    def query_and_look(self: LabelClient, ids: list[int], **rest: str) -> object:
+        paid = len(read_queries(out))
+        seen.append((paid, sorted(path.name for path in out.glob("predictions*.json"))))
+        return query(self, ids, **rest)
+
+    monkeypatch.setattr(LabelClient, "query", query_and_look)
+    run_to_end(settings_for(out, tiny_data, shared_service, profile="tiny-curve"))
+    three, six = "predictions-at-3.json", "predictions-at-6.json"
+    assert seen == [(0, []), (3, [three]), (6, [three, six]), (12, [three, six])]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_curve_killed_at_a_point_resumes_to_the_same_end(
+    shared_service: RunningService,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    when: str,
+) -> None:
+    """Killed before or after any of the three points was frozen: the same points, no label charged twice."""
+    settings = settings_for(tmp_path / "whole", tiny_data, shared_service, profile="tiny-curve")
+    whole = run_to_end(settings)
+    freeze, calls = pipeline.freeze_predictions, []
+
+    def freeze_and_die(*given: object) -> None:
+        calls.append(1)
+        if len(calls) == at and when == "before":
+            raise Killed
+        freeze(*given)  # type: ignore[arg-type]
+        if len(calls) == at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "freeze_predictions", freeze_and_die)
+        with pytest.raises(Killed):
+            run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, profile="tiny-curve"))
+    again = settings_for(tmp_path / "out", tiny_data, shared_service, profile="tiny-curve", resume=True)
+    result = run_to_end(again)
+    assert outcome_of(tmp_path / "out", result) == outcome_of(tmp_path / "whole", whole)
+    assert [(one.labels, one.evaluation) for one in result.points] == [
+        (one.labels, one.evaluation) for one in whole.points
+    ]
+    assert len(charges_of(shared_service, result.run_id).ids) == 18
+    name = "predictions-at-3.json"
+    first, second = (json.loads((tmp_path / folder / name).read_text())["predictions"] for folder in ("out", "whole"))
+    assert first == second
