@@ -52,7 +52,7 @@ Strategy = Annotated[
     str | None,
     typer.Option(
         help="How to choose what to ask: coverage-margin (default), badge, entropy, k-center, least-confidence, "
-        "margin, probcover, random or typiclust."
+        "margin, probcover, random, typiclust or uncertain-clusters."
     ),
 ]
 Target = Annotated[

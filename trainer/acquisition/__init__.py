@@ -20,6 +20,7 @@ from trainer.acquisition import (
     probcover,
     random_sampling,
     typiclust,
+    uncertain_clusters,
 )
 from trainer.acquisition.state import PoolState
 from trainer.errors import ConfigError
@@ -38,6 +39,7 @@ STRATEGIES: dict[str, Strategy] = {
     "probcover": probcover.select,
     "random": random_sampling.select,
     "typiclust": typiclust.select,
+    "uncertain-clusters": uncertain_clusters.select,
 }
 
 

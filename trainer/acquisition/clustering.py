@@ -5,31 +5,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def spherical_kmeans(features: Tensor, clusters: int, generator: torch.Generator, steps: int = 15) -> Tensor:
+def spherical_kmeans(
+    features: Tensor, clusters: int, generator: torch.Generator, steps: int = 15, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cluster unit vectors by cosine similarity (Lloyd's algorithm from random members).
 
     Args:
         features: float32 [N, D], unit vectors.
-        clusters: at most N.
+        clusters: at most N, and at most as many as have a weight.
         generator: for the first centres.
         steps: iterations.
+        weights: float32 [N], >= 0, how much each vector pulls its centre and is likely to be the first one; None for
+            equal ones.
 
     Returns:
-        The cluster of each row, int64 [N], in [0, clusters); some clusters may be empty.
+        The cluster of each row, int64 [N], in [0, clusters), and its similarity to the cluster's centre, float32 [N].
+        Some clusters may be empty.
     """
-    start = torch.randperm(len(features), generator=generator, device=generator.device)[:clusters]
-    centres = features[start.to(features.device)]
-    assigned = _assign(features, centres)
+    centres = features[_first(len(features), clusters, generator, weights).to(features.device)]
+    assigned, similarity = _assign(features, centres)
+    pull = features if weights is None else features * weights.unsqueeze(1)
     for _ in range(steps):
-        sums = torch.zeros_like(centres).index_add_(0, assigned, features)
+        sums = torch.zeros_like(centres).index_add_(0, assigned, pull)
         empty = sums.square().sum(1) == 0
         centres = torch.where(empty.unsqueeze(1), centres, F.normalize(sums, dim=1))
-        assigned = _assign(features, centres)
-    return assigned
+        assigned, similarity = _assign(features, centres)
+    return assigned, similarity
 
 
-def _assign(features: Tensor, centres: Tensor) -> Tensor:
-    return torch.cat([(part @ centres.T).argmax(1) for part in features.split(8192)])
+def _first(count: int, clusters: int, generator: torch.Generator, weights: Tensor | None) -> Tensor:
+    """Draw the first centres' rows, none twice, in proportion to their weights."""
+    if weights is None:
+        return torch.randperm(count, generator=generator, device=generator.device)[:clusters]
+    # The largest of u^(1/w) is a draw without replacement (P. Efraimidis and P. Spirakis, IPL 2006).
+    chance = torch.rand(count, generator=generator, device=generator.device, dtype=torch.double).to(weights.device)
+    keys = torch.where(weights > 0, chance.log() / weights.double(), torch.full_like(chance, -torch.inf))
+    return keys.topk(clusters).indices
+
+
+def _assign(features: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    best = [(part @ centres.T).max(1) for part in features.split(8192)]
+    return torch.cat([one.indices for one in best]), torch.cat([one.values for one in best])
 
 
 def most_typical(features: Tensor, assigned: Tensor, cluster: int) -> int:

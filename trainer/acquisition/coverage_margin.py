@@ -1,4 +1,4 @@
-"""The default: cover the pool first, then ask where a whole neighbourhood is torn between two classes.
+"""Cover the pool first, then ask where a whole neighbourhood is torn between two classes.
 
 While there are few labels: medoids of the largest k-means clusters that no label is in, so that every kind of image is
 seen. Afterwards: an image's margin
@@ -22,10 +22,9 @@ WORTH_LEFT = 0.5
 def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     """Take medoids of uncovered clusters at first, then the most uncertain neighbourhoods."""
     batch = min(batch, len(state.free))
-    if state.beliefs is None or int(state.labelled.sum()) < COVERED_PER_CLASS * state.classes:
-        return _cover(state, batch, generator)
-    own = uncertainty(state.beliefs)
-    worth = (own + own[state.neighbours].mean(1)) / 2
+    if state.beliefs is None or is_covering(state):
+        return cover(state, batch, generator)
+    worth = neighbourhood_uncertainty(state, state.beliefs)
     worth[state.labelled] = -1
     chosen: list[int] = []
     for _ in range(batch):
@@ -37,10 +36,21 @@ def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     return torch.tensor(chosen, dtype=torch.long, device=state.features.device)
 
 
-def _cover(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
+def is_covering(state: PoolState) -> bool:
+    """Tell whether there are still so few labels that kinds of images are looked for."""
+    return int(state.labelled.sum()) < COVERED_PER_CLASS * state.classes
+
+
+def neighbourhood_uncertainty(state: PoolState, beliefs: Tensor) -> Tensor:
+    """Average each image's margin uncertainty with its neighbours': [N], in [0, 1]."""
+    own = uncertainty(beliefs)
+    return (own + own[state.neighbours].mean(1)) / 2
+
+
+def cover(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     """Part the pool into as many clusters as there will be labels; take the medoids of the largest without one."""
     clusters = min(int(state.labelled.sum()) + batch, len(state.features))
-    assigned = spherical_kmeans(state.features, clusters, generator)
+    assigned, _ = spherical_kmeans(state.features, clusters, generator)
     size = torch.bincount(assigned, minlength=clusters)
     size[assigned[state.labelled]] = 0
     largest = size.argsort(descending=True, stable=True)[: int((size > 0).sum())][:batch]

@@ -48,7 +48,7 @@ def pure_similarity(features: Tensor, classes: int, generator: torch.Generator) 
         classes: clusters that stand for classes, at most N.
         generator: for k-means and the sample.
     """
-    assigned = spherical_kmeans(features, min(classes, len(features)), generator)
+    assigned, _ = spherical_kmeans(features, min(classes, len(features)), generator)
     sample = torch.randperm(len(features), generator=generator, device=generator.device)[:_SAMPLE].to(features.device)
     nearest_other = []
     for part in sample.split(_CHUNK):

@@ -19,7 +19,7 @@ def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     """Cluster into labelled + batch clusters; take the most typical image of the largest uncovered ones, in turn."""
     batch = min(batch, len(state.free))
     clusters = min(int(state.labelled.sum()) + batch, MAX_CLUSTERS, len(state.features))
-    assigned = spherical_kmeans(state.features, clusters, generator)
+    assigned, _ = spherical_kmeans(state.features, clusters, generator)
     typicality = state.similarities.mean(1)
     free = ~state.labelled
     covered = torch.bincount(assigned[state.labelled], minlength=clusters)

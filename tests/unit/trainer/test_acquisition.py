@@ -173,7 +173,7 @@ def test_the_balls_of_probcover_are_pure_and_as_large_as_they_may_be() -> None:
     """Within the radius 95% of the balls hold one cluster only, and a little farther out they do not."""
     features = F.normalize(torch.randn(300, 3, generator=generator(5)), dim=1)
     reach = pure_similarity(features, 4, generator(1))
-    assigned = spherical_kmeans(features, 4, generator(1))
+    assigned, _ = spherical_kmeans(features, 4, generator(1))
 
     def purity(limit: float) -> float:
         mixed = (features @ features.T >= limit) & (assigned.unsqueeze(1) != assigned)
@@ -232,7 +232,7 @@ def test_typiclust_asks_the_most_typical_image_of_the_largest_uncovered_group() 
     features = groups([12, 20, 9])
     state = state_of(features, None, [2])
     # One labelled and two asked make three clusters; k-means finds the three groups from some starts only.
-    seed = next(seed for seed in range(50) if _sizes(spherical_kmeans(features, 3, generator(seed))) == [9, 12, 20])
+    seed = next(seed for seed in range(50) if _sizes(spherical_kmeans(features, 3, generator(seed))[0]) == [9, 12, 20])
     first, second = STRATEGIES["typiclust"](state, 2, generator(seed)).tolist()
     typicality = state.similarities.mean(1)
     assert first == 12 + int(typicality[12:32].argmax())
@@ -263,11 +263,43 @@ def test_coverage_margin_does_not_ask_one_question_twice() -> None:
     assert 2 <= torn["coverage-margin"] <= 4
 
 
+def test_uncertain_clusters_ask_each_torn_group_once_before_any_twice() -> None:
+    """Of four groups two are torn: two picks are one in each, and none is in a certain group."""
+    features = groups([10, 10, 10, 10])
+    beliefs = torch.tensor([[0.99, 0.01]]).repeat(40, 1)
+    beliefs[10:20] = torch.tensor([0.55, 0.45])
+    beliefs[30:] = torch.tensor([0.6, 0.4])
+    state = state_of(features, beliefs, list(range(8)))
+    seen = [{int(p) // 10 for p in STRATEGIES["uncertain-clusters"](state, 2, generator(s))} for s in range(10)]
+    assert all(kinds <= {1, 3} for kinds in seen)
+    assert sum(kinds == {1, 3} for kinds in seen) >= 5
+
+
+def test_uncertain_clusters_ask_where_a_cluster_is_most_torn() -> None:
+    """Within one group, all alike to the centre, the pick is the image whose neighbourhood is most torn."""
+    features = F.normalize(torch.ones(12, 3) + 0.01 * torch.randn(12, 3, generator=generator(2)), dim=1)
+    beliefs = torch.tensor([[0.8, 0.2]]).repeat(12, 1)
+    beliefs[7] = torch.tensor([0.5, 0.5])
+    state = state_of(features, beliefs, [*range(5), 8, 9, 10])
+    assert STRATEGIES["uncertain-clusters"](state, 1, generator()).tolist() == [7]
+
+
+def test_weights_pull_the_centres() -> None:
+    """A vector without weight moves no centre and is never a first one; equal weights change nothing but the start."""
+    features = groups([6, 6])
+    weights = torch.ones(12)
+    weights[6:] = 0
+    assigned, similarity = spherical_kmeans(features, 1, generator(), weights=weights)
+    centre = F.normalize(features[:6].sum(0), dim=0)
+    torch.testing.assert_close(similarity, features @ centre)
+    assert assigned.tolist() == [0] * 12
+
+
 def test_kmeans_parts_what_is_apart() -> None:
     """No cluster mixes two far groups when there are clusters enough, and the medoid is a member of its cluster."""
     features = groups([10, 10])
     kinds = torch.arange(20) // 10
-    assigned = spherical_kmeans(features, 6, generator())
+    assigned, _ = spherical_kmeans(features, 6, generator())
     for cluster in assigned.unique().tolist():
         assert kinds[assigned == cluster].unique().numel() == 1
         assert int(assigned[most_typical(features, assigned, cluster)]) == cluster
