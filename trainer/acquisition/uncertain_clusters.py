@@ -2,8 +2,8 @@
 
 While there are few labels it covers the whole pool (`coverage_margin.cover`). Afterwards an image weighs as much as it
 and its neighbours are torn between two classes, and each cluster of that weight is asked about where it is heaviest and
-most typical. So the batch lies where many images are uncertain in like ways, and no two picks ask the same. What that is
-worth: docs/decisions/0018-clusters-of-uncertainty.md.
+most typical. So the batch lies where many images are uncertain in like ways, and no two picks ask the same.
+What that is worth: docs/decisions/0018-clusters-of-uncertainty.md.
 
 Source: F. Zhdanov, "Diverse mini-batch active learning", 2019. Departures: spherical k-means; weights of the
 neighbourhood and to a power; the pick is typical and torn, instead of nearest to the centre.
