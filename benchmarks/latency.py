@@ -45,10 +45,13 @@ def timed_queries(client: LabelClient, batches: list[list[int]], name: str) -> l
 
 
 def make_long_log(data: Path, folder: Path, entries: int) -> Path:
-    """Write a log of single reveals straight through the ledger, and return its bundle."""
-    settings = Settings(
-        data=data, other_data=True, database_url=f"sqlite:///{folder / 'labels.sqlite3'}", guest_budget=entries
-    )
+    """Write a log of single reveals straight through the ledger, and return its bundle.
+
+    All of it lies inside `folder`: heads are remembered beside the database's own folder, so that is one level down.
+    """
+    database = folder / "long" / "labels.sqlite3"
+    database.parent.mkdir()
+    settings = Settings(data=data, other_data=True, database_url=f"sqlite:///{database}", guest_budget=entries)
     engine = open_writing_engine(database_path(settings.database_url), 5.0)
     migrate(engine)
     with UnitOfWork.begin(engine) as unit:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -76,8 +76,15 @@ def prepare(
     ] = None,
     redraw: Annotated[
         int | None,
-        typer.Option(min=0, help="Make a development split: 10,000 of the 60,000 training images play the test set."),
+        typer.Option(min=0, help="Seed of a re-drawn split: 10,000 of the 60,000 training images play the test set."),
     ] = None,
+    redraw_from: Annotated[
+        Literal["training", "all"],
+        typer.Option(
+            help="What --redraw parts: the training images, for development, or all 70,000, for a check from outside "
+            "on a split that nobody developed on (its pool has official test images)."
+        ),
+    ] = "training",
     other_data: Annotated[bool, typer.Option("--other-data", help="Accept files that are not Fashion-MNIST.")] = False,
     class_names: Annotated[
         str | None, typer.Option(help="Class names of other data, separated by commas; default: 0,1,2,…")
@@ -97,7 +104,7 @@ def prepare(
 
     names = tuple(part.strip() for part in class_names.split(",")) if class_names is not None else None
     with one_sentence():
-        card = make(data, Wish(source, redraw, other_data, names, name, install), say)
+        card = make(data, Wish(source, redraw, redraw_from, other_data, names, name, install), say)
     say(
         f"{data} holds {card.name}: {card.pool_size:,} pool and {card.test_size:,} test images, "
         f"{len(card.class_names)} classes (from: {card.source})."

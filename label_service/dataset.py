@@ -72,6 +72,7 @@ class DatasetCard(BaseModel):
         test_size: test images.
         image_shape: height and width in pixels.
         redraw_seed: seed of the re-drawn split, None for any other data.
+        redrawn_from: the images that it parts: the training images, or all; None for any other data.
         source: where the files came from, in words.
         files: one card for each file, by its path inside the folder.
     """
@@ -85,6 +86,7 @@ class DatasetCard(BaseModel):
     test_size: int
     image_shape: tuple[int, int]
     redraw_seed: int | None
+    redrawn_from: Literal["training", "all"] | None = None
     source: str
     files: dict[str, FileCard]
 

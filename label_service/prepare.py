@@ -9,6 +9,9 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from label_service import idx
 from label_service.dataset import (
@@ -32,8 +35,10 @@ from label_service.dataset import (
     write_atomically,
 )
 from label_service.errors import DataRefused
-from label_service.redraw import redraw
+from label_service.redraw import REDRAWN_TEST_SIZE, redraw
 from label_service.sources import DEBIAN_PACKAGE, Say, Sources, has_all_files
+
+RedrawFrom = Literal["training", "all"]
 
 # Only the service's user may look into the labels.
 LABELS_MODE = 0o700
@@ -45,6 +50,7 @@ class Wish:
 
     source: Path | None = None
     redraw_seed: int | None = None
+    redraw_from: RedrawFrom = "training"
     other_data: bool = False
     class_names: tuple[str, ...] | None = None
     name: str | None = None
@@ -64,8 +70,11 @@ def prepare(data: Path, wish: Wish, say: Say, sources: Sources | None = None) ->
         The folder's card.
 
     Raises:
-        DataRefused: no source has the files, or they are damaged, swapped, inconsistent or unknown.
+        DataRefused: no source has the files, or they are damaged, swapped, inconsistent or unknown; or the wish
+            contradicts itself.
     """
+    if wish.redraw_from == "all" and wish.redraw_seed is None:
+        raise DataRefused("--redraw-from all is for a re-drawn split; add --redraw SEED, or leave it out.")
     existing = read_card(data / CARD)
     if existing is not None:
         return _verify(data, existing, wish)
@@ -127,10 +136,16 @@ def _check(
         classes = check_class_names(wish.class_names, count_classes((pool_labels, test_labels)))
     if wish.redraw_seed is not None:
         if not official:
-            raise DataRefused("--redraw parts the official Fashion-MNIST training images; other data was given.")
-        say(f"Drawing split {wish.redraw_seed}: 50,000 pool and 10,000 pseudo-test images of the 60,000 …")
+            raise DataRefused("--redraw parts the official Fashion-MNIST images; other data was given.")
+        if wish.redraw_from == "all":
+            pool_images = np.concatenate([pool_images, test_images])
+            pool_labels = np.concatenate([pool_labels, test_labels])
+        say(
+            f"Drawing split {wish.redraw_seed} of {len(pool_labels):,} images: {REDRAWN_TEST_SIZE:,} for the test set, "
+            "the rest for the pool …"
+        )
+        name, official = _split_name(wish.redraw_seed, wish.redraw_from), False
         pool_images, pool_labels, test_images, test_labels = redraw(pool_images, pool_labels, wish.redraw_seed)
-        name, official = f"{FASHION_MNIST} re-drawn split {wish.redraw_seed}", False
         arrays = {TRAIN_IMAGES: pool_images, TEST_IMAGES: test_images}
         arrays |= {TRAIN_LABELS: pool_labels, TEST_LABELS: test_labels}
         contents = {file: idx.to_bytes(array) for file, array in arrays.items()}
@@ -143,6 +158,7 @@ def _check(
         test_size=len(test_images),
         image_shape=(pool_images.shape[1], pool_images.shape[2]),
         redraw_seed=wish.redraw_seed,
+        redrawn_from=None if wish.redraw_seed is None else wish.redraw_from,
         source=words,
         files={
             stored_path(file): FileCard(
@@ -152,6 +168,10 @@ def _check(
         },
     )
     return card, stored
+
+
+def _split_name(seed: int, source: RedrawFrom) -> str:
+    return f"{FASHION_MNIST} re-drawn split {seed}{' of all 70,000' if source == 'all' else ''}"
 
 
 def _as_gzip(path: Path, content: bytes, unchanged: bool) -> bytes:
@@ -197,12 +217,14 @@ def _verify(data: Path, card: DatasetCard, wish: Wish) -> DatasetCard:
     Raises:
         DataRefused: a file is missing or changed, or the folder holds another split than the one asked for.
     """
-    if wish.redraw_seed is not None and wish.redraw_seed != card.redraw_seed:
-        raise DataRefused(f"{data} already holds {card.name}; choose another --data for split {wish.redraw_seed}.")
+    # Cards of splits made before there was a choice do not say where from.
+    drawn_from = card.redrawn_from or "training"
+    if wish.redraw_seed is not None and (wish.redraw_seed, wish.redraw_from) != (card.redraw_seed, drawn_from):
+        wished = _split_name(wish.redraw_seed, wish.redraw_from)
+        raise DataRefused(f"{data} already holds {card.name}; choose another --data for {wished}.")
     if wish.redraw_seed is None and card.redraw_seed is not None:
-        raise DataRefused(
-            f"{data} already holds {card.name}; pass --redraw {card.redraw_seed}, or choose another --data."
-        )
+        option = f"--redraw {card.redraw_seed}{' --redraw-from all' if drawn_from == 'all' else ''}"
+        raise DataRefused(f"{data} already holds {card.name}; pass {option}, or choose another --data.")
     if not card.official and card.redraw_seed is None and not wish.other_data:
         raise DataRefused(f"{data} holds {card.name}, not Fashion-MNIST; pass --other-data if this is meant.")
     for name in FILES:

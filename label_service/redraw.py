@@ -1,4 +1,8 @@
-"""The re-drawn split: a development test set taken out of the training images, so the official one stays unread."""
+"""Re-drawn splits: a pool and a test set drawn anew.
+
+For development the test set is taken out of the training images, so that the official one stays unread. For those who
+check from outside, pool and test set may be drawn from all images: a split that nobody has developed on.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import numpy as np
 
 from label_service.idx import Bytes
 
-# Design, rule 6: 10,000 of the 60,000 training images play the test set.
+# Design, rule 6: 10,000 of the 60,000 training images play the test set. As many as the official test set has, so that
+# a split of all 70,000 has the official sizes.
 REDRAWN_TEST_SIZE = 10_000
 
 
@@ -22,7 +27,7 @@ class Split(NamedTuple):
 
 
 def redraw(images: Bytes, labels: Bytes, seed: int, test_size: int = REDRAWN_TEST_SIZE) -> Split:
-    """Part training images at random into a pool and a pseudo-test set.
+    """Part images at random into a pool and a test set.
 
     Args:
         images: (N, height, width), uint8.

@@ -154,8 +154,9 @@ def _prepare(wish: Wish, programs: Programs) -> tuple[Path, bool]:
     command = [*programs.service, "prepare", "--data", str(data)]
     command += ["--from", str(source)] if source else []
     command += ["--other-data"] if other_data else []
-    redraw = files.read_json(data / "dataset.json").get("redraw_seed")
-    command += ["--redraw", str(redraw)] if redraw is not None else []
+    card = files.read_json(data / "dataset.json")
+    if card.get("redraw_seed") is not None:
+        command += ["--redraw", str(card["redraw_seed"]), "--redraw-from", card.get("redrawn_from") or "training"]
     code = processes.run_to_its_end(command, os.environ)
     if code:
         raise RunError(f"preparing the data {_ended(code)}.", code if code > 0 else 1)

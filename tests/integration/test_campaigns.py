@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 from benchmarks.crash_campaign import Tally, campaign, check
+from benchmarks.latency import make_long_log
 from benchmarks.race_campaign import campaign as race_campaign
 from tests.integration.conftest import RunningService
 
@@ -38,3 +40,12 @@ def test_races_for_the_last_label_charge_exactly_the_budget(running: RunningServ
     """Ten races of 32 clients."""
     pool = running.service.dataset.pool_size
     assert asyncio.run(race_campaign(running.base_url, races=10, clients=32, seed=0, pool=pool)) == []
+
+
+def test_a_measurement_leaves_nothing_beside_its_scratch_folder(tiny_data: Path, tmp_path: Path) -> None:
+    """Not even the heads that the service remembers outside its database's folder."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    bundle = json.loads(make_long_log(tiny_data, scratch, 5).read_bytes())
+    assert len(bundle["entries"]) == 5
+    assert list(tmp_path.iterdir()) == [scratch]

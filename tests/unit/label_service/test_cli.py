@@ -38,6 +38,7 @@ def test_prepare_seed_and_export_work_together(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("prepare", "--data", "{tmp}/d", "--from", "{tmp}/missing"), "is not a folder"),
+        (("prepare", "--data", "{tmp}/d", "--redraw-from", "all"), "add --redraw SEED"),
         (("seed", "--data", "{tmp}/missing"), "has no label files"),
         (("serve", "--data", "{tmp}/missing", "--port", "0"), "has no label files"),
         (("serve", "--port", "70000"), "The setting port (LABEL_SERVICE_PORT) is not usable"),

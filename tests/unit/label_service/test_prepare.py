@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import shutil
 import stat
 from collections.abc import Callable
@@ -13,12 +15,15 @@ import pytest
 
 from label_service import idx
 from label_service.dataset import (
+    CARD,
     FILES,
     OFFICIAL_CONTENT_SHA256,
     OFFICIAL_GZIP_SHA256,
+    TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
+    find_file,
     images_fingerprint,
     sha256,
     stored_path,
@@ -175,6 +180,15 @@ def test_damaged_folders_are_refused_with_one_sentence(
     assert not (tmp_path / "data").exists()
 
 
+def test_what_to_redraw_from_needs_a_redraw(tmp_path: Path, flat: Path) -> None:
+    """--redraw-from all alone is refused, on a new folder and on a prepared one, before anything is read or written."""
+    prepare(tmp_path / "old", Wish(flat, other_data=True), silent)
+    for data in (tmp_path / "new", tmp_path / "old"):
+        with pytest.raises(DataRefused, match="add --redraw SEED"):
+            prepare(data, Wish(flat, redraw_from="all", other_data=True), silent)
+    assert not (tmp_path / "new").exists()
+
+
 def test_wrong_number_of_class_names_is_refused(tmp_path: Path, flat: Path) -> None:
     """One name for each class."""
     with pytest.raises(DataRefused, match="2 class names were given for 3 classes"):
@@ -278,3 +292,68 @@ def test_redrawn_split_is_made_named_and_accepted_without_a_flag(tmp_path: Path)
         with pytest.raises(DataRefused, match="already holds Fashion-MNIST re-drawn split 7"):
             prepare(data, wish, silent)
     assert prepare(data, Wish(redraw_seed=7), silent) == card
+
+
+@pytest.mark.realdata
+@needs_fashion_mnist
+def test_a_split_of_all_images_has_the_official_sizes_and_is_not_mistaken_for_another(tmp_path: Path) -> None:
+    """Each of the 70,000 images is in one part, with its label; the folder says where from, and so must the caller."""
+    data = tmp_path / "data"
+    card = prepare(data, Wish(redraw_seed=7, redraw_from="all", install=False), silent)
+    assert (card.name, card.official) == ("Fashion-MNIST re-drawn split 7 of all 70,000", False)
+    assert (card.pool_size, card.test_size, card.redrawn_from) == (60_000, 10_000, "all")
+    assert _parts(data) == _parts(DEBIAN_FOLDER)
+    files = read_label_files(data, other_data=False)
+    assert files.info.name == card.name and not files.info.official
+
+    again, other = (
+        prepare(tmp_path / f"data{seed}", Wish(redraw_seed=seed, redraw_from="all", install=False), silent)
+        for seed in (7, 8)
+    )
+    assert again.files == card.files
+    assert all(other.files[name].content_sha256 != card.files[name].content_sha256 for name in card.files)
+
+    assert prepare(data, Wish(redraw_seed=7, redraw_from="all"), silent) == card
+    for wish, told in (
+        (Wish(redraw_seed=7), "of all 70,000; choose another --data for Fashion-MNIST re-drawn split 7[.]$"),
+        (Wish(redraw_seed=8, redraw_from="all"), "choose another --data for Fashion-MNIST re-drawn split 8 of all"),
+        (Wish(), "pass --redraw 7 --redraw-from all, or choose another --data"),
+    ):
+        with pytest.raises(DataRefused, match=told) as refused:
+            prepare(data, wish, silent)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.realdata
+@needs_fashion_mnist
+def test_a_split_made_before_there_was_a_choice_is_one_of_the_training_images(tmp_path: Path) -> None:
+    """Cards that do not say what was parted are still read, and mean what they meant."""
+    data = tmp_path / "data"
+    prepare(data, Wish(redraw_seed=7, install=False), silent)
+    for path in (data / CARD, data / "labels" / CARD):
+        card = json.loads(path.read_text())
+        assert card.pop("redrawn_from") == "training"
+        path.write_text(json.dumps(card))
+    assert prepare(data, Wish(redraw_seed=7), silent).redrawn_from is None
+    assert read_label_files(data, other_data=False).info.redraw_seed == 7
+    with pytest.raises(DataRefused, match="already holds Fashion-MNIST re-drawn split 7; choose another"):
+        prepare(data, Wish(redraw_seed=7, redraw_from="all"), silent)
+
+
+def _parts(folder: Path) -> list[bytes]:
+    """Return a digest of each image with its label, over both parts, in an order that tells nothing of the parts."""
+    pairs: list[bytes] = []
+    for images_name, labels_name in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
+        images = idx.parse_images(_content(folder, images_name), images_name)
+        labels = idx.parse_labels(_content(folder, labels_name), labels_name)
+        pairs += [
+            hashlib.sha256(image.tobytes() + bytes([label])).digest()
+            for image, label in zip(images, labels, strict=True)
+        ]
+    return sorted(pairs)
+
+
+def _content(folder: Path, name: str) -> bytes:
+    path = find_file(folder, name)
+    assert path is not None
+    return idx.read_content(path)

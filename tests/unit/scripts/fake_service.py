@@ -22,6 +22,8 @@ def prepare(options):
         (options.data / part).mkdir(parents=True, exist_ok=True)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.glob("*.idx")}
     card = options.data / "dataset.json"
+    if options.redraw is not None:
+        print("re-drawn under", options.redraw, "from", options.redraw_from, flush=True)
     if not card.exists():
         card.write_text(json.dumps({"name": name, "files": files, "redraw_seed": None}))
 
@@ -77,6 +79,8 @@ parser.add_argument("--receipts", type=Path)
 parser.add_argument("--data", type=Path)
 parser.add_argument("--from", dest="source", type=Path)
 parser.add_argument("--other-data", action="store_true")
+parser.add_argument("--redraw", type=int)
+parser.add_argument("--redraw-from")
 parser.add_argument("--database-url")
 parser.add_argument("--host")
 parser.add_argument("--port", type=int)

@@ -316,6 +316,17 @@ def test_results_of_one_data_set_are_not_continued_with_another(tmp_path):
     assert "o was begun with one, and two holds another data set" in err
 
 
+@pytest.mark.parametrize(("said", "meant"), [({}, "training"), ({"redrawn_from": "all"}, "all")])
+def test_a_redrawn_folder_is_prepared_as_its_card_says(tmp_path, said, meant):
+    """`prepare`, which verifies the folder, is asked for the split that it holds; old cards mean training images."""
+    for part in ("images", "labels"):
+        (tmp_path / "split" / part).mkdir(parents=True)
+    (tmp_path / "split/dataset.json").write_text(json.dumps({"name": "s", "files": {}, "redraw_seed": 7} | said))
+    code, out, _ = run(tmp_path, "--data", "split")
+    assert code == 0
+    assert f"re-drawn under 7 from {meant}" in out
+
+
 @pytest.mark.parametrize("empty", [True, False])
 def test_missing_or_empty_data_folder_is_one_sentence(tmp_path, empty):
     """A wrong DATA is a sentence that says what to do, and nothing is fetched in its place."""
