@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -88,6 +88,30 @@ def run_to_its_end(command: Sequence[str], environment: Mapping[str, str]) -> in
         raise
     finally:
         stop(child)
+
+
+def start(command: Sequence[str], log: Path | None, cores: Collection[int] | None) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own: Ctrl-C does not reach it, and who started it has to stop it.
+
+    Args:
+        command: the whole command line.
+        log: file that takes its output, appended; None for the console.
+        cores: all that it and its children may use; None for those of this process.
+    """
+    die = _die_with_parent()
+
+    def arrange() -> None:
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+        if die is not None:
+            die()
+
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("ab")) if log is not None else None
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT,
+            start_new_session=True, preexec_fn=arrange,
+        )  # fmt: skip
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
 """Records: the published results, each with the evidence of its runs, and the check of them all.
 
     records/DATE_NAME/
-      record.json               title, arms, seeds, seconds of pretraining
+      record.json               title, arms, seeds, cores, seconds of pretraining
       table.md                  the numbers, made from the evidence
       curve.svg                 where there is a curve
       runs/ARM-seedN/           evidence.json, log-key.txt, result.json (versions, data, times), config.json
@@ -33,21 +33,25 @@ KEPT_OF_TRAINER = {"result.json": "result.json", "config.json": "config.json"}
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its seed, its folder, and seconds of pretraining that were spent outside it."""
+    """A finished run, to be put into a record.
 
+    Attributes:
+        arm: its name.
+        profile: of the trainer.
+        strategy: of acquisition.
+        seed: of everything random.
+        out: its folder.
+        pretraining_s: seconds of pretraining that were spent outside it.
+        cores: numbers of cores that it was worked at with, ascending; empty where that is not known.
+    """
+
+    arm: str
+    profile: str
+    strategy: str
     seed: int
     out: Path
     pretraining_s: float
-
-
-@dataclass(frozen=True)
-class ArmOf:
-    """The finished runs of one arm."""
-
-    name: str
-    profile: str
-    strategy: str
-    runs: tuple[Finished, ...]
+    cores: tuple[int, ...]
 
 
 def slug(name: str) -> str:
@@ -55,28 +59,45 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def write(record: Path, title: str, arms: Sequence[ArmOf]) -> None:
-    """Write or renew a record from finished runs.
+def folder_of(record: Path, arm: str, seed: int) -> Path:
+    """Name the folder of one run in a record."""
+    return record / "runs" / f"{slug(arm)}-seed{seed}"
+
+
+def add(record: Path, title: str, run: Finished, order: Sequence[str]) -> None:
+    """Put a finished run into a record; what the record has already stays in it.
 
     Args:
-        record: its folder.
+        record: its folder, which this makes if need be.
         title: what was measured.
-        arms: with at least one run each; the first is what others are compared with.
+        run: takes the place of a run of the same arm and seed.
+        order: the names of all arms; the first is what others are compared with.
     """
-    described: dict[str, Any] = {"title": title, "arms": []}
-    for arm in arms:
-        runs = []
-        for run in arm.runs:
-            name = f"{slug(arm.name)}-seed{run.seed}"
-            folder = record / "runs" / name
-            folder.mkdir(parents=True, exist_ok=True)
-            for source, target in KEPT.items():
-                shutil.copyfile(run.out / source, folder / target)
-            for source, target in KEPT_OF_TRAINER.items():
-                shutil.copyfile(run.out / "trainer" / source, folder / target)
-            runs.append({"folder": name, "seed": run.seed, "pretraining_s": round(run.pretraining_s, 1)})
-        described["arms"].append({"name": arm.name, "profile": arm.profile, "strategy": arm.strategy, "runs": runs})
+    folder = folder_of(record, run.arm, run.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, target in KEPT.items():
+        shutil.copyfile(run.out / source, folder / target)
+    for source, target in KEPT_OF_TRAINER.items():
+        shutil.copyfile(run.out / "trainer" / source, folder / target)
+    described = files.read_json(record / RECORD_FILE) or {"title": title, "arms": []}
+    entry: dict[str, Any] = {"folder": folder.name, "seed": run.seed, "pretraining_s": round(run.pretraining_s, 1)}
+    if run.cores:
+        entry["cores"] = list(run.cores)
+    arms = {arm["name"]: arm for arm in described["arms"]}
+    arm = arms.setdefault(run.arm, {"name": run.arm, "profile": run.profile, "strategy": run.strategy, "runs": []})
+    arm["runs"] = sorted([*(one for one in arm["runs"] if one["seed"] != run.seed), entry], key=lambda one: one["seed"])
+    described["arms"] = sorted(arms.values(), key=lambda one: order.index(one["name"]))
+    # Written last: until then the run is not part of the record.
     files.write_atomically(record / RECORD_FILE, (json.dumps(described, indent=2) + "\n").encode())
+    renew(record)
+
+
+def renew(record: Path) -> None:
+    """Make a record's table and picture again.
+
+    Raises:
+        RunError: a file is missing or damaged, or two of them contradict each other.
+    """
     numbers = read_numbers(record)
     files.write_atomically(record / TABLE_FILE, tables.render(numbers).encode())
     if tables.is_curve(numbers):
@@ -94,7 +115,7 @@ def read_numbers(record: Path) -> tables.Numbers:
         arms = [
             tables.Arm(
                 arm["name"],
-                tuple(_read_run(record / "runs" / run["folder"], arm, run) for run in arm["runs"]),
+                tuple(_read_run(folder_of(record, arm["name"], run["seed"]), arm, run) for run in arm["runs"]),
             )
             for arm in described["arms"]
         ]
@@ -128,7 +149,8 @@ def _read_run(folder: Path, arm: Mapping[str, Any], run: Mapping[str, Any]) -> t
         for one, took, estimate in zip(points, seconds, estimates, strict=True)
     )
     others = {label for entry in entries if entry["run"] != result["run_id"] for label in entry["ids"]}
-    return tables.Run(run["seed"], timed, len(others), bool(result["dataset"]["official"]))
+    test = "the official test set" if result["dataset"]["official"] else f"the test set of {result['dataset']['name']}"
+    return tables.Run(run["seed"], timed, len(others), test, tuple(run.get("cores", ())))
 
 
 def points_of(entries: Sequence[Mapping[str, Any]], run_id: str, folder: Path) -> list[tables.Point]:
@@ -165,20 +187,32 @@ def verify(record: Path, service: Sequence[str]) -> int:
     Raises:
         RunError: something does not hold; the message says what and where.
     """
-    numbers = read_numbers(record)
-    named = {f"{slug(arm.name)}-seed{run.seed}" for arm in numbers.arms for run in arm.runs}
+    numbers = verify_runs(record, service)
+    named = {folder_of(record, arm.name, run.seed).name for arm in numbers.arms for run in arm.runs}
     there = {path.name for path in (record / "runs").iterdir()}
     if there != named:
         raise RunError(
             f"{record} has runs that it does not count, or counts runs that it does not have: {sorted(there ^ named)}."
         )
-    for name in sorted(named):
-        folder = record / "runs" / name
-        evidence.verify_file(service, folder / "evidence.json", evidence.pinned_key(folder))
-
     if (record / TABLE_FILE).read_text(encoding="utf-8") != tables.render(numbers):
         raise RunError(f"{record / TABLE_FILE} is not what the evidence adds up to.")
     return len(named)
+
+
+def verify_runs(record: Path, service: Sequence[str]) -> tables.Numbers:
+    """Check the evidence of each run that a record counts, and return the numbers.
+
+    Raises:
+        RunError: something does not hold; the message says what and where.
+    """
+    numbers = read_numbers(record)
+    for folder in (folder_of(record, arm.name, run.seed) for arm in numbers.arms for run in arm.runs):
+        try:
+            key = evidence.pinned_key(folder)
+        except OSError as error:
+            raise RunError(f"{record} is not a complete record ({error!r}).") from error
+        evidence.verify_file(service, folder / "evidence.json", key)
+    return numbers
 
 
 def main(arguments: Sequence[str] | None = None, programs: Programs | None = None) -> int:

@@ -33,10 +33,11 @@ EXPORT_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Programs:
-    """How the two programs are started; tests put their own in."""
+    """How the two programs and `make run` are started; tests put their own in."""
 
     service: tuple[str, ...] = (sys.executable, "-m", "label_service")
     trainer: tuple[str, ...] = (sys.executable, "-m", "trainer")
+    run: tuple[str, ...] = (sys.executable, "-m", "scripts.run")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""`make study`: many runs against real services, one after the other, and what they add up to as a record.
+"""`make study`: many runs against real services, and what they add up to as a record.
 
 A study has arms (a profile and a query strategy each) and every arm has seeds. Each run is what `make run` does: a
 fresh database, real HTTP, verified evidence. Pretrained weights are made once for each seed and used by every arm that
-wants the same. A study that is interrupted goes on with the same command; the record is renewed as each run ends.
+wants the same. The record is renewed as each run ends, and says which are finished: the same command goes on with the
+others, in a fresh clone too. The folder of runs is for work under way.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from scripts import files, processes, records
+from pydantic import ValidationError
+
+from scripts import files, processes, records, side_by_side
 from scripts import run as make_run
 from scripts.errors import RunError
+from scripts.side_by_side import Job
 from trainer.ablations import ABLATIONS
 from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES
+from trainer.config import Profile
+from trainer.data import POOL_FILE, TEST_FILE
 from trainer.profiles import profile_named
 
 
@@ -40,6 +47,12 @@ class Arm:
     profile: str
     seeds: tuple[int, ...]
     strategy: str | None = None
+
+    @property
+    def whole_profile(self) -> Profile:
+        """The profile in full, with the arm's strategy: what the trainer makes of both."""
+        profile = profile_named(self.profile)
+        return profile.model_copy(update={"strategy": self.strategy or profile.strategy})
 
 
 @dataclass(frozen=True)
@@ -85,9 +98,9 @@ class Place:
     """Where a study works.
 
     Attributes:
-        data: folder of data, None for Fashion-MNIST in its default folder.
-        runs: results of its runs, and the weights that they share.
-        record: the folder to write.
+        data: prepared folder of data, None for Fashion-MNIST in its default folder.
+        runs: results of its runs; the weights that they share lie beside it.
+        record: the folder to write, and what says which runs are finished.
     """
 
     data: Path | None
@@ -95,75 +108,184 @@ class Place:
     record: Path
 
 
-def carry_out(study: Study, place: Place, programs: make_run.Programs) -> None:
-    """Make all runs that are not finished yet, seed by seed, so that an unfinished study is balanced.
+@dataclass(frozen=True)
+class Planned:
+    """A run of the plan: its arm, its seed, and what people call it."""
+
+    arm: Arm
+    seed: int
+    title: str
+
+
+def carry_out(study: Study, place: Place, programs: make_run.Programs, jobs: int = 1) -> None:
+    """Make all runs that the record does not have yet, seed by seed, so that an unfinished study is balanced.
+
+    Args:
+        study: which runs.
+        place: where.
+        programs: how they are made.
+        jobs: how many at a time, each on its share of the cores.
 
     Raises:
-        RunError: a run failed; the same command goes on with it.
+        RunError: a run failed, and the same command goes on with it; or the record cannot be gone on with.
     """
-    plan = [(arm, seed) for seed in dict.fromkeys(s for arm in study.arms for s in arm.seeds) for arm in study.arms]
-    plan = [(arm, seed) for arm, seed in plan if seed in arm.seeds]
-    for number, (arm, seed) in enumerate(plan, 1):
-        out = place.runs / f"{records.slug(arm.name)}-seed{seed}"
-        print(f"\n[study] run {number} of {len(plan)}: {arm.name}, seed {seed}", flush=True)
-        weights = _weights(arm.profile, seed, place, programs)
-        options = ["--profile", arm.profile, "--seed", str(seed), "--out", str(out)]
-        options += ["--data", str(place.data)] if place.data is not None else []
-        options += ["--strategy", arm.strategy] if arm.strategy is not None else []
-        options += ["--pretrained", str(weights)] if weights is not None else []
-        code = make_run.main(options, programs)
-        if code:
-            raise RunError(f"{arm.name}, seed {seed}, did not end well; `make study` goes on with it.", code)
-        _record(study, place)
+    _have_data(place, programs)
+    held = _finished_runs(study, place, programs)
+    seeds = dict.fromkeys(seed for arm in study.arms for seed in arm.seeds)
+    plan = [(arm, seed) for seed in seeds for arm in study.arms if seed in arm.seeds]
+    if held:
+        there = sum((arm.name, seed) in held for arm, seed in plan)
+        print(f"[study] {place.record} has {there} of {len(plan)} runs, with evidence that holds", flush=True)
+    titled = [
+        Planned(arm, seed, f"run {number} of {len(plan)}: {arm.name}, seed {seed}")
+        for number, (arm, seed) in enumerate(plan, 1)
+    ]
+    work = _Work(study, place, programs, [one for one in titled if (one.arm.name, one.seed) not in held])
+    side_by_side.work_through(jobs, work.next_job, work.finished)
 
 
-def _weights(profile_name: str, seed: int, place: Place, programs: make_run.Programs) -> Path | None:
-    """Have the pretrained weights that a profile and seed need; None where the profile pretrains nothing."""
-    profile = profile_named(profile_name)
+class _Work:
+    """What is left of a study, as jobs. A run can begin when its weights are there; who comes first has them made."""
+
+    def __init__(self, study: Study, place: Place, programs: make_run.Programs, waiting: list[Planned]) -> None:
+        self._study, self._place, self._programs = study, place, programs
+        self._waiting = waiting
+        self._begun: dict[Job, Planned] = {}
+        self._ports: set[int] = set()
+
+    def next_job(self, under_way: Collection[Job]) -> Job | None:
+        """Return the first job that can begin, None if all that is left waits for weights under way."""
+        at_work = {job.folder for job in under_way}
+        for planned in self._waiting:
+            folder = _weights_folder(planned.arm, planned.seed, self._place)
+            if folder is None or (folder not in at_work and (folder / "encoder.pt").exists()):
+                self._waiting.remove(planned)
+                job = self._run(planned, folder)
+                self._begun[job] = planned
+                return job
+            if folder not in at_work:
+                return self._pretraining(planned, folder)
+        return None
+
+    def finished(self, job: Job) -> None:
+        """Put a run into the record."""
+        planned = self._begun.pop(job, None)
+        if planned is None:
+            return
+        arm, seed, place = planned.arm, planned.seed, self._place
+        _refuse_another_configuration(job.folder / "trainer", arm, place)
+        cores, weights = side_by_side.cores_of(job.folder), _weights_folder(arm, seed, place)
+        pretraining_s = 0.0
+        if weights is not None:
+            pretraining_s = float(sum(files.read_json(weights / "stages.json").values()))
+            pretrained_on = side_by_side.cores_of(weights)
+            cores = tuple(sorted({*cores, *pretrained_on})) if cores and pretrained_on else ()
+        run = records.Finished(
+            arm.name, arm.profile, arm.whole_profile.strategy, seed, job.folder, pretraining_s, cores
+        )
+        records.add(place.record, self._study.title, run, [one.name for one in self._study.arms])
+
+    def _run(self, planned: Planned, weights: Path | None) -> Job:
+        arm, place = planned.arm, self._place
+        out = place.runs / f"{records.slug(arm.name)}-seed{planned.seed}"
+        command = [*self._programs.run, "--profile", arm.profile, "--seed", str(planned.seed), "--out", str(out)]
+        command += ["--port", str(self._port())]
+        command += ["--data", str(place.data)] if place.data is not None else []
+        command += ["--strategy", arm.strategy] if arm.strategy is not None else []
+        command += ["--pretrained", str(weights / "encoder.pt")] if weights is not None else []
+        return Job(planned.title, tuple(command), out, out / "trainer" / "result.json")
+
+    def _pretraining(self, planned: Planned, folder: Path) -> Job:
+        command = [*self._programs.trainer, "pretrain", "--profile", planned.arm.profile, "--seed", str(planned.seed)]
+        command += ["--data", str(_data(self._place) / "images"), "--out", str(folder), "--resume"]
+        return Job(f"pretraining for seed {planned.seed}", tuple(command), folder, folder / "encoder.pt")
+
+    def _port(self) -> int:
+        """Choose a free port that no other run was given: two services may look for one at the same moment."""
+        while (port := processes.choose_port(0)) in self._ports:
+            pass
+        self._ports.add(port)
+        return port
+
+
+def _data(place: Place) -> Path:
+    return place.data or make_run.DEFAULT_DATA
+
+
+def _have_data(place: Place, programs: make_run.Programs) -> None:
+    """Have the data prepared before the first run, because all read it."""
+    data = _data(place)
+    if (data / "dataset.json").exists():
+        return
+    if place.data is not None:
+        raise RunError(f"{data} is no prepared folder: make it one with `python -m label_service prepare`.", 2)
+    code = processes.run_to_its_end([*programs.service, "prepare", "--data", str(data)], os.environ)
+    if code:
+        raise RunError("preparing the data failed; the reason stands above.", code if code > 0 else 1)
+
+
+def _finished_runs(study: Study, place: Place, programs: make_run.Programs) -> set[tuple[str, int]]:
+    """Return the arms' names and seeds of the runs that the record has, once all of it is verified.
+
+    Raises:
+        RunError: the record is damaged, of another study, or of runs that would be made otherwise today.
+    """
+    if not (place.record / records.RECORD_FILE).exists():
+        return set()
+    numbers = records.verify_runs(place.record, programs.service)
+    arms = {arm.name: arm for arm in study.arms}
+    strangers = [arm.name for arm in numbers.arms if arm.name not in arms]
+    if numbers.title != study.title or strangers:
+        raise RunError(f"{place.record} is of another study ({numbers.title}): name another RECORD=.", 2)
+    held = {(arm.name, run.seed) for arm in numbers.arms for run in arm.runs}
+    for name, seed in sorted(held):
+        _refuse_another_configuration(records.folder_of(place.record, name, seed), arms[name], place)
+    records.renew(place.record)
+    return held
+
+
+def _refuse_another_configuration(folder: Path, arm: Arm, place: Place) -> None:
+    """Refuse a finished run that today's profile and data would not make again.
+
+    Raises:
+        RunError: its `config.json` differs; the message says in what.
+    """
+    config = files.read_json(folder / "config.json")
+    different = _different_parts(config.get("profile"), arm.whole_profile)
+    different += ["data"] if config.get("images") != _images_fingerprint(place) else []
+    different += ["target"] if config.get("target") is not None else []
+    if different:
+        raise RunError(
+            f"{folder} was made with another configuration than today's (different: {', '.join(different)}): name "
+            "another RECORD= and RUNS=, or go on with the version and data that began it.",
+            2,
+        )
+
+
+def _different_parts(then: Mapping[str, Any] | None, now: Profile) -> list[str]:
+    """Name the parts of a profile that differ; what it says about itself does not count."""
+    try:
+        former = Profile.model_validate(then)
+    except ValidationError:
+        return ["profile"]
+    return [name for name in Profile.model_fields if name != "about" and getattr(former, name) != getattr(now, name)]
+
+
+def _images_fingerprint(place: Place) -> str:
+    """Return the fingerprint of the place's images, as a run's configuration has it (`trainer.data.ImageSet`)."""
+    cards = files.read_json(_data(place) / "dataset.json")["files"]
+    lines = (f"{cards[f'images/{name}.gz']['content_sha256']}\n" for name in (POOL_FILE, TEST_FILE))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _weights_folder(arm: Arm, seed: int, place: Place) -> Path | None:
+    """Name the folder of the weights that a run needs on the place's data; None where nothing is pretrained."""
+    profile = arm.whole_profile
     if profile.pretrain.epochs == 0:
         return None
-    data = place.data or make_run.DEFAULT_DATA
-    if not (data / "dataset.json").exists():
-        code = processes.run_to_its_end([*programs.service, "prepare", "--data", str(data)], os.environ)
-        if code:
-            raise RunError("preparing the data failed; the reason stands above.", code)
-    folder = _weights_folder(profile_name, seed, place)
-    weights = folder / "encoder.pt"
-    if not weights.exists():
-        print(f"[study] pretraining for seed {seed} in {folder}", flush=True)
-        command = [*programs.trainer, "pretrain", "--profile", profile_name, "--seed", str(seed)]
-        command += ["--data", str(data / "images"), "--out", str(folder)]
-        command += ["--resume"] if folder.is_dir() and any(folder.iterdir()) else []
-        code = processes.run_to_its_end(command, os.environ)
-        if code:
-            raise RunError(f"pretraining for seed {seed} failed; the reason stands above.", code)
-    return weights
-
-
-def _record(study: Study, place: Place) -> None:
-    """Renew the record from all runs that are finished."""
-    arms = []
-    for arm in study.arms:
-        finished = []
-        for seed in arm.seeds:
-            out = place.runs / f"{records.slug(arm.name)}-seed{seed}"
-            if (out / "evidence.json").exists() and (out / "trainer" / "result.json").exists():
-                finished.append(records.Finished(seed, out, _pretraining_s(arm.profile, seed, place)))
-        strategy = arm.strategy or profile_named(arm.profile).strategy
-        arms.append(records.ArmOf(arm.name, arm.profile, strategy, tuple(finished)))
-    records.write(place.record, study.title, [arm for arm in arms if arm.runs])
-
-
-def _pretraining_s(profile_name: str, seed: int, place: Place) -> float:
-    """Return the seconds that a run's shared weights took, which its own clock does not have."""
-    return float(sum(files.read_json(_weights_folder(profile_name, seed, place) / "stages.json").values()))
-
-
-def _weights_folder(profile_name: str, seed: int, place: Place) -> Path:
-    """Name the folder of the weights that a profile and seed need on the place's data."""
-    card = files.read_json((place.data or make_run.DEFAULT_DATA) / "dataset.json")
+    card = files.read_json(_data(place) / "dataset.json")
     images = json.dumps(card.get("files"), sort_keys=True)
-    key = hashlib.sha256(profile_named(profile_name).pretraining_identity(seed, images).encode()).hexdigest()[:12]
+    key = hashlib.sha256(profile.pretraining_identity(seed, images).encode()).hexdigest()[:12]
     return place.runs.parent / "weights" / f"seed{seed}-{key}"
 
 
@@ -173,14 +295,19 @@ def main(arguments: Sequence[str] | None = None, programs: make_run.Programs | N
     parser.add_argument("name", choices=sorted(studies((1,))), help="which study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default: 1 2 3 4 5")
     parser.add_argument("--data", type=Path, help="prepared folder of data; default: Fashion-MNIST")
-    parser.add_argument("--runs", type=Path, help="folder of its runs; default: runs/study-NAME")
-    parser.add_argument("--record", type=Path, help="folder of its record; default: records/TODAY_NAME")
+    parser.add_argument("--runs", type=Path, help="folder of its runs; default: runs/studies/NAME")
+    parser.add_argument(
+        "--record", type=Path, help="folder of its record, which may have some of the runs; default: records/TODAY_NAME"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores; default 1")
     given = parser.parse_args(arguments)
+    if given.jobs < 1:
+        parser.error("--jobs must be at least 1")
     runs = given.runs or Path("runs") / "studies" / given.name
     place = Place(given.data, runs, given.record or _record_folder(runs, given.name))
     processes.interrupt_on_sigterm()
     try:
-        carry_out(studies(given.seeds)[given.name], place, programs or make_run.Programs())
+        carry_out(studies(given.seeds)[given.name], place, programs or make_run.Programs(), given.jobs)
     except RunError as error:
         print(f"make study: {error}", file=sys.stderr)
         return error.exit_code

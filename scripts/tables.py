@@ -34,12 +34,21 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its points ascend in labels; `others` are labels that its log gave to anybody else."""
+    """One run.
+
+    Attributes:
+        seed: of everything random.
+        points: ascend in labels.
+        others: labels that its log gave to anybody else.
+        test: its test set, in words.
+        cores: numbers of cores that it was worked at with, ascending; empty where that is not known.
+    """
 
     seed: int
     points: tuple[Point, ...]
     others: int
-    official: bool
+    test: str
+    cores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,7 @@ def paired_difference(first: dict[int, float], second: dict[int, float]) -> str:
 def render(numbers: Numbers) -> str:
     """Write the record's page: accuracies, differences, times, and each run."""
     labels = numbers.labels
-    official = {run.official for arm in numbers.arms for run in arm.runs}
-    test = "the official test set" if official == {True} else "a re-drawn test set (development)"
+    test = " and ".join(sorted({run.test for arm in numbers.arms for run in arm.runs}))
     lines = [
         f"# {numbers.title}",
         "",
@@ -127,8 +135,15 @@ def render(numbers: Numbers) -> str:
         for run in arm.runs:
             said = ", ".join(f"{one.labels:,}: {one.percent:.2f}% ({one.seconds / 60:.0f} min)" for one in run.points)
             others = f"; {run.others} labels on its log were given to others" if run.others else ""
-            lines.append(f"- {arm.name}, seed {run.seed}: {said}{others}")
+            lines.append(f"- {arm.name}, seed {run.seed}{_on_cores(run.cores)}: {said}{others}")
     return "\n".join(lines) + "\n"
+
+
+def _on_cores(cores: tuple[int, ...]) -> str:
+    if not cores:
+        return ""
+    several = f"{cores[0]} to " if len(cores) > 1 else ""
+    return f", on {several}{cores[-1]} core{'s' if cores[-1] > 1 else ''}"
 
 
 def _estimates(numbers: Numbers) -> list[str]:

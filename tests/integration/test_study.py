@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scripts import records, study
+from scripts.errors import RunError
 from scripts.run import Programs
-from scripts.study import Arm, Place, Study
+from scripts.study import Arm, Place
 from tests.datasets import make_idx_dataset
+from tests.integration.tiny_run import PROGRAMS, TINY_STUDY
 from tests.integration.tiny_trainer import TINY_CURVE
 from trainer.profiles import PROFILES
 
-PROGRAMS = Programs(trainer=(sys.executable, "-m", "tests.integration.tiny_trainer"))
-TINY_STUDY = Study("Tiny", (Arm("default", "tiny-curve", (1, 2)), Arm("random", "tiny-curve", (1,), "random")))
+# Programs that make nothing: whoever starts one of them fails.
+NOTHING = Programs(trainer=("false",), run=("false",))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +44,36 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def place(folder: Path) -> Place:
     return Place(folder / "data", folder / "runs" / "tiny", folder / "records" / "2020-01-01_tiny")
+
+
+@pytest.fixture
+def tiny_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the tiny profile in this process, as the tiny trainer has it in its own."""
+    monkeypatch.setitem(PROFILES, "tiny-curve", TINY_CURVE)
+
+
+@pytest.fixture
+def clone(made: Path, tmp_path: Path, tiny_profile: None) -> Path:
+    """The finished study as a fresh clone has it: data and record, and nothing of its runs."""
+    for name in ("data", "records"):
+        shutil.copytree(made / name, tmp_path / name)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def take_out(record: Path, arm: str, seed: int) -> None:
+    """Make a record one that does not have a run yet."""
+    described = json.loads((record / "record.json").read_text())
+    for one in described["arms"]:
+        if one["name"] == arm:
+            one["runs"] = [run for run in one["runs"] if run["seed"] != seed]
+    described["arms"] = [one for one in described["arms"] if one["runs"]]
+    (record / "record.json").write_text(json.dumps(described))
+    shutil.rmtree(records.folder_of(record, arm, seed))
+    records.renew(record)
 
 
 def verify(folder: Path) -> int:
@@ -86,13 +124,202 @@ def test_weights_are_made_once_for_a_seed(made: Path) -> None:
     assert not list((made / "runs" / "tiny").glob("*/trainer/encoder.pt"))
 
 
-def test_a_finished_study_makes_no_run_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command renews the record from what is there."""
-    monkeypatch.setitem(PROFILES, "tiny-curve", TINY_CURVE)
-    before = (place(made).record / "table.md").read_bytes()
-    (place(made).record / "table.md").unlink()
-    study.carry_out(TINY_STUDY, place(made), Programs(trainer=("false",)))
-    assert (place(made).record / "table.md").read_bytes() == before
+def test_a_finished_study_makes_no_run_again(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The record alone says so, and the same command makes its table and picture again from what is there."""
+    record, before = place(clone).record, contents(clone)
+    (record / "table.md").unlink()
+    (record / "curve.svg").unlink()
+    study.carry_out(TINY_STUDY, place(clone), NOTHING)
+    assert contents(clone) == before
+    assert "has 3 of 3 runs" in capsys.readouterr().out
+
+
+def test_a_fresh_clone_makes_only_the_runs_that_the_record_lacks(clone: Path) -> None:
+    """What the record has stays as it is, byte for byte; the new run stands beside it, and all of it verifies."""
+    record = place(clone).record
+    whole = records.read_numbers(record)
+    take_out(record, "default", 2)
+    held = contents(record / "runs")
+    assert verify(clone / "records") == 0
+    study.carry_out(TINY_STUDY, place(clone), PROGRAMS)
+    assert [path.name for path in (clone / "runs" / "tiny").iterdir()] == ["default-seed2"]
+    assert held.items() <= contents(record / "runs").items()
+    numbers = records.read_numbers(record)
+    assert [(arm.name, [run.seed for run in arm.runs]) for arm in numbers.arms] == [
+        ("default", [1, 2]),
+        ("random", [1]),
+    ]
+    # The same seed, weights and configuration: the same accuracies as before.
+    assert [arm.at(18) for arm in numbers.arms] == [arm.at(18) for arm in whole.arms]
+    assert verify(clone / "records") == 0
+
+
+def test_a_run_finished_just_before_a_kill_is_put_into_the_record(
+    made: Path, clone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose files are there and which the record does not count yet is checked again, and not made again."""
+    shutil.copytree(made / "runs", clone / "runs")
+    take_out(place(clone).record, "random", 1)
+    before = contents(clone / "runs" / "tiny" / "random-seed1" / "trainer")
+    study.carry_out(TINY_STUDY, place(clone), replace(PROGRAMS, trainer=("false",)))
+    assert "holds a finished run" in capfd.readouterr().out
+    assert contents(clone / "runs" / "tiny" / "random-seed1" / "trainer") == before
+    assert contents(place(clone).record) == contents(place(made).record)
+
+
+def test_other_seeds_are_added_to_what_the_record_has(clone: Path) -> None:
+    """A study of fewer seeds takes nothing out of a record."""
+    before = contents(clone)
+    fewer = replace(TINY_STUDY, arms=(Arm("default", "tiny-curve", (2,)), TINY_STUDY.arms[1]))
+    study.carry_out(fewer, place(clone), NOTHING)
+    assert contents(clone) == before
+
+
+def _other_profile(clone: Path, patch: pytest.MonkeyPatch) -> None:
+    changed = TINY_CURVE.finetune.model_copy(update={"steps": 3})
+    patch.setitem(PROFILES, "tiny-curve", TINY_CURVE.model_copy(update={"finetune": changed}))
+
+
+def _other_data(clone: Path, _: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(clone / "data")
+    make_idx_dataset(clone / "data", pool=200, test=50, classes=3, side=12, seed=5)
+
+
+def _field_of_another_version(clone: Path, _: pytest.MonkeyPatch) -> None:
+    _in_json(f"{RUN}/config.json", lambda config: config["profile"].update(cleverness=2))(place(clone).record)
+
+
+def _other_study(clone: Path, _: pytest.MonkeyPatch) -> None:
+    _in_json("record.json", lambda record: record.update(title="Great"))(place(clone).record)
+
+
+def _strange_arm(clone: Path, _: pytest.MonkeyPatch) -> None:
+    _in_json("record.json", lambda record: record["arms"][0].update(name="other"))(place(clone).record)
+    runs = place(clone).record / "runs"
+    for seed in (1, 2):
+        (runs / f"default-seed{seed}").rename(runs / f"other-seed{seed}")
+
+
+def _forged(clone: Path, _: pytest.MonkeyPatch) -> None:
+    _in_json(f"{RUN}/evidence.json", lambda bundle: bundle["entries"].pop())(place(clone).record)
+
+
+def _unreadable(clone: Path, _: pytest.MonkeyPatch) -> None:
+    (place(clone).record / "record.json").write_text("{")
+
+
+REFUSED: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], None], str]] = {
+    "another profile": (
+        _other_profile,
+        "default-seed1 was made with another configuration than today's .different: finetune.: name",
+    ),
+    "other data": (_other_data, "another configuration than today's .different: data."),
+    "a field that is gone": (_field_of_another_version, "another configuration than today's .different: profile."),
+    "another study": (_other_study, "is of another study .Great.: name another RECORD="),
+    "an arm of another study": (_strange_arm, "is of another study"),
+    "evidence that does not hold": (_forged, "does not hold"),
+    "a file that is no record": (_unreadable, "is not a complete record"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_record_that_cannot_be_gone_on_with_is_refused_and_left_alone(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None], told: str
+) -> None:
+    """One sentence; nothing is made, mixed or overwritten, though a run is missing."""
+    take_out(place(clone).record, "random", 1)
+    change(clone, monkeypatch)
+    before = contents(clone)
+    with pytest.raises(RunError, match=told) as refused:
+        study.carry_out(TINY_STUDY, place(clone), NOTHING)
+    assert "\n" not in str(refused.value)
+    assert contents(clone) == before
+
+
+def test_what_a_profile_says_about_itself_is_no_configuration(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other words for the same profile refuse no record."""
+    monkeypatch.setitem(PROFILES, "tiny-curve", TINY_CURVE.model_copy(update={"about": "Better words."}))
+    study.carry_out(TINY_STUDY, place(clone), NOTHING)
+
+
+def test_data_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
+    """A wrong DATA= is one sentence, and nothing is fetched in its place."""
+    with pytest.raises(RunError, match="data is no prepared folder"):
+        study.carry_out(TINY_STUDY, place(tmp_path), NOTHING)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_says_on_how_many_cores_a_run_was_made(clone: Path) -> None:
+    """Minutes say little without it. Records made before it was noted say nothing of cores, and verify as they did."""
+    record = place(clone).record
+    on = f"- default, seed 1, on {CORES} core{'s' if CORES > 1 else ''}: "
+    assert on in (record / "table.md").read_text()
+    _in_json("record.json", lambda told: told["arms"][0]["runs"][0].update(cores=[1, 4]))(record)
+    records.renew(record)
+    assert "- default, seed 1, on 1 to 4 cores: " in (record / "table.md").read_text()
+    _in_json("record.json", lambda told: [run.pop("cores") for arm in told["arms"] for run in arm["runs"]])(record)
+    records.renew(record)
+    table = (record / "table.md").read_text()
+    assert "- default, seed 1: " in table and "core" not in table
+    assert verify(clone / "records") == 0
+
+
+def _study(folder: Path, output: Path) -> subprocess.Popen[bytes]:
+    """Start the tiny study, two runs at a time."""
+    at = place(folder)
+    options = ["--data", str(at.data), "--runs", str(at.runs), "--record", str(at.record), "--jobs", "2"]
+    with output.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.tiny_run", "study", *options],
+            stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+def _programs_at_work_in(folder: Path) -> list[str]:
+    """Return the command lines that name a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        found += [line] if str(folder) in line else []
+    return found
+
+
+@pytest.mark.skipif(CORES < 2, reason="ONE CORE: two runs side by side need two")
+def test_runs_side_by_side_are_stopped_together_and_go_on(made: Path, tmp_path: Path) -> None:
+    """SIGTERM ends every program of a study; the same command finishes it, to what one run after the other makes."""
+    shutil.copytree(made / "data", tmp_path / "data")
+    process = _study(tmp_path, tmp_path / "first.txt")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs" / "tiny").glob("*/trainer/queries.jsonl")):
+        assert process.poll() is None, (tmp_path / "first.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert "the same command goes on from here" in (tmp_path / "first.txt").read_text()
+    assert _programs_at_work_in(tmp_path) == []
+
+    assert _study(tmp_path, tmp_path / "second.txt").wait(200) == 0, (tmp_path / "second.txt").read_text()
+    record = place(tmp_path).record
+    numbers, alone = records.read_numbers(record), records.read_numbers(place(made).record)
+    assert [[run.points[-1].correct for run in arm.runs] for arm in numbers.arms] == [
+        [run.points[-1].correct for run in arm.runs] for arm in alone.arms
+    ]
+    shares = {len(range(CORES * one // 2, CORES * (one + 1) // 2)) for one in (0, 1)}
+    assert {number for arm in numbers.arms for run in arm.runs for number in run.cores} <= shares
+    assert all(run.cores for arm in numbers.arms for run in arm.runs)
+    assert verify(tmp_path / "records") == 0
+
+    # Weights were made once for each seed, and the console has whole lines alone: one for a beginning, one for an end.
+    assert len(list((tmp_path / "runs" / "weights").iterdir())) == 2
+    lines = (tmp_path / "second.txt").read_text().splitlines()
+    assert sum("  end    run " in line for line in lines) == 3
+    assert all(line.startswith("[study] ") for line in lines[:-1] if line)
+    assert "make run" not in "".join(lines[:-1])
+    assert "trainer's count and the log's agree" in (tmp_path / "runs/tiny/random-seed1/output.log").read_text()
 
 
 def _in_json(name: str, change: Callable[[Any], object]) -> Callable[[Path], None]:
