@@ -51,8 +51,8 @@ Budget = Annotated[
 Strategy = Annotated[
     str | None,
     typer.Option(
-        help="How to choose what to ask: coverage-margin (default), badge, entropy, k-center, least-confidence, "
-        "margin, probcover, random, typiclust or uncertain-clusters."
+        help="How to choose what to ask: uncertain-clusters (default), badge, coverage-margin, entropy, k-center, "
+        "least-confidence, margin, probcover, random or typiclust."
     ),
 ]
 Target = Annotated[

@@ -119,8 +119,8 @@ class GraphConfig(Frozen):
     finetuned_weight: float = Field(default=1.0, ge=0)
     graph_share: float = Field(default=0.7, ge=0, le=1)
     smoothing: float = Field(default=0.8, ge=0, lt=1)
-    vote_share: float = Field(default=0.8, ge=0, le=1)
-    vote_temperature: PositiveFloat = 0.1
+    vote_share: float = Field(default=0.9, ge=0, le=1)
+    vote_temperature: PositiveFloat = 0.05
 
 
 class PhaseConfig(Frozen):
@@ -197,7 +197,7 @@ class Profile(Frozen):
     name: str
     about: str
     rounds: tuple[RoundConfig, ...]
-    strategy: str = "coverage-margin"
+    strategy: str = "uncertain-clusters"
     pool_limit: PositiveInt | None = None
     encoder: EncoderConfig
     pretrain: PretrainConfig

@@ -3,12 +3,12 @@
 import contextlib
 import ctypes
 import hashlib
-import os
 from pathlib import Path
 
 import torch
 
 from trainer.errors import ConfigError
+from trainer.parallel import available_cores
 
 # CPU flags (Linux) of instructions that multiply bfloat16; without them autocast is slower than float32.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -41,7 +41,7 @@ def pick_device(wanted: str = "auto") -> torch.device:
 
 def use_all_cores() -> None:
     """Give PyTorch as many threads as this process may use cores (a container's share, not the host's count)."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(available_cores())
 
 
 def keep_freed_memory() -> bool:

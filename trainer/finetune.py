@@ -11,6 +11,7 @@ A phase mixes three losses over the whole pool:
 """
 
 import copy
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from trainer.config import FinetuneConfig, PhaseConfig
 from trainer.device import generator_for, mixed_precision
 from trainer.encoder import Encoder
 from trainer.losses import pseudo_label_loss, soft_cross_entropy
+from trainer.parallel import Replicas, part, parts_on, side_by_side
 from trainer.pretrain import cosine_rate
 from trainer.progress import MetricWriter, progress
 
@@ -91,6 +93,7 @@ class FineTuner:
             metrics: receives losses and the share of confident guesses an epoch.
         """
         self.student = encoder
+        self._replicas = Replicas(encoder, parts_on(images.device))
         self.teacher = Teacher(encoder, config.teacher_decay)
         self._images = images
         self._config = config
@@ -130,21 +133,28 @@ class FineTuner:
         whole = max(1, len(self._images) // config.batch)
         steps = whole if config.steps is None else min(config.steps, whole)
         for epoch in range(state.epoch, phase.epochs):
-            generator = generator_for(device, self._seed, name, epoch)
-            order = torch.randperm(len(self._images), generator=generator, device=device)
-            self.student.train()
+            generators = [generator_for(device, self._seed, name, epoch, index) for index in range(parts_on(device))]
+            order = torch.randperm(len(self._images), generator=generators[0], device=device)
+            self._replicas.train()
             totals = torch.zeros(2, device=device)
             for step in progress(range(steps), steps, f"{name} {epoch + 1}/{phase.epochs}"):
                 rate = cosine_rate(epoch * steps + step, phase.epochs * steps, phase.learning_rate, _WARMUP_STEPS)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 batch = order[step * config.batch : (step + 1) * config.batch]
-                loss, confident = self._loss(phase, batch, ids, labels, beliefs, state.class_average, generator)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                shares = part(batch, len(generators))
+                guessing = [
+                    _Share(network, share, len(share) / len(batch), generator)
+                    for network, share, generator in zip(self._replicas.networks, shares, generators, strict=False)
+                ]
+                learn = functools.partial(self._learn, phase, ids, labels, beliefs, state.class_average)
+                measured, classes = zip(*side_by_side(learn, guessing, device), strict=True)
+                self._replicas.gather_gradients()
                 optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
                 self.teacher.follow(self.student)
-                totals += torch.stack([loss.detach(), confident])
+                state.class_average.lerp_(torch.stack(classes).sum(0), _CLASS_AVERAGE_STEP)
+                totals += torch.stack(measured).sum(0)
             mean_loss, mean_confident = (totals / steps).tolist()
             log.info(
                 "%s epoch %d/%d: loss %.4f, confident %.2f", name, epoch + 1, phase.epochs, mean_loss, mean_confident
@@ -165,19 +175,25 @@ class FineTuner:
             lr=phase.learning_rate,
         )
 
-    def _loss(
+    def _learn(
         self,
         phase: PhaseConfig,
-        batch: Tensor,
         ids: Tensor,
         labels: Tensor,
         beliefs: Tensor,
         class_average: Tensor,
-        generator: torch.Generator,
+        share: "_Share",
     ) -> tuple[Tensor, Tensor]:
-        """Compute one step's loss and the share of confident guesses; moves `class_average` in place."""
+        """Add a share of a step's gradient to its network.
+
+        Returns:
+            Loss and share of confident guesses [2], and the guesses' class distribution [C], weighted by the share.
+        """
         config, device = self._config, self._images.device
-        drawn = torch.randint(len(ids), (config.labelled_batch,), generator=generator, device=device)
+        network, generator, batch = share.network, share.generator, share.batch
+        drawn = torch.randint(
+            len(ids), (max(1, round(config.labelled_batch * share.weight)),), generator=generator, device=device
+        )
         views = [random_view(self._images[ids[drawn]], config.weak, generator)]
         weak = views[0][:0]
         if phase.soft > 0 or phase.consistency > 0:
@@ -187,29 +203,42 @@ class FineTuner:
         if phase.consistency > 0:
             views.append(random_view(self._images[batch], config.strong, generator))
         with mixed_precision(device):
-            logits = list(self.student.classify(torch.cat(views)).split([len(view) for view in views]))
+            logits = list(network.classify(torch.cat(views)).split([len(view) for view in views]))
         loss = F.cross_entropy(logits.pop(0), labels[drawn])
-        confident = torch.zeros((), device=device)
+        confident, classes = torch.zeros((), device=device), class_average
         if phase.soft > 0:
             loss = loss + phase.soft * soft_cross_entropy(logits.pop(0), beliefs[batch])
         if phase.consistency > 0:
-            guess = self._guess(weak, beliefs[batch], phase, class_average)
+            guess, classes = self._guess(weak, beliefs[batch], phase, class_average)
             confident = (guess.max(1).values >= phase.threshold).float().mean()
             loss = loss + phase.consistency * pseudo_label_loss(logits.pop(0), guess, threshold=phase.threshold)
-        return loss, confident
+        (loss * share.weight).backward()
+        return torch.stack([loss.detach(), confident]) * share.weight, classes * share.weight
 
     @torch.no_grad()
-    def _guess(self, weak: Tensor, beliefs: Tensor, phase: PhaseConfig, class_average: Tensor) -> Tensor:
-        """Join teacher and graph as a product of experts, then align the classes' average to balance."""
+    def _guess(self, weak: Tensor, beliefs: Tensor, phase: PhaseConfig, class_average: Tensor) -> tuple[Tensor, Tensor]:
+        """Join teacher and graph as a product of experts, then align the classes' average to balance.
+
+        Returns:
+            The guesses [B, C], and the mean [C] of what they were before they were aligned.
+        """
         with mixed_precision(self._images.device):
             logits = self.teacher.network.classify(weak)
         joint = (logits.log_softmax(1) + phase.trust_beliefs * beliefs.clamp_min(1e-6).log()).softmax(1)
-        class_average.lerp_(joint.mean(0), _CLASS_AVERAGE_STEP)
         aligned = joint / class_average
-        return aligned / aligned.sum(1, keepdim=True)
+        return aligned / aligned.sum(1, keepdim=True), joint.mean(0)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class _Share:
+    """A part of a step: the network that learns it, its images int64 [B], its weight in the step, its randomness."""
+
+    network: Encoder
+    batch: Tensor
+    weight: float
+    generator: torch.Generator
+
+
 def predict(network: Encoder, images: Tensor, *, shifts: bool = False) -> Tensor:
     """Predict with test-time averaging over mirror images.
 
@@ -222,14 +251,16 @@ def predict(network: Encoder, images: Tensor, *, shifts: bool = False) -> Tensor
         Class probabilities, float32 [N, C].
     """
     network.eval()
-    answers = []
-    for part in images.split(_EVALUATION_CHUNK):
+
+    @torch.no_grad()
+    def answer(part: Tensor) -> Tensor:
         x = part.unsqueeze(1).float() / 255
         with mixed_precision(images.device):
             placed = _shifts(x) if shifts else [x]
             variants = [network.classify(y).softmax(1) for shifted in placed for y in (shifted, shifted.flip(3))]
-        answers.append(torch.stack(variants).mean(0))
-    return torch.cat(answers)
+        return torch.stack(variants).mean(0)
+
+    return torch.cat(side_by_side(answer, images.split(_EVALUATION_CHUNK), images.device))
 
 
 def _shifts(x: Tensor) -> list[Tensor]:
@@ -238,27 +269,31 @@ def _shifts(x: Tensor) -> list[Tensor]:
     return [padded[:, :, dy : dy + H, dx : dx + W] for dy, dx in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
 
 
-@torch.no_grad()
 def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
     """Answer what `embed` and `predict` (without shifts) would, at the cost of one of them."""
     network.eval()
-    features, answers = [], []
-    for part in images.split(_EVALUATION_CHUNK):
+
+    @torch.no_grad()
+    def answer(part: Tensor) -> tuple[Tensor, Tensor]:
         x = part.unsqueeze(1).float() / 255
         with mixed_precision(images.device):
             both = [network(y) for y in (x, x.flip(3))]
-            answers.append(torch.stack([network.classifier(one).float().softmax(1) for one in both]).mean(0))
-        features.append(both[0].float() + both[1].float())
+            guess = torch.stack([network.classifier(one).float().softmax(1) for one in both]).mean(0)
+        return both[0].float() + both[1].float(), guess
+
+    features, answers = zip(*side_by_side(answer, images.split(_EVALUATION_CHUNK), images.device), strict=True)
     return F.normalize(torch.cat(features), dim=1), torch.cat(answers)
 
 
-@torch.no_grad()
 def embed(network: Encoder, images: Tensor) -> Tensor:
     """Embed images, each averaged with its mirror image: uint8 [N, H, W] -> unit vectors, float32 [N, D]."""
     network.eval()
-    parts = []
-    for part in images.split(_EVALUATION_CHUNK):
+
+    @torch.no_grad()
+    def answer(part: Tensor) -> Tensor:
         x = part.unsqueeze(1).float() / 255
         with mixed_precision(images.device):
-            parts.append(network(x).float() + network(x.flip(3)).float())
-    return F.normalize(torch.cat(parts), dim=1)
+            both: Tensor = network(x).float() + network(x.flip(3)).float()
+        return both
+
+    return F.normalize(torch.cat(side_by_side(answer, images.split(_EVALUATION_CHUNK), images.device)), dim=1)

@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.parallel import side_by_side
+
+# Principal axes that candidates for neighbours are sought on.
+_LEADING_AXES = 128
+
 
 @dataclass(frozen=True)
 class NeighbourGraph:
@@ -34,7 +39,11 @@ class NeighbourGraph:
 
 
 def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Find the k most similar keys of each query, exactly.
+    """Find the k most similar keys of each query.
+
+    Candidates are the 2k most similar on the keys' leading principal axes, where there are more dimensions than those;
+    among the candidates similarities are exact. On the joint features of 50,000 images that finds 99.7% of the true
+    neighbours in half of the time (docs/decisions/0019-halves-side-by-side.md).
 
     Args:
         queries: float32 [Q, D], unit vectors.
@@ -45,11 +54,19 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
     Returns:
         Similarities float32 [Q, k], highest first, and indices int64 [Q, k].
     """
-    similarities, indices = [], []
-    for part in queries.split(chunk):
-        values, index = (part @ keys.T).topk(k, dim=1)
-        similarities.append(values)
-        indices.append(index)
+    is_direct = keys.shape[1] <= _LEADING_AXES
+    axes = None if is_direct else torch.linalg.eigh(keys.T @ keys).eigenvectors[:, -_LEADING_AXES:]
+    leading = keys if axes is None else keys @ axes
+
+    def nearest(part: Tensor) -> tuple[Tensor, Tensor]:
+        if axes is None:
+            values, index = (part @ leading.T).topk(k, dim=1)
+            return values, index
+        candidates = ((part @ axes) @ leading.T).topk(min(2 * k, len(keys)), dim=1).indices
+        values, order = torch.bmm(keys[candidates], part.unsqueeze(2)).squeeze(2).topk(k, dim=1)
+        return values, candidates.gather(1, order)
+
+    similarities, indices = zip(*side_by_side(nearest, queries.split(chunk), queries.device), strict=True)
     return torch.cat(similarities), torch.cat(indices)
 
 

@@ -17,6 +17,7 @@ from trainer.device import derived_seed, generator_for, mixed_precision
 from trainer.encoder import Encoder
 from trainer.errors import ResumeError
 from trainer.losses import hard_negative_loss
+from trainer.parallel import Replicas, part, parts_on, side_by_side
 from trainer.progress import MetricWriter, progress
 
 ENCODER_FILE = "encoder.pt"
@@ -84,27 +85,23 @@ def pretrain(
         log.info("pretraining goes on after epoch %d of %d", first_epoch, config.epochs)
     whole = max(1, len(images) // config.batch)
     steps = whole if config.steps is None else min(config.steps, whole)
+    replicas = Replicas(encoder, parts_on(device))
     for epoch in range(first_epoch, config.epochs):
-        generator = generator_for(device, seed, "pretrain", epoch)
-        order = torch.randperm(len(images), generator=generator, device=device)
-        encoder.train()
+        generators = [generator_for(device, seed, "pretrain", epoch, index) for index in range(parts_on(device))]
+        order = torch.randperm(len(images), generator=generators[0], device=device)
+        replicas.train()
         total_loss = torch.zeros((), device=device)
         for step in progress(range(steps), steps, f"pretrain {epoch + 1}/{config.epochs}"):
             rate = cosine_rate(epoch * steps + step, config.epochs * steps, config.learning_rate, _WARMUP_STEPS)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = images[order[step * config.batch : (step + 1) * config.batch]]
-            views = torch.cat([random_view(batch, config.view, generator) for _ in range(2)])
-            with mixed_precision(device):
-                embeddings = encoder.project(views)
-            first, second = embeddings.chunk(2)
-            loss = hard_negative_loss(
-                first, second, temperature=config.temperature, beta=config.beta, tau_plus=config.tau_plus
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            shares = list(zip(replicas.networks, part(batch, len(generators)), generators, strict=False))
+            loss = _contrast(config, shares, device)
+            replicas.gather_gradients()
             optimizer.step()
-            total_loss += loss.detach()
+            optimizer.zero_grad(set_to_none=True)
+            total_loss += loss
         mean_loss = float(total_loss) / steps
         log.info("pretrain epoch %d/%d: loss %.4f", epoch + 1, config.epochs, mean_loss)
         metrics.write("pretrain", epoch, epoch + 1, {"loss": mean_loss, "learning_rate": rate})
@@ -120,6 +117,36 @@ def pretrain(
     save_checkpoint(finished, {"encoder": encoder.state_dict(), "identity": identity})
     half_done.unlink(missing_ok=True)
     return finished
+
+
+def _contrast(
+    config: PretrainConfig, shares: list[tuple[Encoder, Tensor, torch.Generator]], device: torch.device
+) -> Tensor:
+    """Add one step's gradients to the networks; return the loss.
+
+    Each network embeds two views of its share of the images; the loss is that of all embeddings together, so every
+    image is a negative of every other.
+    """
+
+    def embed(share: tuple[Encoder, Tensor, torch.Generator]) -> Tensor:
+        network, images, generator = share
+        views = torch.cat([random_view(images, config.view, generator) for _ in range(2)])
+        with mixed_precision(device):
+            return network.project(views)
+
+    embeddings = side_by_side(embed, shares, device)
+    gathered = [one.detach().requires_grad_() for one in embeddings]
+    pairs = [one.chunk(2) for one in gathered]
+    loss = hard_negative_loss(
+        torch.cat([first for first, _ in pairs]),
+        torch.cat([second for _, second in pairs]),
+        temperature=config.temperature,
+        beta=config.beta,
+        tau_plus=config.tau_plus,
+    )
+    loss.backward()
+    side_by_side(lambda pair: pair[0].backward(pair[1].grad), zip(embeddings, gathered, strict=True), device)
+    return loss.detach()
 
 
 def load_encoder(encoder: Encoder, path: Path, identity: str | None) -> None:

@@ -19,39 +19,48 @@ from trainer.errors import ConfigError
 _MILD = ViewConfig(translate_px=2)
 # Mild geometry, strong tone, erasing: clothes keep their outline whatever their colour.
 _TONE_VIEW = ViewConfig(scale=(0.8, 1.1), rotation_deg=10, translate_px=2, tone=0.6, texture=0.15, erase=0.7)
-_STRONG = ViewConfig(scale=(0.8, 1.1), rotation_deg=10, translate_px=2, tone=0.5, texture=0.1, erase=0.5)
+_STRONG = ViewConfig(scale=(0.9, 1.1), rotation_deg=5, translate_px=2, erase=0.5)
 _SOFT = PhaseConfig(epochs=2, soft=1.0)
-_SHORT = PhaseConfig(epochs=4, consistency=1.0)
-_LONG = PhaseConfig(epochs=10, consistency=1.0)
+
+
+def _consistency(epochs: int) -> PhaseConfig:
+    return PhaseConfig(epochs=epochs, consistency=1.0)
+
 
 CPU = Profile(
     name="cpu",
     about="The default without a GPU.",
     # The first labels teach the graph alone: a network that learned from them would know less than the graph does.
-    # Then many short rounds: what is asked is worth most when the network that chooses it knows the labels before it.
+    # From sixty on it learns before it chooses: what is asked is worth most when it knows the labels before it.
     rounds=(
         # What is chosen before any label is known is chosen at once, and asked in parts.
         RoundConfig(labels=10, chosen_ahead=40),
         *(RoundConfig(labels=labels) for labels in (20, 40)),
-        RoundConfig(labels=100, phases=(_SOFT,)),
-        *(RoundConfig(labels=labels, phases=(_SHORT,)) for labels in (150, 200, 250, 300, 350)),
-        RoundConfig(labels=400, phases=(_LONG, _LONG)),
+        RoundConfig(labels=60, phases=(_SOFT,)),
+        *(RoundConfig(labels=labels, phases=(_consistency(2),)) for labels in (80, 100)),
+        *(RoundConfig(labels=labels, phases=(_consistency(4),)) for labels in (150, 200, 250)),
+        RoundConfig(labels=300, phases=(_consistency(5), _consistency(5))),
     ),
     encoder=EncoderConfig(),
     pretrain=PretrainConfig(epochs=8, temperature=0.3, beta=1.0, tau_plus=0.1, view=_TONE_VIEW),
     finetune=FinetuneConfig(weak=_MILD, strong=_STRONG),
 )
 
-_CURVE_POINTS = (10, 20, 40, 100, 200, 400)
+_CURVE_POINTS = (10, 20, 40, 100, 200, 300, 400)
 
 CURVE = CPU.model_copy(
     update={
         "name": "curve",
-        "about": "The default, gone on with to 1,000 labels, its predictions frozen at seven points on the way.",
-        "rounds": (
-            *(one.model_copy(update={"evaluated": one.labels in _CURVE_POINTS}) for one in CPU.rounds),
-            *(RoundConfig(labels=labels, phases=(_SHORT,)) for labels in (550, 700, 850)),
-            RoundConfig(labels=1000, phases=(_LONG, _LONG)),
+        "about": "The default, gone on with to 1,000 labels, its predictions frozen at eight points on the way.",
+        "rounds": tuple(
+            one.model_copy(update={"evaluated": one.labels in _CURVE_POINTS})
+            for one in (
+                *CPU.rounds,
+                RoundConfig(labels=350, phases=(_consistency(4),)),
+                RoundConfig(labels=400, phases=(_consistency(6),)),
+                *(RoundConfig(labels=labels, phases=(_consistency(5),)) for labels in (600, 800)),
+                RoundConfig(labels=1000, phases=(_consistency(8),)),
+            )
         ),
     }
 )
@@ -59,10 +68,13 @@ CURVE = CPU.model_copy(
 GRAPH = CPU.model_copy(
     update={
         "name": "graph",
-        "about": "The default without its network: labels spread over the graph of descriptor and HCL features, in a "
-        "minute or two once HCL is done; to compare query strategies.",
-        "rounds": tuple(
-            one.model_copy(update={"phases": (), "evaluated": one.labels in (100, 400)}) for one in CPU.rounds
+        "about": "The default's graph without its network, to 400 labels: labels spread over the graph of descriptor "
+        "and HCL features, in a minute or two once HCL is done; to compare query strategies.",
+        "rounds": (
+            RoundConfig(labels=40),
+            RoundConfig(labels=100, evaluated=True),
+            *(RoundConfig(labels=labels) for labels in (150, 200, 250, 300, 350)),
+            RoundConfig(labels=400, evaluated=True),
         ),
     }
 )
@@ -73,7 +85,7 @@ GPU = CPU.model_copy(
         "about": "A wider encoder and four times the training; the default where CUDA is found.",
         "encoder": EncoderConfig(widths=(64, 128, 256), blocks=2, projection=128),
         "pretrain": CPU.pretrain.model_copy(update={"epochs": 100, "batch": 512}),
-        "rounds": (*CPU.rounds[:-1], RoundConfig(labels=400, phases=(PhaseConfig(epochs=80, consistency=1.0),))),
+        "rounds": (*CPU.rounds[:-1], RoundConfig(labels=300, phases=(_consistency(80),))),
     }
 )
 

@@ -88,7 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         (["--resume", "--seed", "2"], "seed 1, now 2"),
         (["--resume", "--budget", "9"], "budget 18, now 9"),
-        (["--resume", "--strategy", "random"], "strategy coverage-margin, now random"),
+        (["--resume", "--strategy", "random"], "strategy uncertain-clusters, now random"),
         (["--resume", "--profile", "smoke"], "profile tiny, now smoke; budget 18, now 60"),
         ([], "already holds a run; add --resume"),
     ],

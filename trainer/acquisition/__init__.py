@@ -27,7 +27,7 @@ from trainer.errors import ConfigError
 
 Strategy = Callable[[PoolState, int, torch.Generator], Tensor]
 
-DEFAULT_STRATEGY = "coverage-margin"
+DEFAULT_STRATEGY = "uncertain-clusters"
 
 STRATEGIES: dict[str, Strategy] = {
     "badge": badge.select,

@@ -38,6 +38,25 @@ def test_neighbours_are_those_of_a_full_sort(chunk: int) -> None:
     torch.testing.assert_close(similarities, sorted_similarities[:, :5])
 
 
+def test_neighbours_among_candidates_are_nearly_the_true_ones_with_their_true_similarities() -> None:
+    """In more dimensions than are searched, with variances that fall as real features' do, 99% are found."""
+    variances = torch.exp(-torch.arange(200) / 30.0)
+    features = F.normalize(torch.randn(3000, 200, generator=torch.Generator().manual_seed(0)) * variances.sqrt(), dim=1)
+    similarities, indices = nearest_neighbours(features[:500], features, 10)
+    exact = features[:500] @ features.T
+    torch.testing.assert_close(similarities, exact.gather(1, indices))
+    assert (similarities.diff(dim=1) <= 0).all(), "nearest first"
+    true = exact.topk(10, 1).indices
+    assert (indices.unsqueeze(2) == true.unsqueeze(1)).any(2).float().mean() > 0.99
+
+
+def test_candidates_are_never_more_than_there_are_keys() -> None:
+    """Where k is the whole of the keys, all of them are the answer."""
+    keys = unit_rows(6, 200, seed=4)
+    _, indices = nearest_neighbours(keys[:2], keys, 6)
+    assert torch.equal(indices.sort(1).values, torch.arange(6).expand(2, 6))
+
+
 def test_the_graph_has_each_node_s_nearest_others() -> None:
     """The graph's neighbours are the brute-force ones with the node itself left out."""
     features = unit_rows(60)
