@@ -21,6 +21,7 @@ from trainer.pretrain import new_encoder
 from trainer.profiles import CPU
 
 DEVICE = torch.device("cpu")
+_WARMUP_STEPS = 5
 
 
 def learn(pair: tuple[Encoder, Tensor]) -> None:
@@ -41,8 +42,8 @@ def seconds(step: Callable[[], None]) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="benchmarks.training_speed", description=__doc__)
-    parser.add_argument("--steps", type=int, default=60)
-    steps = parser.parse_args().steps
+    parser.add_argument("--steps", type=int, default=60, help="timed steps of each kind; default: 60")
+    steps = max(1, parser.parse_args().steps)
     use_all_cores()
     keep_freed_memory()
     encoder = new_encoder(CPU.encoder, 10, 0, DEVICE)
@@ -60,10 +61,13 @@ def main() -> None:
         encoder.zero_grad(set_to_none=True)
 
     took: dict[str, list[float]] = {"whole": [], "parted": []}
+    for _ in range(_WARMUP_STEPS):
+        whole()
+        parted()
     for _ in range(steps):
         took["whole"].append(seconds(whole))
         took["parted"].append(seconds(parted))
-    medians = {name: 1000 * statistics.median(values[5:]) for name, values in took.items()}
+    medians = {name: 1000 * statistics.median(values) for name, values in took.items()}
     print(f"{available_cores()} cores, {len(images)} images a step, {steps} steps each, medians\n")
     print("| | ms a step |\n|---|---:|")
     print(f"| all cores on the whole batch | {medians['whole']:.0f} |")

@@ -10,7 +10,7 @@ from trainer.config import Frozen, PhaseConfig, Profile, RoundConfig, ViewConfig
 
 # SimCLR's kinds of change as HCL's authors used them on small images: random crops and tone.
 PAPER_VIEW = ViewConfig(scale=(0.45, 1.0), crop=True, aspect=0.3, tone=0.5)
-# Labels from which a network that has no graph to learn from is trained, so that there is something to choose with.
+# Where a network that has no graph to learn from is first trained: before the first labels that are chosen for doubt.
 _FIRST_TRAINED = 40
 
 
@@ -39,7 +39,7 @@ def without_gradients(profile: Profile) -> Profile:
 
 
 def without_propagation(profile: Profile) -> Profile:
-    """Believe the network alone: in choosing, in learning, in predicting. It trains from the first labels on."""
+    """Believe the network alone: in choosing, in learning, in predicting. It trains as soon as there are labels."""
 
     def alone(phase: PhaseConfig) -> PhaseConfig:
         return phase.model_copy(update={"soft": 0.0, "consistency": 1.0, "trust_beliefs": 0.0})

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from trainer.errors import ConfigError
 
+# Renewed when the same settings come to train otherwise, so that weights of an earlier way are not taken for today's.
+_PRETRAINING = "halves side by side"
+
 
 class Frozen(BaseModel):
     """Base of all settings: immutable, and an unknown name is an error."""
@@ -257,5 +260,5 @@ class Profile(Frozen):
     def pretraining_identity(self, seed: int, images_fingerprint: str) -> str:
         """Digest of all that pretrained weights depend on."""
         pool = f"{images_fingerprint}[:{self.pool_limit}]"
-        parts = (self.encoder.model_dump_json(), self.pretrain.model_dump_json(), str(seed), pool)
+        parts = (_PRETRAINING, self.encoder.model_dump_json(), self.pretrain.model_dump_json(), str(seed), pool)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

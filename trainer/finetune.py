@@ -142,13 +142,13 @@ class FineTuner:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 batch = order[step * config.batch : (step + 1) * config.batch]
-                shares = part(batch, len(generators))
-                guessing = [
+                batches = part(batch, len(generators))
+                shares = [
                     _Share(network, share, len(share) / len(batch), generator)
-                    for network, share, generator in zip(self._replicas.networks, shares, generators, strict=False)
+                    for network, share, generator in zip(self._replicas.networks, batches, generators, strict=False)
                 ]
                 learn = functools.partial(self._learn, phase, ids, labels, beliefs, state.class_average)
-                measured, classes = zip(*side_by_side(learn, guessing, device), strict=True)
+                measured, classes = zip(*side_by_side(learn, shares, device), strict=True)
                 self._replicas.gather_gradients()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -253,8 +253,8 @@ def predict(network: Encoder, images: Tensor, *, shifts: bool = False) -> Tensor
     network.eval()
 
     @torch.no_grad()
-    def answer(part: Tensor) -> Tensor:
-        x = part.unsqueeze(1).float() / 255
+    def answer(chunk: Tensor) -> Tensor:
+        x = chunk.unsqueeze(1).float() / 255
         with mixed_precision(images.device):
             placed = _shifts(x) if shifts else [x]
             variants = [network.classify(y).softmax(1) for shifted in placed for y in (shifted, shifted.flip(3))]
@@ -274,8 +274,8 @@ def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]
     network.eval()
 
     @torch.no_grad()
-    def answer(part: Tensor) -> tuple[Tensor, Tensor]:
-        x = part.unsqueeze(1).float() / 255
+    def answer(chunk: Tensor) -> tuple[Tensor, Tensor]:
+        x = chunk.unsqueeze(1).float() / 255
         with mixed_precision(images.device):
             both = [network(y) for y in (x, x.flip(3))]
             guess = torch.stack([network.classifier(one).float().softmax(1) for one in both]).mean(0)
@@ -290,8 +290,8 @@ def embed(network: Encoder, images: Tensor) -> Tensor:
     network.eval()
 
     @torch.no_grad()
-    def answer(part: Tensor) -> Tensor:
-        x = part.unsqueeze(1).float() / 255
+    def answer(chunk: Tensor) -> Tensor:
+        x = chunk.unsqueeze(1).float() / 255
         with mixed_precision(images.device):
             both: Tensor = network(x).float() + network(x.flip(3)).float()
         return both

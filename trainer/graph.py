@@ -43,7 +43,7 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
 
     Candidates are the 2k most similar on the keys' leading principal axes, where there are more dimensions than those;
     among the candidates similarities are exact. On the joint features of 50,000 images that finds 99.7% of the true
-    neighbours in half of the time (docs/decisions/0019-halves-side-by-side.md).
+    neighbours (docs/decisions/0019-halves-side-by-side.md).
 
     Args:
         queries: float32 [Q, D], unit vectors.
@@ -83,7 +83,7 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     N = len(features)
     k = min(k, N - 1)
     similarities, indices = nearest_neighbours(features, features, k + 1)
-    # A node is its own nearest neighbour unless it has exact duplicates: drop it wherever it stands, else the last.
+    # A node is its own nearest neighbour but for exact duplicates: drop it, or the last if it is not there.
     own = indices == torch.arange(N, device=indices.device).unsqueeze(1)
     own[:, -1] |= ~own.any(1)
     indices = indices[~own].view(N, k)

@@ -1,15 +1,14 @@
-"""Halves of the work side by side, one core each: small layers gain little from a second core, halves of a batch do.
+"""Halves of the work side by side, each on half of the cores: small layers gain little from a second core.
 
-On two cores a training step of the default network takes 103 ms when both cores share every operation, and 72 ms when
-each has half of the batch (benchmarks/training_speed.py). A batch is parted into the same parts on every CPU, so that
-one core, two cores and eight compute the same. On a GPU nothing is parted.
+What it is worth: benchmarks/training_speed.py. A batch is parted into the same parts on every CPU, whatever the number
+of its cores, of which only the last bits of a result depend. On a GPU nothing is parted.
 """
 
 import copy
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 import torch
@@ -36,20 +35,29 @@ def parts_on(device: torch.device) -> int:
 @functools.cache
 def _workers() -> ThreadPoolExecutor:
     """Start as many threads as there are parts, or cores if they are fewer; each has its share of the cores."""
-    threads = min(_CPU_PARTS, available_cores())
-    cores = max(1, available_cores() // threads)
-    # OpenMP keeps the number for each thread that sets it: the main thread's stays what it is.
-    return ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(cores))
+    # Asking also fixes the caller's own number, which a worker's would replace while nobody has asked.
+    cores = torch.get_num_threads()
+    threads = min(_CPU_PARTS, cores)
+    return ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(max(1, cores // threads)))
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
-    """Apply a function to each item; on a CPU several at a time. Results and exceptions come in the items' order.
+    """Apply a function to each item; on a CPU several at a time, each on its share of the cores.
 
-    The function runs in other threads, where autograd's and autocast's modes are their defaults again.
+    Args:
+        function: on a CPU it runs in other threads, where autograd's and autocast's modes are their defaults again. It
+            must not call `side_by_side` itself: with one worker it would wait for itself.
+        items: independent of each other.
+        device: that the function computes on.
+
+    Returns:
+        The results in the items' order. If some fail, the first one's exception is raised when all have ended.
     """
     if device.type != "cpu":
         return [function(item) for item in items]
-    return list(_workers().map(function, items))
+    futures = [_workers().submit(function, item) for item in items]
+    wait(futures)
+    return [future.result() for future in futures]
 
 
 class Replicas(Generic[Network]):
