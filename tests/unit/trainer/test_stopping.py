@@ -71,7 +71,7 @@ def test_more_guesses_make_the_error_smaller_and_never_nothing() -> None:
 
 def test_only_the_newest_guesses_count() -> None:
     """Old beliefs knew less: however wrong they were, the estimate is that of the new ones."""
-    new = asked(0.5, 40, 40)
+    new = asked(0.5, 100, 100)
     with_old = estimate_accuracy(pool(0.7), asked(0.5, 0, 200) + new)
     assert with_old == estimate_accuracy(pool(0.7), new)
 
