@@ -77,6 +77,14 @@ def test_what_is_left_out_is_really_gone() -> None:
     assert all(not phase.soft and not phase.trust_beliefs and phase.consistency for phase in alone)
 
 
+def test_without_a_graph_every_choice_after_the_cold_start_has_a_trained_network() -> None:
+    """The graph would tell what to doubt; a network that is trained nowhere before could not."""
+    rounds = profile_named("cpu-without-propagation").rounds
+    cold = max(one.chosen_ahead or 0 for one in rounds)
+    for number, one in enumerate(rounds):
+        assert one.labels <= cold or any(former.phases for former in rounds[:number])
+
+
 def test_an_unknown_part_is_refused_with_the_parts_there_are() -> None:
     """The sentence lists what to choose from."""
     with pytest.raises(ConfigError, match="no part 'luck' to leave out; choose one of hcl, gradients, propagation"):
