@@ -59,9 +59,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def run_name(arm: str, seed: int) -> str:
+    """Name a run's folder, in a record and while it is made."""
+    return f"{slug(arm)}-seed{seed}"
+
+
 def folder_of(record: Path, arm: str, seed: int) -> Path:
     """Name the folder of one run in a record."""
-    return record / "runs" / f"{slug(arm)}-seed{seed}"
+    return record / "runs" / run_name(arm, seed)
 
 
 def add(record: Path, title: str, run: Finished, order: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from scripts import files, processes
 from scripts.counts import format_seconds
 from scripts.errors import RunError
+from trainer.parallel import available_cores
 
 OUTPUT_FILE, CORES_FILE = "output.log", "cores.json"
 POLL_S = 0.1
@@ -109,7 +110,7 @@ def cores_of(folder: Path) -> tuple[int, ...]:
 
 
 def _start(job: Job, share: frozenset[int] | None) -> _UnderWay:
-    number = len(share) if share is not None else _cores_here()
+    number = len(share) if share is not None else available_cores()
     _note_cores(job, number)
     words, log = f"{number} core{'s' if number > 1 else ''}", None
     if share is not None:
@@ -128,10 +129,6 @@ def _note_cores(job: Job, number: int) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     cores = sorted({*cores_of(job.folder), number})
     files.write_atomically(job.folder / CORES_FILE, json.dumps({"cores": cores}).encode())
-
-
-def _cores_here() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _must_have_ended_well(ended: _UnderWay) -> None:

@@ -187,7 +187,7 @@ class _Work:
 
     def _run(self, planned: Planned, weights: Path | None) -> Job:
         arm, place = planned.arm, self._place
-        out = place.runs / f"{records.slug(arm.name)}-seed{planned.seed}"
+        out = place.runs / records.run_name(arm.name, planned.seed)
         command = [*self._programs.run, "--profile", arm.profile, "--seed", str(planned.seed), "--out", str(out)]
         command += ["--port", str(self._port())]
         command += ["--data", str(place.data)] if place.data is not None else []

@@ -15,7 +15,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from trainer.config import FinetuneConfig, PhaseConfig
 from trainer.device import generator_for, mixed_precision
 from trainer.encoder import Encoder
 from trainer.losses import pseudo_label_loss, soft_cross_entropy
-from trainer.parallel import Replicas, part, parts_on, side_by_side
+from trainer.parallel import Replicas, Share, parts_on, side_by_side
 from trainer.pretrain import cosine_rate
 from trainer.progress import MetricWriter, progress
 
@@ -37,6 +37,8 @@ _CLASS_AVERAGE_STEP = 0.01
 _EVALUATION_CHUNK = 1000
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 
 class Teacher:
@@ -132,6 +134,7 @@ class FineTuner:
             optimizer.load_state_dict(state.optimizer)
         whole = max(1, len(self._images) // config.batch)
         steps = whole if config.steps is None else min(config.steps, whole)
+        learn = functools.partial(self._learn, phase, ids, labels, beliefs, state.class_average)
         for epoch in range(state.epoch, phase.epochs):
             generators = [generator_for(device, self._seed, name, epoch, index) for index in range(parts_on(device))]
             order = torch.randperm(len(self._images), generator=generators[0], device=device)
@@ -142,12 +145,7 @@ class FineTuner:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 batch = order[step * config.batch : (step + 1) * config.batch]
-                batches = part(batch, len(generators))
-                shares = [
-                    _Share(network, share, len(share) / len(batch), generator)
-                    for network, share, generator in zip(self._replicas.networks, batches, generators, strict=False)
-                ]
-                learn = functools.partial(self._learn, phase, ids, labels, beliefs, state.class_average)
+                shares = self._replicas.deal(batch, generators)
                 measured, classes = zip(*side_by_side(learn, shares, device), strict=True)
                 self._replicas.gather_gradients()
                 optimizer.step()
@@ -182,7 +180,7 @@ class FineTuner:
         labels: Tensor,
         beliefs: Tensor,
         class_average: Tensor,
-        share: "_Share",
+        share: Share[Encoder],
     ) -> tuple[Tensor, Tensor]:
         """Add a share of a step's gradient to its network.
 
@@ -229,16 +227,6 @@ class FineTuner:
         return aligned / aligned.sum(1, keepdim=True), joint.mean(0)
 
 
-@dataclass(frozen=True)
-class _Share:
-    """A part of a step: the network that learns it, its images int64 [B], its weight in the step, its randomness."""
-
-    network: Encoder
-    batch: Tensor
-    weight: float
-    generator: torch.Generator
-
-
 def predict(network: Encoder, images: Tensor, *, shifts: bool = False) -> Tensor:
     """Predict with test-time averaging over mirror images.
 
@@ -250,17 +238,13 @@ def predict(network: Encoder, images: Tensor, *, shifts: bool = False) -> Tensor
     Returns:
         Class probabilities, float32 [N, C].
     """
-    network.eval()
 
-    @torch.no_grad()
-    def answer(chunk: Tensor) -> Tensor:
-        x = chunk.unsqueeze(1).float() / 255
-        with mixed_precision(images.device):
-            placed = _shifts(x) if shifts else [x]
-            variants = [network.classify(y).softmax(1) for shifted in placed for y in (shifted, shifted.flip(3))]
+    def answer(x: Tensor) -> Tensor:
+        placed = _shifts(x) if shifts else [x]
+        variants = [network.classify(y).softmax(1) for shifted in placed for y in (shifted, shifted.flip(3))]
         return torch.stack(variants).mean(0)
 
-    return torch.cat(side_by_side(answer, images.split(_EVALUATION_CHUNK), images.device))
+    return torch.cat(_evaluate(network, images, answer))
 
 
 def _shifts(x: Tensor) -> list[Tensor]:
@@ -271,29 +255,33 @@ def _shifts(x: Tensor) -> list[Tensor]:
 
 def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
     """Answer what `embed` and `predict` (without shifts) would, at the cost of one of them."""
-    network.eval()
 
-    @torch.no_grad()
-    def answer(chunk: Tensor) -> tuple[Tensor, Tensor]:
-        x = chunk.unsqueeze(1).float() / 255
-        with mixed_precision(images.device):
-            both = [network(y) for y in (x, x.flip(3))]
-            guess = torch.stack([network.classifier(one).float().softmax(1) for one in both]).mean(0)
+    def answer(x: Tensor) -> tuple[Tensor, Tensor]:
+        both = [network(y) for y in (x, x.flip(3))]
+        guess = torch.stack([network.classifier(one).float().softmax(1) for one in both]).mean(0)
         return both[0].float() + both[1].float(), guess
 
-    features, answers = zip(*side_by_side(answer, images.split(_EVALUATION_CHUNK), images.device), strict=True)
+    features, answers = zip(*_evaluate(network, images, answer), strict=True)
     return F.normalize(torch.cat(features), dim=1), torch.cat(answers)
 
 
 def embed(network: Encoder, images: Tensor) -> Tensor:
     """Embed images, each averaged with its mirror image: uint8 [N, H, W] -> unit vectors, float32 [N, D]."""
+
+    def answer(x: Tensor) -> Tensor:
+        both: Tensor = network(x).float() + network(x.flip(3)).float()
+        return both
+
+    return F.normalize(torch.cat(_evaluate(network, images, answer)), dim=1)
+
+
+def _evaluate(network: Encoder, images: Tensor, answer: Callable[[Tensor], Answer]) -> list[Answer]:
+    """Ask a network in evaluation about uint8 images [N, H, W], chunk by chunk, as [B, 1, H, W] in [0, 1]."""
     network.eval()
 
     @torch.no_grad()
-    def answer(chunk: Tensor) -> Tensor:
-        x = chunk.unsqueeze(1).float() / 255
+    def ask(chunk: Tensor) -> Answer:
         with mixed_precision(images.device):
-            both: Tensor = network(x).float() + network(x.flip(3)).float()
-        return both
+            return answer(chunk.unsqueeze(1).float() / 255)
 
-    return F.normalize(torch.cat(side_by_side(answer, images.split(_EVALUATION_CHUNK), images.device)), dim=1)
+    return side_by_side(ask, images.split(_EVALUATION_CHUNK), images.device)

@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -60,6 +61,16 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], devi
     return [future.result() for future in futures]
 
 
+@dataclass(frozen=True)
+class Share(Generic[Network]):
+    """A part of a step: the network that learns it, its rows of the batch, its weight in the step, its randomness."""
+
+    network: Network
+    batch: Tensor
+    weight: float
+    generator: torch.Generator
+
+
 class Replicas(Generic[Network]):
     """A network and its twins: the same parameters in memory, gradients and normalisation statistics of their own.
 
@@ -90,6 +101,14 @@ class Replicas(Generic[Network]):
         for network in self.networks:
             network.train()
             network.zero_grad(set_to_none=True)
+
+    def deal(self, batch: Tensor, generators: Sequence[torch.Generator]) -> list[Share[Network]]:
+        """Part a batch among the networks, each with its generator; a small batch leaves some without a share."""
+        parts = part(batch, len(self.networks))
+        return [
+            Share(network, rows, len(rows) / len(batch), generator)
+            for network, rows, generator in zip(self.networks, parts, generators, strict=False)
+        ]
 
     def gather_gradients(self) -> None:
         """Add the twins' gradients to the first network's, and forget the twins'."""

@@ -17,7 +17,7 @@ from trainer.device import derived_seed, generator_for, mixed_precision
 from trainer.encoder import Encoder
 from trainer.errors import ResumeError
 from trainer.losses import hard_negative_loss
-from trainer.parallel import Replicas, part, parts_on, side_by_side
+from trainer.parallel import Replicas, Share, parts_on, side_by_side
 from trainer.progress import MetricWriter, progress
 
 ENCODER_FILE = "encoder.pt"
@@ -96,8 +96,7 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = images[order[step * config.batch : (step + 1) * config.batch]]
-            shares = list(zip(replicas.networks, part(batch, len(generators)), generators, strict=False))
-            loss = _contrast(config, shares, device)
+            loss = _contrast(config, replicas.deal(batch, generators), device)
             replicas.gather_gradients()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -119,20 +118,17 @@ def pretrain(
     return finished
 
 
-def _contrast(
-    config: PretrainConfig, shares: list[tuple[Encoder, Tensor, torch.Generator]], device: torch.device
-) -> Tensor:
+def _contrast(config: PretrainConfig, shares: list[Share[Encoder]], device: torch.device) -> Tensor:
     """Add one step's gradients to the networks; return the loss.
 
     Each network embeds two views of its share of the images; the loss is that of all embeddings together, so every
     image is a negative of every other.
     """
 
-    def embed(share: tuple[Encoder, Tensor, torch.Generator]) -> Tensor:
-        network, images, generator = share
-        views = torch.cat([random_view(images, config.view, generator) for _ in range(2)])
+    def embed(share: Share[Encoder]) -> Tensor:
+        views = torch.cat([random_view(share.batch, config.view, share.generator) for _ in range(2)])
         with mixed_precision(device):
-            return network.project(views)
+            return share.network.project(views)
 
     embeddings = side_by_side(embed, shares, device)
     gathered = [one.detach().requires_grad_() for one in embeddings]

@@ -85,7 +85,7 @@ GPU = CPU.model_copy(
         "about": "A wider encoder and four times the training; the default where CUDA is found.",
         "encoder": EncoderConfig(widths=(64, 128, 256), blocks=2, projection=128),
         "pretrain": CPU.pretrain.model_copy(update={"epochs": 100, "batch": 512}),
-        "rounds": (*CPU.rounds[:-1], RoundConfig(labels=300, phases=(_consistency(80),))),
+        "rounds": (*CPU.rounds[:-1], RoundConfig(labels=CPU.budget, phases=(_consistency(80),))),
     }
 )
 
