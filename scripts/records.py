@@ -54,6 +54,21 @@ class Finished:
     cores: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Held:
+    """A run that a record has.
+
+    Attributes:
+        arm: what the record says of its arm: name, profile, strategy.
+        entry: what it says of the run.
+        folder: the run's files.
+    """
+
+    arm: Mapping[str, Any]
+    entry: Mapping[str, Any]
+    folder: Path
+
+
 def slug(name: str) -> str:
     """Make a folder's name of an arm's."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -84,15 +99,50 @@ def add(record: Path, title: str, run: Finished, order: Sequence[str]) -> None:
         shutil.copyfile(run.out / source, folder / target)
     for source, target in KEPT_OF_TRAINER.items():
         shutil.copyfile(run.out / "trainer" / source, folder / target)
-    described = files.read_json(record / RECORD_FILE) or {"title": title, "arms": []}
     entry: dict[str, Any] = {"folder": folder.name, "seed": run.seed, "pretraining_s": round(run.pretraining_s, 1)}
     if run.cores:
         entry["cores"] = list(run.cores)
-    arms = {arm["name"]: arm for arm in described["arms"]}
-    arm = arms.setdefault(run.arm, {"name": run.arm, "profile": run.profile, "strategy": run.strategy, "runs": []})
-    arm["runs"] = sorted([*(one for one in arm["runs"] if one["seed"] != run.seed), entry], key=lambda one: one["seed"])
+    _enter(record, title, {"name": run.arm, "profile": run.profile, "strategy": run.strategy}, entry, order)
+
+
+def take_over(record: Path, title: str, arm: str, held: Held, order: Sequence[str]) -> None:
+    """Put a run that another record has into a record, under the name of an arm of its own.
+
+    Args:
+        record: its folder, which this makes if need be.
+        title: what was measured.
+        arm: its name in the record.
+        held: the run in the other record.
+        order: the names of all arms; the first is what others are compared with.
+    """
+    folder = folder_of(record, arm, held.entry["seed"])
+    shutil.copytree(held.folder, folder, dirs_exist_ok=True)
+    _enter(record, title, {**held.arm, "name": arm}, {**held.entry, "folder": folder.name}, order)
+
+
+def held_runs(record: Path) -> list[Held]:
+    """List the runs that a record counts, believing what it says of them; none where there is no record."""
+    described = files.read_json(record / RECORD_FILE)
+    return [
+        Held(
+            {key: value for key, value in arm.items() if key != "runs"},
+            entry,
+            folder_of(record, arm["name"], entry["seed"]),
+        )
+        for arm in (described or {"arms": []})["arms"]
+        for entry in arm["runs"]
+    ]
+
+
+def _enter(record: Path, title: str, arm: Mapping[str, Any], entry: Mapping[str, Any], order: Sequence[str]) -> None:
+    """Count a run whose files are there. Written last: until then the run is not part of the record."""
+    described = files.read_json(record / RECORD_FILE) or {"title": title, "arms": []}
+    arms = {one["name"]: one for one in described["arms"]}
+    own = arms.setdefault(arm["name"], {**arm, "runs": []})
+    own["runs"] = sorted(
+        [*(one for one in own["runs"] if one["seed"] != entry["seed"]), entry], key=lambda one: one["seed"]
+    )
     described["arms"] = sorted(arms.values(), key=lambda one: order.index(one["name"]))
-    # Written last: until then the run is not part of the record.
     files.write_atomically(record / RECORD_FILE, (json.dumps(described, indent=2) + "\n").encode())
     renew(record)
 

@@ -81,7 +81,12 @@ def studies(seeds: Sequence[int]) -> dict[str, Study]:
         ),
         "ablations": Study(
             "What each part is worth",
-            (Arm("whole", "cpu", three), *(Arm(f"without {part}", f"cpu-without-{part}", three) for part in ABLATIONS)),
+            (
+                # These two are the learning curve's, looked at where the default ends.
+                Arm("whole", "curve", three),
+                Arm("random choice", "curve", three, "random"),
+                *(Arm(f"without {part}", f"cpu-without-{part}", three) for part in ABLATIONS if part != "choice"),
+            ),
         ),
         "strategies": Study(
             "Query strategies on the graph alone",
@@ -118,7 +123,9 @@ class Planned:
 
 
 def carry_out(study: Study, place: Place, programs: make_run.Programs, jobs: int = 1) -> None:
-    """Make all runs that the record does not have yet, seed by seed, so that an unfinished study is balanced.
+    """Make all runs that the record does not have yet: the first arm's, then the others' seed by seed.
+
+    So an unfinished study says first what the default reaches, and its comparisons are balanced.
 
     Args:
         study: which runs.
@@ -131,8 +138,11 @@ def carry_out(study: Study, place: Place, programs: make_run.Programs, jobs: int
     """
     _have_data(place, programs)
     held = _finished_runs(study, place, programs)
+    held |= _taken_over(study, place, programs, held)
     seeds = dict.fromkeys(seed for arm in study.arms for seed in arm.seeds)
-    plan = [(arm, seed) for seed in seeds for arm in study.arms if seed in arm.seeds]
+    whole, *others = study.arms
+    plan = [(whole, seed) for seed in whole.seeds]
+    plan += [(arm, seed) for seed in seeds for arm in others if seed in arm.seeds]
     if held:
         there = sum((arm.name, seed) in held for arm, seed in plan)
         print(f"[study] {place.record} has {there} of {len(plan)} runs, with evidence that holds", flush=True)
@@ -244,22 +254,57 @@ def _finished_runs(study: Study, place: Place, programs: make_run.Programs) -> s
     return held
 
 
+def _taken_over(
+    study: Study, place: Place, programs: make_run.Programs, held: Collection[tuple[str, int]]
+) -> set[tuple[str, int]]:
+    """Take over what records beside this one have of the missing runs, and return their arms' names and seeds.
+
+    A run is the same whatever is compared with it: the learning curve's serve the ablations.
+
+    Raises:
+        RunError: a record that has such a run does not verify.
+    """
+    missing = {(arm, seed) for arm in study.arms for seed in arm.seeds if (arm.name, seed) not in held}
+    taken: set[tuple[str, int]] = set()
+    for other in sorted(path.parent for path in place.record.parent.glob(f"*/{records.RECORD_FILE}")):
+        found = [
+            (arm, run)
+            for run in (records.held_runs(other) if other != place.record else ())
+            for arm, seed in sorted(missing, key=lambda one: (one[0].name, one[1]))
+            if run.entry["seed"] == seed and not _differences(run.folder, arm, place)
+        ]
+        if found:
+            records.verify_runs(other, programs.service)
+        for arm, run in found:
+            records.take_over(place.record, study.title, arm.name, run, [one.name for one in study.arms])
+            print(f"[study] {arm.name}, seed {run.entry['seed']}: taken over from {other}", flush=True)
+            missing.discard((arm, run.entry["seed"]))
+            taken.add((arm.name, run.entry["seed"]))
+    return taken
+
+
 def _refuse_another_configuration(folder: Path, arm: Arm, place: Place) -> None:
     """Refuse a finished run that today's profile and data would not make again.
 
     Raises:
         RunError: its `config.json` differs; the message says in what.
     """
-    config = files.read_json(folder / "config.json")
-    different = _different_parts(config.get("profile"), arm.whole_profile)
-    different += ["data"] if config.get("images") != _images_fingerprint(place) else []
-    different += ["target"] if config.get("target") is not None else []
+    different = _differences(folder, arm, place)
     if different:
         raise RunError(
             f"{folder} was made with another configuration than today's (different: {', '.join(different)}): name "
             "another RECORD= and RUNS=, or go on with the version and data that began it.",
             2,
         )
+
+
+def _differences(folder: Path, arm: Arm, place: Place) -> list[str]:
+    """Name what a run's `config.json` has otherwise than the arm's run would have today."""
+    config = files.read_json(folder / "config.json")
+    different = _different_parts(config.get("profile"), arm.whole_profile)
+    different += ["data"] if config.get("images") != _images_fingerprint(place) else []
+    different += ["target"] if config.get("target") is not None else []
+    return different
 
 
 def _different_parts(then: Mapping[str, Any] | None, now: Profile) -> list[str]:

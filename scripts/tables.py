@@ -72,8 +72,9 @@ class Numbers:
 
     @property
     def labels(self) -> list[int]:
-        """Every number of labels at which a run was evaluated, ascending."""
-        return sorted({point.labels for arm in self.arms for run in arm.runs for point in run.points})
+        """The numbers of labels at which every arm was evaluated, ascending; if there is none, those of any arm."""
+        each = [{point.labels for run in arm.runs for point in run.points} for arm in self.arms]
+        return sorted(set.intersection(*each) or set.union(*each)) if each else []
 
 
 def is_curve(numbers: Numbers) -> bool:

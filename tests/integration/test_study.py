@@ -19,7 +19,7 @@ import pytest
 from scripts import records, study
 from scripts.errors import RunError
 from scripts.run import Programs
-from scripts.study import Arm, Place
+from scripts.study import Arm, Place, Study
 from tests.datasets import make_idx_dataset
 from tests.integration.tiny_run import PROGRAMS, TINY_STUDY
 from tests.integration.tiny_trainer import TINY_CURVE
@@ -173,6 +173,36 @@ def test_other_seeds_are_added_to_what_the_record_has(clone: Path) -> None:
     fewer = replace(TINY_STUDY, arms=(Arm("default", "tiny-curve", (2,)), TINY_STUDY.arms[1]))
     study.carry_out(fewer, place(clone), NOTHING)
     assert contents(clone) == before
+
+
+def test_a_run_that_another_record_has_is_taken_over(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same run under the name of another study's arm: nothing is made again, and the evidence comes with it."""
+    other = replace(place(clone), record=clone / "records" / "2020-01-02_parts")
+    parts = Study("Parts", (Arm("whole", "tiny-curve", (1, 2)), Arm("random choice", "tiny-curve", (1,), "random")))
+    before = contents(place(clone).record)
+    study.carry_out(parts, other, NOTHING)
+    assert f"whole, seed 2: taken over from {place(clone).record}" in capsys.readouterr().out
+    assert contents(place(clone).record) == before
+    numbers, source = records.read_numbers(other.record), records.read_numbers(place(clone).record)
+    assert [arm.name for arm in numbers.arms] == ["whole", "random choice"]
+    assert [arm.runs for arm in numbers.arms] == [arm.runs for arm in source.arms]
+    assert verify(clone / "records") == 0
+
+
+def test_a_run_made_otherwise_is_not_taken_over(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another profile is another run: it has to be made."""
+    _other_profile(clone, monkeypatch)
+    with pytest.raises(RunError):
+        study.carry_out(TINY_STUDY, replace(place(clone), record=clone / "records" / "2020-01-02_tiny"), NOTHING)
+    assert [path.name for path in (clone / "records").iterdir()] == ["2020-01-01_tiny"]
+
+
+def test_a_damaged_run_is_not_taken_over(clone: Path) -> None:
+    """Evidence that does not hold is not copied under another name."""
+    _forged(clone, pytest.MonkeyPatch())
+    with pytest.raises(RunError, match="does not hold"):
+        study.carry_out(TINY_STUDY, replace(place(clone), record=clone / "records" / "2020-01-02_tiny"), NOTHING)
+    assert [path.name for path in (clone / "records").iterdir()] == ["2020-01-01_tiny"]
 
 
 def _other_profile(clone: Path, patch: pytest.MonkeyPatch) -> None:

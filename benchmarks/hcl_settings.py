@@ -1,0 +1,166 @@
+"""What HCL's settings are worth: `python -m benchmarks.hcl_settings --data DIR --out DIR`, DIR a re-drawn split.
+
+Pretrains the default profile's encoder under settings that differ from the profile in one thing each, and measures the
+features with the split's labels: alone and beside the descriptor. Labels are read for measuring, after pretraining; the
+official data are refused. What is finished is kept in --out, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from label_service import idx
+from label_service.dataset import CARD, TEST_LABELS, TRAIN_LABELS, read_card, stored_path
+from trainer.ablations import PAPER_VIEW
+from trainer.acquisition.clustering import most_typical, spherical_kmeans
+from trainer.config import EncoderConfig, GraphConfig, PretrainConfig, ViewConfig
+from trainer.data import ImageSet, load_images
+from trainer.device import generator_for, keep_freed_memory, use_all_cores
+from trainer.graph import build_graph, nearest_neighbours, propagate_labels
+from trainer.knowledge import FeatureSpace
+from trainer.pretrain import new_encoder, pretrain
+from trainer.profiles import CPU
+from trainer.progress import MetricWriter
+
+CLUSTERS = 200
+NEIGHBOURS = 15
+DEVICE = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to pretrain: the profile's, with one thing changed."""
+
+    pretrain: PretrainConfig
+    encoder: EncoderConfig = CPU.encoder
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How good features are, all in percent.
+
+    Attributes:
+        alone: held-out images whose 15 nearest neighbours in the pool vote rightly, by pretrained features alone.
+        joint: the same beside the descriptor.
+        clusters: pool images right if each of 200 k-means clusters (joint) were given its most frequent class.
+        spread: pool images right when the clusters' medoids are asked and their labels spread over the graph (joint).
+        seconds: of pretraining.
+    """
+
+    alone: float
+    joint: float
+    clusters: float
+    spread: float
+    seconds: float
+
+
+def settings(epochs: int) -> dict[str, Setting]:
+    """Return the settings by name; all but those about length are pretrained for `epochs`."""
+    base = CPU.pretrain.model_copy(update={"epochs": epochs})
+
+    def other(**values: object) -> Setting:
+        return Setting(base.model_copy(update=values))
+
+    def viewed(**values: object) -> Setting:
+        return other(view=base.view.model_copy(update=values))
+
+    return {
+        "none (random weights)": other(epochs=0),
+        "as in the profile": Setting(base),
+        **{f"{count} epochs": other(epochs=count) for count in (epochs // 2, 2 * epochs, 4 * epochs)},
+        **{f"temperature {t}": other(temperature=t) for t in (0.1, 0.2, 0.5)},
+        **{f"beta {beta}": other(beta=beta) for beta in (0.0, 0.5, 2.0)},
+        **{f"tau_plus {prior}": other(tau_plus=prior) for prior in (0.0, 0.05)},
+        "views of the paper": other(view=PAPER_VIEW),
+        "views: no tone": viewed(tone=0.0),
+        "views: no erasing": viewed(erase=0.0),
+        "views: no texture": viewed(texture=0.0),
+        "views: wider zoom": viewed(scale=(0.6, 1.2)),
+        "views: no geometry": other(view=ViewConfig(tone=0.6, texture=0.15, erase=0.7)),
+        "pixels as front end": Setting(base, CPU.encoder.model_copy(update={"front_end": "pixels"})),
+        "batch 512": other(batch=512),
+    }
+
+
+def measure(
+    setting: Setting, images: ImageSet, pool_labels: Tensor, test_labels: Tensor, seed: int, out: Path
+) -> Measured:
+    """Pretrain and measure."""
+    encoder = new_encoder(setting.encoder, 10, seed, DEVICE)
+    began_s = time.perf_counter()
+    with MetricWriter(out) as metrics:
+        pretrain(images.pool, encoder, setting.pretrain, seed=seed, identity=out.name, out=out, metrics=metrics)
+    seconds = time.perf_counter() - began_s
+    alone = FeatureSpace(images.pool, encoder, GraphConfig(descriptor_weight=0.0, pretrained_weight=1.0))
+    joint = FeatureSpace(images.pool, encoder, CPU.graph)
+    pool = joint.pool(None)
+    generator = generator_for(DEVICE, seed, "clusters")
+    assigned, _ = spherical_kmeans(pool, CLUSTERS, generator)
+    counts = torch.zeros(CLUSTERS, 10).index_put_((assigned, pool_labels), torch.ones(()), accumulate=True)
+    medoids = torch.tensor([most_typical(pool, assigned, one) for one in assigned.unique().tolist()])
+    beliefs = propagate_labels(build_graph(pool), medoids, pool_labels[medoids], 10)
+    return Measured(
+        alone=_votes_right(alone, images, pool_labels, test_labels),
+        joint=_votes_right(joint, images, pool_labels, test_labels),
+        clusters=100 * float(counts.max(1).values.sum()) / len(pool),
+        spread=100 * float((beliefs.argmax(1) == pool_labels).float().mean()),
+        seconds=seconds,
+    )
+
+
+def _votes_right(space: FeatureSpace, images: ImageSet, pool_labels: Tensor, test_labels: Tensor) -> float:
+    similarities, indices = nearest_neighbours(space.describe(images.test, None), space.pool(None), NEIGHBOURS)
+    weights = torch.softmax(similarities / CPU.graph.vote_temperature, 1).unsqueeze(2)
+    votes = (F.one_hot(pool_labels, 10)[indices] * weights).sum(1).argmax(1)
+    return 100 * float((votes == test_labels).float().mean())
+
+
+def main(say: Callable[[str], None] = print) -> int:
+    """Measure what is not measured yet, and print the table."""
+    parser = argparse.ArgumentParser(prog="benchmarks.hcl_settings", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder made by `prepare --redraw`")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and results")
+    parser.add_argument("--epochs", type=int, default=4, help="of every setting that is not about length; default: 4")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--only", nargs="+", help="names of settings; default: all")
+    given = parser.parse_args()
+    card = read_card(given.data / CARD)
+    if card is None or card.redraw_seed is None:
+        print(f"{given.data} is no re-drawn split; make one with `prepare --redraw SEED`.", file=sys.stderr)
+        return 2
+    use_all_cores()
+    keep_freed_memory()
+    images = load_images(given.data / "images")
+    pool_labels, test_labels = (
+        torch.from_numpy(idx.parse_labels(idx.read_content(given.data / stored_path(name)), name).copy()).long()
+        for name in (TRAIN_LABELS, TEST_LABELS)
+    )
+    say("| setting | seed | alone | joint | clusters | spread | s |\n|---|---:|---:|---:|---:|---:|---:|")
+    for name, setting in settings(given.epochs).items():
+        if given.only and name not in given.only:
+            continue
+        for seed in given.seeds:
+            out = given.out / f"{name.replace(' ', '-')}-seed{seed}"
+            result = out / "measured.json"
+            if not result.exists():
+                out.mkdir(parents=True, exist_ok=True)
+                measured = measure(setting, images, pool_labels, test_labels, seed, out)
+                result.write_text(json.dumps(asdict(measured)), encoding="utf-8")
+            row = json.loads(result.read_text(encoding="utf-8"))
+            numbers = " | ".join(f"{row[key]:.2f}" for key in ("alone", "joint", "clusters", "spread"))
+            say(f"| {name} | {seed} | {numbers} | {row['seconds']:.0f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
