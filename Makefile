@@ -31,10 +31,10 @@ run: $(STAMP) ## From nothing to a classifier above 90% and a checked count of l
 	  $(if $(STRATEGY),--strategy '$(STRATEGY)') $(if $(PRETRAINED),--pretrained '$(PRETRAINED)') \
 	  $(if $(TARGET),--target '$(TARGET)')
 
-study: $(STAMP) ## Many runs and their record: STUDY=learning-curve, ablations or strategies; SEEDS= DATA= RECORD= JOBS=
+study: $(STAMP) ## Many runs and their record: STUDY=learning-curve, ablations or strategies; SEEDS= DATA= RECORD= TAKE_FROM= JOBS=
 	@$(BIN)/python -m scripts.study '$(or $(STUDY),learning-curve)' $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(DATA),--data '$(DATA)') $(if $(RUNS),--runs '$(RUNS)') $(if $(RECORD),--record '$(RECORD)') \
-	  $(if $(JOBS),--jobs '$(JOBS)')
+	  $(if $(TAKE_FROM),--take-from '$(TAKE_FROM)') $(if $(JOBS),--jobs '$(JOBS)')
 
 verify-records: $(STAMP) ## Check the evidence and the tables of everything in records/
 	@$(BIN)/python -m scripts.records

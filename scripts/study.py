@@ -82,7 +82,7 @@ def studies(seeds: Sequence[int]) -> dict[str, Study]:
         "ablations": Study(
             "What each part is worth",
             (
-                # These two are the learning curve's, looked at where the default ends.
+                # Of these two the learning curve has the runs (--take-from); they are compared where the default ends.
                 Arm("whole", "curve", three),
                 Arm("random choice", "curve", three, "random"),
                 *(Arm(f"without {part}", f"cpu-without-{part}", three) for part in ABLATIONS if part != "choice"),
@@ -106,11 +106,13 @@ class Place:
         data: prepared folder of data, None for Fashion-MNIST in its default folder.
         runs: results of its runs; the weights that they share lie beside it.
         record: the folder to write, and what says which runs are finished.
+        source: another record, whose runs are taken over where they are the same to the last setting; None for none.
     """
 
     data: Path | None
     runs: Path
     record: Path
+    source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -257,29 +259,23 @@ def _finished_runs(study: Study, place: Place, programs: make_run.Programs) -> s
 def _taken_over(
     study: Study, place: Place, programs: make_run.Programs, held: Collection[tuple[str, int]]
 ) -> set[tuple[str, int]]:
-    """Take over what records beside this one have of the missing runs, and return their arms' names and seeds.
-
-    A run is the same whatever is compared with it: the learning curve's serve the ablations.
+    """Take over what the place's source has of the missing runs, and return their arms' names and seeds.
 
     Raises:
-        RunError: a record that has such a run does not verify.
+        RunError: the source is no record, or does not verify.
     """
-    missing = {(arm, seed) for arm in study.arms for seed in arm.seeds if (arm.name, seed) not in held}
     taken: set[tuple[str, int]] = set()
-    for other in sorted(path.parent for path in place.record.parent.glob(f"*/{records.RECORD_FILE}")):
-        found = [
-            (arm, run)
-            for run in (records.held_runs(other) if other != place.record else ())
-            for arm, seed in sorted(missing, key=lambda one: (one[0].name, one[1]))
-            if run.entry["seed"] == seed and not _differences(run.folder, arm, place)
-        ]
-        if found:
-            records.verify_runs(other, programs.service)
-        for arm, run in found:
+    if place.source is None:
+        return taken
+    records.verify_runs(place.source, programs.service)
+    for run in records.held_runs(place.source):
+        for arm in study.arms:
+            seed = run.entry["seed"]
+            if seed not in arm.seeds or (arm.name, seed) in held or _differences(run.folder, arm, place):
+                continue
             records.take_over(place.record, study.title, arm.name, run, [one.name for one in study.arms])
-            print(f"[study] {arm.name}, seed {run.entry['seed']}: taken over from {other}", flush=True)
-            missing.discard((arm, run.entry["seed"]))
-            taken.add((arm.name, run.entry["seed"]))
+            print(f"[study] {arm.name}, seed {seed}: taken over from {place.source}", flush=True)
+            taken.add((arm.name, seed))
     return taken
 
 
@@ -344,12 +340,15 @@ def main(arguments: Sequence[str] | None = None, programs: make_run.Programs | N
     parser.add_argument(
         "--record", type=Path, help="folder of its record, which may have some of the runs; default: records/TODAY_NAME"
     )
+    parser.add_argument(
+        "--take-from", type=Path, help="another record: runs of it that are the same to the last setting are taken over"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores; default 1")
     given = parser.parse_args(arguments)
     if given.jobs < 1:
         parser.error("--jobs must be at least 1")
     runs = given.runs or Path("runs") / "studies" / given.name
-    place = Place(given.data, runs, given.record or _record_folder(runs, given.name))
+    place = Place(given.data, runs, given.record or _record_folder(runs, given.name), given.take_from)
     processes.interrupt_on_sigterm()
     try:
         carry_out(studies(given.seeds)[given.name], place, programs or make_run.Programs(), given.jobs)

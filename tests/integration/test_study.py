@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from scripts import records, study
+from scripts import records, study, tables
 from scripts.errors import RunError
 from scripts.run import Programs
 from scripts.study import Arm, Place, Study
@@ -175,34 +175,54 @@ def test_other_seeds_are_added_to_what_the_record_has(clone: Path) -> None:
     assert contents(clone) == before
 
 
+def _beside(clone: Path) -> Place:
+    """Another record, that may take from the finished one."""
+    return replace(place(clone), record=clone / "records" / "2020-01-02_parts", source=place(clone).record)
+
+
 def test_a_run_that_another_record_has_is_taken_over(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same run under the name of another study's arm: nothing is made again, and the evidence comes with it."""
-    other = replace(place(clone), record=clone / "records" / "2020-01-02_parts")
     parts = Study("Parts", (Arm("whole", "tiny-curve", (1, 2)), Arm("random choice", "tiny-curve", (1,), "random")))
     before = contents(place(clone).record)
-    study.carry_out(parts, other, NOTHING)
+    study.carry_out(parts, _beside(clone), NOTHING)
     assert f"whole, seed 2: taken over from {place(clone).record}" in capsys.readouterr().out
     assert contents(place(clone).record) == before
-    numbers, source = records.read_numbers(other.record), records.read_numbers(place(clone).record)
+    numbers, source = records.read_numbers(_beside(clone).record), records.read_numbers(place(clone).record)
     assert [arm.name for arm in numbers.arms] == ["whole", "random choice"]
     assert [arm.runs for arm in numbers.arms] == [arm.runs for arm in source.arms]
     assert verify(clone / "records") == 0
+
+
+def test_no_run_is_taken_over_unasked(clone: Path) -> None:
+    """Whoever repeats a record's seeds gets runs of their own."""
+    with pytest.raises(RunError):
+        study.carry_out(TINY_STUDY, replace(_beside(clone), source=None), NOTHING)
 
 
 def test_a_run_made_otherwise_is_not_taken_over(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another profile is another run: it has to be made."""
     _other_profile(clone, monkeypatch)
     with pytest.raises(RunError):
-        study.carry_out(TINY_STUDY, replace(place(clone), record=clone / "records" / "2020-01-02_tiny"), NOTHING)
+        study.carry_out(TINY_STUDY, _beside(clone), NOTHING)
     assert [path.name for path in (clone / "records").iterdir()] == ["2020-01-01_tiny"]
 
 
-def test_a_damaged_run_is_not_taken_over(clone: Path) -> None:
+def test_a_damaged_run_is_not_taken_over(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evidence that does not hold is not copied under another name."""
-    _forged(clone, pytest.MonkeyPatch())
+    _forged(clone, monkeypatch)
     with pytest.raises(RunError, match="does not hold"):
-        study.carry_out(TINY_STUDY, replace(place(clone), record=clone / "records" / "2020-01-02_tiny"), NOTHING)
+        study.carry_out(TINY_STUDY, _beside(clone), NOTHING)
     assert [path.name for path in (clone / "records").iterdir()] == ["2020-01-01_tiny"]
+
+
+def test_arms_with_other_points_are_compared_where_all_stand(made: Path) -> None:
+    """One column for the labels that every arm was evaluated at; each run's own points are told all the same."""
+    numbers = records.read_numbers(place(made).record)
+    short = replace(numbers.arms[1], runs=tuple(replace(run, points=run.points[1:2]) for run in numbers.arms[1].runs))
+    mixed = replace(numbers, arms=(numbers.arms[0], short))
+    assert mixed.labels == [6]
+    assert "| | 6 |" in tables.render(mixed)
+    assert "- default, seed 1" in tables.render(mixed) and "18: " in tables.render(mixed)
 
 
 def _other_profile(clone: Path, patch: pytest.MonkeyPatch) -> None:

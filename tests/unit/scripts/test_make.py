@@ -45,9 +45,9 @@ def test_make_run_passes_its_options_on():
 
 def test_make_study_passes_its_options_on():
     """The study's name is its argument, the learning curve where none is given; seeds are a list."""
-    command = make("study", "STUDY=ablations", "SEEDS=4 5", "DATA=d", "RECORD=r", "RUNS=w", "JOBS=2")
+    command = make("study", "STUDY=ablations", "SEEDS=4 5", "DATA=d", "RECORD=r", "RUNS=w", "TAKE_FROM=t", "JOBS=2")
     assert "scripts.study 'ablations' --seeds 4 5" in command
-    for option in ("data 'd'", "record 'r'", "runs 'w'", "jobs '2'"):
+    for option in ("data 'd'", "record 'r'", "runs 'w'", "take-from 't'", "jobs '2'"):
         assert f"--{option}" in command
     assert "scripts.study 'learning-curve'" in make("study")
 
