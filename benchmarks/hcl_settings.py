@@ -12,7 +12,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,27 +23,18 @@ from label_service import idx
 from label_service.dataset import CARD, TEST_LABELS, TRAIN_LABELS, read_card, stored_path
 from trainer.ablations import PAPER_VIEW
 from trainer.acquisition.clustering import most_typical, spherical_kmeans
-from trainer.config import EncoderConfig, GraphConfig, PretrainConfig, ViewConfig
+from trainer.config import Profile
 from trainer.data import ImageSet, load_images
 from trainer.device import generator_for, keep_freed_memory, use_all_cores
-from trainer.graph import build_graph, nearest_neighbours, propagate_labels
-from trainer.knowledge import FeatureSpace
+from trainer.knowledge import FeatureSpace, Knowledge
 from trainer.pretrain import new_encoder, pretrain
 from trainer.profiles import CPU
 from trainer.progress import MetricWriter
 
 CLUSTERS = 200
 CLUSTERINGS = 5
-NEIGHBOURS = 15
+CLASSES = 10
 DEVICE = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A way to pretrain: the profile's, with one thing changed."""
-
-    pretrain: PretrainConfig
-    encoder: EncoderConfig = CPU.encoder
 
 
 @dataclass(frozen=True)
@@ -67,19 +57,19 @@ class Measured:
     seconds: float
 
 
-def settings(epochs: int) -> dict[str, Setting]:
-    """Return the settings by name; all but those about length are pretrained for `epochs`."""
-    base = CPU.pretrain.model_copy(update={"epochs": epochs})
+def settings(epochs: int) -> dict[str, Profile]:
+    """Return the profile with one thing changed, by name; all but those about length are pretrained for `epochs`."""
+    base = CPU.model_copy(update={"pretrain": CPU.pretrain.model_copy(update={"epochs": epochs})})
 
-    def other(**values: object) -> Setting:
-        return Setting(base.model_copy(update=values))
+    def other(**values: object) -> Profile:
+        return base.model_copy(update={"pretrain": base.pretrain.model_copy(update=values)})
 
-    def viewed(**values: object) -> Setting:
-        return other(view=base.view.model_copy(update=values))
+    def viewed(**values: object) -> Profile:
+        return other(view=base.pretrain.view.model_copy(update=values))
 
     return {
         "none (random weights)": other(epochs=0),
-        "as in the profile": Setting(base),
+        "as in the profile": base,
         **{f"temperature {t}": other(temperature=t) for t in (0.1, 0.2, 0.5)},
         **{f"beta {beta}": other(beta=beta) for beta in (0.0, 0.5, 2.0)},
         **{f"tau_plus {prior}": other(tau_plus=prior) for prior in (0.0, 0.05)},
@@ -88,34 +78,38 @@ def settings(epochs: int) -> dict[str, Setting]:
         "views: no erasing": viewed(erase=0.0),
         "views: no texture": viewed(texture=0.0),
         "views: wider zoom": viewed(scale=(0.6, 1.2)),
-        "views: no geometry": other(view=ViewConfig(tone=0.6, texture=0.15, erase=0.7)),
-        "pixels as front end": Setting(base, CPU.encoder.model_copy(update={"front_end": "pixels"})),
+        "views: no geometry": viewed(scale=(1.0, 1.0), rotation_deg=0.0, translate_px=0.0),
+        "pixels as front end": base.model_copy(
+            update={"encoder": base.encoder.model_copy(update={"front_end": "pixels"})}
+        ),
         **{f"{count} epochs": other(epochs=count) for count in (2 * epochs, 4 * epochs)},
     }
 
 
 def measure(
-    setting: Setting, images: ImageSet, pool_labels: Tensor, test_labels: Tensor, seed: int, out: Path
+    profile: Profile, images: ImageSet, pool_labels: Tensor, test_labels: Tensor, seed: int, out: Path
 ) -> Measured:
     """Pretrain and measure."""
-    encoder = new_encoder(setting.encoder, 10, seed, DEVICE)
+    encoder = new_encoder(profile.encoder, CLASSES, seed, DEVICE)
+    identity = profile.pretraining_identity(seed, images.fingerprint)
     began_s = time.perf_counter()
     with MetricWriter(out) as metrics:
-        pretrain(images.pool, encoder, setting.pretrain, seed=seed, identity=out.name, out=out, metrics=metrics)
+        pretrain(images.pool, encoder, profile.pretrain, seed=seed, identity=identity, out=out, metrics=metrics)
     seconds = time.perf_counter() - began_s
-    alone = FeatureSpace(images.pool, encoder, GraphConfig(descriptor_weight=0.0, pretrained_weight=1.0))
-    joint = FeatureSpace(images.pool, encoder, CPU.graph)
-    features = joint.pool(None)
-    graph = build_graph(features)
+    by_hcl = profile.graph.model_copy(update={"descriptor_weight": 0.0, "pretrained_weight": 1.0})
+    alone, joint = (
+        Knowledge.of(FeatureSpace(images.pool, encoder, graph), images.pool, None) for graph in (by_hcl, profile.graph)
+    )
+    truth = F.one_hot(pool_labels, CLASSES).float()
     spreads = []
     for number in range(CLUSTERINGS):
-        assigned, _ = spherical_kmeans(features, CLUSTERS, generator_for(DEVICE, seed, "clusters", number))
-        medoids = torch.tensor([most_typical(features, assigned, one) for one in assigned.unique().tolist()])
-        spreads.append(_right(propagate_labels(graph, medoids, pool_labels[medoids], 10).argmax(1), pool_labels))
+        assigned, _ = spherical_kmeans(joint.features, CLUSTERS, generator_for(DEVICE, seed, "clusters", number))
+        medoids = torch.tensor([most_typical(joint.features, assigned, one) for one in assigned.unique().tolist()])
+        spreads.append(_right(joint.beliefs(medoids, pool_labels[medoids], CLASSES).argmax(1), pool_labels))
     return Measured(
-        alone=_votes_right(alone, images, pool_labels, test_labels),
-        joint=_votes_right(joint, images, pool_labels, test_labels),
-        purity=_right(pool_labels[graph.neighbours], pool_labels.unsqueeze(1)),
+        alone=_right(alone.predict(images.test, truth).argmax(1), test_labels),
+        joint=_right(joint.predict(images.test, truth).argmax(1), test_labels),
+        purity=_right(pool_labels[joint.graph.neighbours], pool_labels.unsqueeze(1)),
         spread=statistics.mean(spreads),
         seconds=seconds,
     )
@@ -125,14 +119,7 @@ def _right(guesses: Tensor, labels: Tensor) -> float:
     return 100 * float((guesses == labels).float().mean())
 
 
-def _votes_right(space: FeatureSpace, images: ImageSet, pool_labels: Tensor, test_labels: Tensor) -> float:
-    similarities, indices = nearest_neighbours(space.describe(images.test, None), space.pool(None), NEIGHBOURS)
-    weights = torch.softmax(similarities / CPU.graph.vote_temperature, 1).unsqueeze(2)
-    votes = (F.one_hot(pool_labels, 10)[indices] * weights).sum(1).argmax(1)
-    return _right(votes, test_labels)
-
-
-def main(say: Callable[[str], None] = print) -> int:
+def main() -> int:
     """Measure what is not measured yet, and print the table."""
     parser = argparse.ArgumentParser(prog="benchmarks.hcl_settings", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder made by `prepare --redraw`")
@@ -152,20 +139,21 @@ def main(say: Callable[[str], None] = print) -> int:
         torch.from_numpy(idx.parse_labels(idx.read_content(given.data / stored_path(name)), name).copy()).long()
         for name in (TRAIN_LABELS, TEST_LABELS)
     )
-    say("| setting | seed | alone | joint | purity | spread | s |\n|---|---:|---:|---:|---:|---:|---:|")
-    for name, setting in settings(given.epochs).items():
+    print("| setting | seed | alone | joint | purity | spread | s |\n|---|---:|---:|---:|---:|---:|---:|")
+    for name, profile in settings(given.epochs).items():
         if given.only and name not in given.only:
             continue
         for seed in given.seeds:
-            out = given.out / f"{name.replace(' ', '-')}-seed{seed}"
+            # Named by all that the weights depend on, so that results of other data or lengths are not taken for these.
+            out = given.out / profile.pretraining_identity(seed, images.fingerprint)[:12]
             result = out / "measured.json"
             if not result.exists():
                 out.mkdir(parents=True, exist_ok=True)
-                measured = measure(setting, images, pool_labels, test_labels, seed, out)
+                measured = measure(profile, images, pool_labels, test_labels, seed, out)
                 result.write_text(json.dumps(asdict(measured)), encoding="utf-8")
             row = json.loads(result.read_text(encoding="utf-8"))
             numbers = " | ".join(f"{row[key]:.2f}" for key in ("alone", "joint", "purity", "spread"))
-            say(f"| {name} | {seed} | {numbers} | {row['seconds']:.0f} |")
+            print(f"| {name} | {seed} | {numbers} | {row['seconds']:.0f} |")
     return 0
 
 

@@ -57,7 +57,7 @@ _CURVE_POINTS = (10, 20, 40, 100, 200, 250, 300, 400)
 CURVE = CPU.model_copy(
     update={
         "name": "curve",
-        "about": "The default, gone on with to 1,000 labels, its predictions frozen at nine points on the way.",
+        "about": "The default, gone on with to 1,000 labels, its predictions frozen at eight points on the way.",
         "rounds": tuple(
             one.model_copy(update={"evaluated": one.labels in _CURVE_POINTS})
             for one in (
