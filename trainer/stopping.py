@@ -1,15 +1,16 @@
 """A run's own estimate of its accuracy, from no test label: when is the target met?
 
-The beliefs say how sure they are of each image of the pool; labels asked say how right such beliefs were, since each
-image was guessed before it was asked. One number is fitted to that, the shift `a` of Platt's calibration
+The beliefs say how sure they are of each image of the pool; Platt's calibration says how right such beliefs are,
 
-    P(right) = sigmoid(a + SLOPE * logit(confidence)),
+    P(right) = sigmoid(a + slope * logit(confidence)),
 
-and the estimate is the mean of P over the pool. (J. Platt, "Probabilistic outputs for support vector machines", 1999;
-fitted on the guesses made before asking: A. P. Dawid's prequential principle, JRSS A 147, 1984.) Images are asked for
-their uncertainty and never for their label, so P given the confidence is the same for them as for the rest of the pool.
-What they cannot tell is the slope, since confident beliefs are hardly ever asked about: it is a constant, measured on
-re-drawn splits (docs/trainer.md, "When to stop").
+and the estimate is the mean of P over the pool (J. Platt, "Probabilistic outputs for support vector machines", 1999).
+
+The slope is a constant of the method, measured on re-drawn splits. It grows with the number of labels: smoothed over
+the graph, beliefs become righter with more labels and hardly surer. The shift `a` is the run's own, fitted on the
+guesses made before asking (the prequential principle: A. P. Dawid, JRSS A 147, 1984), under a narrow prior. The
+images asked for are the most torn ones and say little about the rest: they may warn of beliefs that are far off, but
+not decide how right the confident ones are. How well it does: docs/trainer.md, "When to stop".
 """
 
 import math
@@ -21,14 +22,14 @@ from torch import Tensor
 
 from trainer.records import QueryRecord
 
-# Measured on re-drawn splits: beliefs above a half are righter than they say (1.28 to 1.48, docs/decisions/0021).
-SLOPE = 1.35
-# Standard deviation of the shift before any answer: beliefs of unlike runs differ by about so much.
-_PRIOR_SD = 0.5
+# Slope at a hundred labels, and by how much it grows when their number grows e-fold (docs/decisions/0021).
+_SLOPE, _SLOPE_GROWTH = 1.05, 0.17
+# Standard deviation of the shift before any answer.
+_PRIOR_SD = 0.1
 # The newest guesses alone: the first ones were made by beliefs that knew much less.
 _GUESSES = 200
 # What remained between estimate and pool accuracy on re-drawn splits beside the fit's own error, in shares.
-_MODEL_ERROR = 0.01
+_MODEL_ERROR = 0.012
 _NEWTON_STEPS = 20
 
 
@@ -63,12 +64,17 @@ def estimate_accuracy(beliefs: Tensor, asked: Sequence[QueryRecord]) -> Estimate
         return None
     confidence = torch.tensor([pair[0] for pair in guessed], dtype=torch.double)
     right = torch.tensor([pair[1] for pair in guessed], dtype=torch.double)
-    shift, shift_sd = _fit_shift(SLOPE * _logit(confidence), right)
-    slopes = SLOPE * _logit(beliefs.max(1).values.double().cpu())
-    chances = torch.sigmoid(shift + slopes)
+    slope = slope_at(len(asked))
+    shift, shift_sd = _fit_shift(slope * _logit(confidence), right)
+    chances = torch.sigmoid(shift + slope * _logit(beliefs.max(1).values.double().cpu()))
     # How far the mean moves with the shift: the derivative of the sigmoid.
     sensitivity = float((chances * (1 - chances)).mean())
     return Estimate(float(chances.mean()), math.hypot(sensitivity * shift_sd, _MODEL_ERROR))
+
+
+def slope_at(labels: int) -> float:
+    """Answer the slope of the calibration after so many labels (at least one)."""
+    return _SLOPE + _SLOPE_GROWTH * math.log(labels / 100)
 
 
 def _logit(share: Tensor) -> Tensor:

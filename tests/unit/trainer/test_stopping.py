@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.records import QueryRecord
-from trainer.stopping import SLOPE, Estimate, estimate_accuracy
+from trainer.stopping import Estimate, estimate_accuracy, slope_at
 
 
 def asked(confidence: float | None, right: int, wrong: int) -> list[QueryRecord]:
@@ -46,7 +46,7 @@ def test_without_a_guess_there_is_no_estimate() -> None:
 def test_beliefs_that_were_half_right_at_a_half_stay_as_they_are() -> None:
     """Guesses as right as they said leave the shift at nothing: the mean of the sharpened confidences is left."""
     estimate = estimate_accuracy(pool(0.6, 0.9), asked(0.5, 30, 30))
-    expected = torch.sigmoid(SLOPE * torch.logit(torch.tensor([0.6, 0.9]))).mean()
+    expected = torch.sigmoid(slope_at(60) * torch.logit(torch.tensor([0.6, 0.9]))).mean()
     assert estimate is not None
     assert estimate.accuracy == pytest.approx(float(expected), abs=1e-4)
 
@@ -70,10 +70,18 @@ def test_more_guesses_make_the_error_smaller_and_never_nothing() -> None:
 
 
 def test_only_the_newest_guesses_count() -> None:
-    """Old beliefs knew less: however wrong they were, the estimate is that of the new ones."""
+    """Old beliefs knew less: however right or wrong they were, the estimate is that of the new ones."""
     new = asked(0.5, 100, 100)
-    with_old = estimate_accuracy(pool(0.7), asked(0.5, 0, 200) + new)
-    assert with_old == estimate_accuracy(pool(0.7), new)
+    right, wrong = (estimate_accuracy(pool(0.7), asked(0.5, *old) + new) for old in ((200, 0), (0, 200)))
+    assert right == wrong
+
+
+def test_the_same_confidence_is_worth_more_after_more_labels() -> None:
+    """Smoothed beliefs hardly sharpen while they become righter."""
+    guesses = asked(0.5, 5, 5)
+    few, many = (estimate_accuracy(pool(0.8), asked(None, cold, 0) + guesses) for cold in (90, 390))
+    assert few is not None and many is not None
+    assert 0.8 < few.accuracy < many.accuracy - 0.02
 
 
 def test_certain_beliefs_do_not_break_the_estimate() -> None:
