@@ -6,6 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,12 @@ def _estimates(numbers: Numbers) -> list[str]:
     ]
 
 
+# From here on curves are drawn once more by themselves: what is claimed is too near the end to be seen in the whole.
+_NEAR_LABELS = 100
+# Ticks are apart by this share of the axis at least; nearer ones would be written over each other.
+_TICK_SHARE = 0.07
+
+
 def draw(numbers: Numbers, path: Path) -> None:
     """Draw the learning curves, mean and standard deviation of each arm, as an SVG file."""
     import matplotlib as mpl
@@ -179,23 +189,34 @@ def draw(numbers: Numbers, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "labelmeter"
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.2, 4.4))
-    for arm in numbers.arms:
-        counts = [count for count in numbers.labels if arm.at(count)]
-        values = [list(arm.at(count).values()) for count in counts]
-        spread = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in values]
-        axes.errorbar(
-            counts, [statistics.mean(one) for one in values], yerr=spread, marker="o", capsize=3, label=arm.name
-        )
-    axes.axhline(90, color="0.6", linewidth=1, linestyle="--")
-    axes.set_xscale("log")
-    axes.set_xticks(numbers.labels, [f"{count:,}" for count in numbers.labels])
-    axes.minorticks_off()
-    axes.set_xlabel("labels asked for")
-    axes.set_ylabel("test accuracy, %")
-    axes.grid(visible=True, color="0.92")
-    axes.legend(frameon=False, loc="lower right")
+    labels = numbers.labels
+    near = [count for count in labels if count >= _NEAR_LABELS]
+    panels = [labels, near] if 1 < len(near) < len(labels) else [labels]
+    figure, grid = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.4), squeeze=False)
+    for axes, counts in zip(grid[0], panels, strict=True):
+        _draw_panel(axes, numbers.arms, counts)
+    grid[0][0].set_ylabel("test accuracy, %")
+    grid[0][-1].legend(frameon=False, loc="lower right")
     figure.tight_layout()
     # Without the date, the same numbers make the same file.
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _draw_panel(axes: Axes, arms: Sequence[Arm], counts: Sequence[int]) -> None:
+    for arm in arms:
+        reached = [count for count in counts if arm.at(count)]
+        values = [list(arm.at(count).values()) for count in reached]
+        spread = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in values]
+        means = [statistics.mean(one) for one in values]
+        axes.errorbar(reached, means, yerr=spread, marker="o", markersize=4, capsize=3, label=arm.name)
+    axes.axhline(90, color="0.6", linewidth=1, linestyle="--")
+    axes.set_xscale("log")
+    ticks: list[int] = []
+    for count in counts:
+        if not ticks or count >= (counts[-1] / counts[0]) ** _TICK_SHARE * ticks[-1]:
+            ticks.append(count)
+    axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("labels asked for")
+    axes.grid(visible=True, color="0.92")

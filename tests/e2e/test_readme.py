@@ -267,6 +267,23 @@ def test_closing_table_has_the_rows_that_make_run_prints(tmp_path):
     assert [line[2 : 2 + width].rstrip() for line in shown.splitlines() if line.startswith("  ")] == printed
 
 
+def record_tables():
+    """Return the record's folder and the text of each table that the README has from a record."""
+    return re.findall(r"^<!-- checked: (records/\S+) -->\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("record", "table"), record_tables())
+def test_published_tables_are_those_of_their_records(record, table):
+    """Not a digit differs from what `make verify-records` makes out of the evidence."""
+    assert table in (ROOT / record / "table.md").read_text()
+
+
+def test_every_record_is_published():
+    """What the README leaves out could be a result that was thrown away."""
+    folders = [path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "records").glob("*/record.json")]
+    assert sorted(folders) == sorted({record for record, _ in record_tables()})
+
+
 def tree():
     """Return the paths that the README's file tree names; two spaces a level, a folder ends with a slash."""
     (text,) = blocks("text", "tree")
