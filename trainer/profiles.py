@@ -32,6 +32,9 @@ def _on_its_own(epochs: int) -> PhaseConfig:
     return PhaseConfig(epochs=epochs, consistency=1.0, trust_beliefs=0.0, threshold=0.95)
 
 
+# When a budget is spent, what is left to gain is time: one long cycle (docs/decisions/0020).
+_LAST = (_consistency(4), _on_its_own(12))
+
 CPU = Profile(
     name="cpu",
     about="The default without a GPU.",
@@ -43,16 +46,15 @@ CPU = Profile(
         *(RoundConfig(labels=labels) for labels in (20, 40)),
         RoundConfig(labels=60, phases=(_SOFT,)),
         *(RoundConfig(labels=labels, phases=(_consistency(2),)) for labels in (80, 100)),
-        *(RoundConfig(labels=labels, phases=(_consistency(4),)) for labels in (150, 200, 250, 300, 350)),
-        # No more labels come: what is left to gain is time, in one long cycle (docs/decisions/0020).
-        RoundConfig(labels=400, phases=(_consistency(4), _on_its_own(12))),
+        *(RoundConfig(labels=labels, phases=(_consistency(4),)) for labels in (150, 200, 250, 300)),
+        RoundConfig(labels=350, phases=_LAST),
     ),
     encoder=EncoderConfig(),
     pretrain=PretrainConfig(epochs=8, temperature=0.3, beta=1.0, tau_plus=0.1, view=_TONE_VIEW),
     finetune=FinetuneConfig(weak=_MILD, strong=_STRONG),
 )
 
-_CURVE_POINTS = (10, 20, 40, 100, 200, 250, 300, 400)
+_CURVE_POINTS = (10, 20, 40, 100, 200, 300, 350, 400)
 
 CURVE = CPU.model_copy(
     update={
@@ -62,6 +64,7 @@ CURVE = CPU.model_copy(
             one.model_copy(update={"evaluated": one.labels in _CURVE_POINTS})
             for one in (
                 *CPU.rounds,
+                RoundConfig(labels=400, phases=_LAST),
                 *(RoundConfig(labels=labels, phases=(_consistency(5),)) for labels in (600, 800)),
                 RoundConfig(labels=1000, phases=(_consistency(8),)),
             )
