@@ -6,11 +6,12 @@ The beliefs say how sure they are of each image of the pool; Platt's calibration
 
 and the estimate is the mean of P over the pool (J. Platt, "Probabilistic outputs for support vector machines", 1999).
 
-The slope is a constant of the method, measured on re-drawn splits. It grows with the number of labels: smoothed over
-the graph, beliefs become righter with more labels and hardly surer. The shift `a` is the run's own, fitted on the
-guesses made before asking (the prequential principle: A. P. Dawid, JRSS A 147, 1984), under a narrow prior. The
-images asked for are the most torn ones and say little about the rest: they may warn of beliefs that are far off, but
-not decide how right the confident ones are. How well it does: docs/trainer.md, "When to stop".
+The slope is a constant of the method, measured on re-drawn splits and one run on the official pool. It grows with
+the number of labels: smoothed over the graph, beliefs become righter with more labels and hardly surer. The shift `a`
+is the run's own, fitted on the guesses made before asking (the prequential principle: A. P. Dawid, JRSS A 147, 1984),
+under a narrow prior. The images asked for are the most torn ones and say little about the rest: they may warn of
+beliefs that are far off, but not decide how right the confident ones are. How well it does:
+docs/trainer.md, "When to stop".
 """
 
 import math
@@ -28,7 +29,7 @@ _SLOPE, _SLOPE_GROWTH = 1.05, 0.17
 _PRIOR_SD = 0.1
 # The newest guesses alone: the first ones were made by beliefs that knew much less.
 _GUESSES = 200
-# What remained between estimate and pool accuracy on re-drawn splits beside the fit's own error, in shares.
+# What remained between estimate and pool accuracy in the runs measured, beside the fit's own error, in shares.
 _MODEL_ERROR = 0.012
 _NEWTON_STEPS = 20
 
