@@ -46,25 +46,24 @@ CPU = Profile(
         *(RoundConfig(labels=labels) for labels in (20, 40)),
         RoundConfig(labels=60, phases=(_SOFT,)),
         *(RoundConfig(labels=labels, phases=(_consistency(2),)) for labels in (80, 100)),
-        *(RoundConfig(labels=labels, phases=(_consistency(4),)) for labels in (150, 200, 250, 300)),
-        RoundConfig(labels=350, phases=_LAST),
+        *(RoundConfig(labels=labels, phases=(_consistency(4),)) for labels in (150, 200, 250, 300, 350)),
+        RoundConfig(labels=400, phases=_LAST),
     ),
     encoder=EncoderConfig(),
     pretrain=PretrainConfig(epochs=8, temperature=0.3, beta=1.0, tau_plus=0.1, view=_TONE_VIEW),
     finetune=FinetuneConfig(weak=_MILD, strong=_STRONG),
 )
 
-_CURVE_POINTS = (10, 20, 40, 100, 200, 300, 350, 400)
+_CURVE_POINTS = (10, 20, 40, 100, 200, 300, 400)
 
 CURVE = CPU.model_copy(
     update={
         "name": "curve",
-        "about": "The default, gone on with to 1,000 labels, its predictions frozen at eight points on the way.",
+        "about": "The default, gone on with to 1,000 labels, its predictions frozen at seven points on the way.",
         "rounds": tuple(
             one.model_copy(update={"evaluated": one.labels in _CURVE_POINTS})
             for one in (
                 *CPU.rounds,
-                RoundConfig(labels=400, phases=_LAST),
                 *(RoundConfig(labels=labels, phases=(_consistency(5),)) for labels in (600, 800)),
                 RoundConfig(labels=1000, phases=(_consistency(8),)),
             )

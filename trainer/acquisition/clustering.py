@@ -1,4 +1,4 @@
-"""Spherical k-means on unit vectors, shared by the strategies that want coverage."""
+"""Spherical k-means on unit vectors and order by coverage, shared by the strategies that want coverage."""
 
 import torch
 import torch.nn.functional as F
@@ -53,3 +53,32 @@ def most_typical(features: Tensor, assigned: Tensor, cluster: int) -> int:
     members = (assigned == cluster).nonzero().flatten()
     similarity = features[members] @ F.normalize(features[members].sum(0), dim=0)
     return int(members[similarity.argmax()])
+
+
+def by_coverage(features: Tensor, picks: Tensor, known: Tensor) -> Tensor:
+    """Order picks so that each next one brings the whole pool nearest to what is known or picked.
+
+    Greedy maximisation of facility location (K. Wei, R. Iyer and J. Bilmes, "Submodularity in data subset selection and
+    active learning", ICML 2015).
+
+    Args:
+        features: float32 [N, D], unit vectors.
+        picks: int64 [B], none twice; [N, B + L] similarities are held at once.
+        known: int64 [L], what is covered already.
+
+    Returns:
+        The picks, int64 [B], in that order; of equal ones the earlier first.
+    """
+    # -1 is the similarity of opposites: where nothing is known, whatever is picked first covers.
+    opposite = torch.full((len(features), 1), -1.0, device=features.device)
+    nearest = torch.cat([opposite, features @ features[known].T], 1).max(1).values
+    similarity = features @ features[picks].T
+    left = torch.ones(len(picks), dtype=torch.bool, device=features.device)
+    order = []
+    for _ in range(len(picks)):
+        gain = (similarity - nearest.unsqueeze(1)).clamp_min(0).sum(0)
+        place = int(torch.where(left, gain, -1.0).argmax())
+        order.append(place)
+        left[place] = False
+        nearest = torch.maximum(nearest, similarity[:, place])
+    return picks[torch.tensor(order, dtype=torch.long, device=picks.device)]

@@ -9,7 +9,7 @@ neighbours, so that one batch does not ask the same question many times.
 import torch
 from torch import Tensor
 
-from trainer.acquisition.clustering import most_typical, spherical_kmeans
+from trainer.acquisition.clustering import by_coverage, most_typical, spherical_kmeans
 from trainer.acquisition.margin import uncertainty
 from trainer.acquisition.state import PoolState
 
@@ -17,6 +17,8 @@ from trainer.acquisition.state import PoolState
 COVERED_PER_CLASS = 4
 # How much of a neighbour's worth is left once an image beside it is asked.
 WORTH_LEFT = 0.5
+# Picks that are put in order of what they cover: the order counts where few labels are asked in parts.
+_ORDERED = 100
 
 
 def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
@@ -48,7 +50,10 @@ def neighbourhood_uncertainty(state: PoolState, beliefs: Tensor) -> Tensor:
 
 
 def cover(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    """Part the pool into as many clusters as there will be labels; take the medoids of the largest without one."""
+    """Part the pool into as many clusters as there will be labels; take the medoids of the largest without one.
+
+    The answer is in order of what each pick adds to the coverage, so that its beginning is a good choice too.
+    """
     clusters = min(int(state.labelled.sum()) + batch, len(state.features))
     assigned, _ = spherical_kmeans(state.features, clusters, generator)
     size = torch.bincount(assigned, minlength=clusters)
@@ -56,4 +61,6 @@ def cover(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     largest = size.argsort(descending=True, stable=True)[: int((size > 0).sum())][:batch]
     medoids = [most_typical(state.features, assigned, cluster) for cluster in largest.tolist()]
     chosen = torch.tensor(medoids, dtype=torch.long, device=state.features.device)
-    return state.fill_up(chosen, batch, generator)
+    first, rest = chosen[:_ORDERED], chosen[_ORDERED:]
+    known = state.labelled.nonzero().flatten()
+    return state.fill_up(torch.cat([by_coverage(state.features, first, known), rest]), batch, generator)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES, PoolState, Strategy, explain, strategy_named
-from trainer.acquisition.clustering import most_typical, spherical_kmeans
+from trainer.acquisition.clustering import by_coverage, most_typical, spherical_kmeans
 from trainer.acquisition.margin import uncertainty
 from trainer.acquisition.probcover import pure_similarity
 from trainer.errors import ConfigError
@@ -310,6 +310,31 @@ def test_the_medoid_is_the_member_nearest_the_mean() -> None:
     angles = torch.tensor([-0.4, -0.2, 0.02, 0.2, 0.4])
     features = torch.stack([angles.cos(), angles.sin()], 1)
     assert most_typical(features, torch.zeros(5, dtype=torch.long), 0) == 2
+
+
+def test_the_order_of_coverage_begins_with_what_covers_most() -> None:
+    """Of one image of each group the larger group's comes first, and a group that is known already comes last."""
+    features = groups([5, 30, 12, 20])
+    first_of_each = torch.tensor([0, 5, 35, 47])
+    assert by_coverage(features, first_of_each, torch.tensor([], dtype=torch.long)).tolist() == [5, 47, 35, 0]
+    assert by_coverage(features, first_of_each, torch.tensor([6])).tolist() == [47, 35, 0, 5]
+
+
+def test_the_order_of_coverage_sees_every_group_before_any_twice() -> None:
+    """Six images of a large group and one of each small one: the small ones are covered before the large one again."""
+    features = groups([40, 6, 6])
+    order = by_coverage(features, torch.tensor([0, 1, 2, 3, 4, 5, 40, 46]), torch.tensor([], dtype=torch.long))
+    assert set(order[1:3].tolist()) == {40, 46}
+    assert sorted(order.tolist()) == [0, 1, 2, 3, 4, 5, 40, 46]
+
+
+def test_a_cold_start_asked_in_parts_sees_every_kind_in_its_first_part() -> None:
+    """Twenty images are chosen from groups of very unlike size; the first five are of the five groups."""
+    sizes = [60, 12, 12, 12, 12]
+    kinds = torch.repeat_interleave(torch.arange(5), torch.tensor(sizes))
+    for seed in range(5):
+        picks = STRATEGIES["uncertain-clusters"](state_of(groups(sizes)), 20, generator(seed))
+        assert kinds[picks[:5]].unique().numel() == 5
 
 
 def test_an_unknown_strategy_is_refused_with_the_names_there_are() -> None:
