@@ -8,6 +8,7 @@ official data are refused. What is finished is kept in --out, and the same comma
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -97,9 +98,10 @@ def measure(
         pretrain(images.pool, encoder, profile.pretrain, seed=seed, identity=identity, out=out, metrics=metrics)
     seconds = time.perf_counter() - began_s
     by_hcl = profile.graph.model_copy(update={"descriptor_weight": 0.0, "pretrained_weight": 1.0})
-    alone, joint = (
-        Knowledge.of(FeatureSpace(images.pool, encoder, graph), images.pool, None) for graph in (by_hcl, profile.graph)
-    )
+    joint = Knowledge.of(FeatureSpace(images.pool, encoder, profile.graph), images.pool, None)
+    # A vote needs no graph of the pool, so the joint one stands in.
+    space = FeatureSpace(images.pool, encoder, by_hcl)
+    alone = dataclasses.replace(joint, space=space, features=space.pool(None))
     truth = F.one_hot(pool_labels, CLASSES).float()
     spreads = []
     for number in range(CLUSTERINGS):

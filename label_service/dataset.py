@@ -32,6 +32,8 @@ TEST_LABELS = "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TEST_IMAGES, TRAIN_LABELS, TEST_LABELS)
 PART = {TRAIN_IMAGES: "images", TEST_IMAGES: "images", TRAIN_LABELS: "labels", TEST_LABELS: "labels"}
 CARD = "dataset.json"
+# What a re-drawn split parts: the training images, for development, or all of them, for checks from outside.
+RedrawFrom = Literal["training", "all"]
 
 FASHION_MNIST = "Fashion-MNIST"
 # Order and spelling of the data set's own README (github.com/zalandoresearch/fashion-mnist).
@@ -86,7 +88,7 @@ class DatasetCard(BaseModel):
     test_size: int
     image_shape: tuple[int, int]
     redraw_seed: int | None
-    redrawn_from: Literal["training", "all"] | None = None
+    redrawn_from: RedrawFrom | None = None
     source: str
     files: dict[str, FileCard]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from label_service.dataset import (
     TRAIN_LABELS,
     DatasetCard,
     FileCard,
+    RedrawFrom,
     check_class_names,
     check_place,
     count_classes,
@@ -37,8 +37,6 @@ from label_service.dataset import (
 from label_service.errors import DataRefused
 from label_service.redraw import REDRAWN_TEST_SIZE, redraw
 from label_service.sources import DEBIAN_PACKAGE, Say, Sources, has_all_files
-
-RedrawFrom = Literal["training", "all"]
 
 # Only the service's user may look into the labels.
 LABELS_MODE = 0o700

@@ -28,7 +28,7 @@ from scripts.side_by_side import Job
 from trainer.ablations import ABLATIONS
 from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES
 from trainer.config import Profile
-from trainer.data import POOL_FILE, TEST_FILE
+from trainer.data import POOL_FILE, TEST_FILE, fingerprint_of
 from trainer.profiles import profile_named
 
 
@@ -315,8 +315,7 @@ def _different_parts(then: Mapping[str, Any] | None, now: Profile) -> list[str]:
 def _images_fingerprint(place: Place) -> str:
     """Return the fingerprint of the place's images, as a run's configuration has it (`trainer.data.ImageSet`)."""
     cards = files.read_json(_data(place) / "dataset.json")["files"]
-    lines = (f"{cards[f'images/{name}.gz']['content_sha256']}\n" for name in (POOL_FILE, TEST_FILE))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return fingerprint_of(*(cards[f"images/{name}.gz"]["content_sha256"] for name in (POOL_FILE, TEST_FILE)))
 
 
 def _weights_folder(arm: Arm, seed: int, place: Place) -> Path | None:

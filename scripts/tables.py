@@ -116,8 +116,7 @@ def render(numbers: Numbers) -> str:
         "",
         f"Test accuracy, percent, on {test}: mean ± standard deviation (runs), by number of labels.",
         "",
-        "| | " + " | ".join(f"{count:,}" for count in labels) + " |",
-        "|---|" + "---:|" * len(labels),
+        *_head(labels),
     ]
     for arm in numbers.arms:
         cells = [mean_and_sd(list(arm.at(count).values())) for count in labels]
@@ -128,8 +127,7 @@ def render(numbers: Numbers) -> str:
             "",
             f"`{whole.name}` minus the other, same seeds, points: mean (95% confidence interval, Student's t).",
             "",
-            "| | " + " | ".join(f"{count:,}" for count in labels) + " |",
-            "|---|" + "---:|" * len(labels),
+            *_head(labels),
         ]
         for arm in numbers.arms[1:]:
             cells = [paired_difference(whole.at(count), arm.at(count)) for count in labels]
@@ -142,6 +140,10 @@ def render(numbers: Numbers) -> str:
             others = f"; {run.others} labels on its log were given to others" if run.others else ""
             lines.append(f"- {arm.name}, seed {run.seed}{_on_cores(run.cores)}: {said}{others}")
     return "\n".join(lines) + "\n"
+
+
+def _head(labels: Sequence[int]) -> tuple[str, str]:
+    return "| | " + " | ".join(f"{count:,}" for count in labels) + " |", "|---|" + "---:|" * len(labels)
 
 
 def _on_cores(cores: tuple[int, ...]) -> str:
@@ -169,8 +171,7 @@ def _estimates(numbers: Numbers) -> list[str]:
         "What the runs themselves expected, reading no test label, minus the truth, points: mean, root mean square "
         "(runs).",
         "",
-        "| | " + " | ".join(f"{count:,}" for count in numbers.labels) + " |",
-        "|---|" + "---:|" * len(numbers.labels),
+        *_head(numbers.labels),
         *rows,
     ]
 

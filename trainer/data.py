@@ -73,8 +73,12 @@ def load_images(folder: Path) -> ImageSet:
             f"{folder} holds pool images of {pool.shape[1]}x{pool.shape[2]} pixels and test images of "
             f"{test.shape[1]}x{test.shape[2]}; both must have one size"
         )
-    fingerprint = hashlib.sha256(f"{pool_digest}\n{test_digest}\n".encode()).hexdigest()
-    return ImageSet(torch.from_numpy(pool), torch.from_numpy(test), fingerprint)
+    return ImageSet(torch.from_numpy(pool), torch.from_numpy(test), fingerprint_of(pool_digest, test_digest))
+
+
+def fingerprint_of(pool_sha256: str, test_sha256: str) -> str:
+    """Make an image set's fingerprint of the SHA-256 (hex) of its two unpacked files; see `ImageSet`."""
+    return hashlib.sha256(f"{pool_sha256}\n{test_sha256}\n".encode()).hexdigest()
 
 
 def _find(folder: Path, name: str) -> Path:
