@@ -8,12 +8,11 @@ official data are refused. What is finished is kept in --out, and the same comma
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -101,7 +100,7 @@ def measure(
     joint = Knowledge.of(FeatureSpace(images.pool, encoder, profile.graph), images.pool, None)
     # A vote needs no graph of the pool, so the joint one stands in.
     space = FeatureSpace(images.pool, encoder, by_hcl)
-    alone = dataclasses.replace(joint, space=space, features=space.pool(None))
+    alone = replace(joint, space=space, features=space.pool(None))
     truth = F.one_hot(pool_labels, CLASSES).float()
     spreads = []
     for number in range(CLUSTERINGS):

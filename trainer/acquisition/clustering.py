@@ -73,12 +73,11 @@ def by_coverage(features: Tensor, picks: Tensor, known: Tensor) -> Tensor:
     opposite = torch.full((len(features), 1), -1.0, device=features.device)
     nearest = torch.cat([opposite, features @ features[known].T], 1).max(1).values
     similarity = features @ features[picks].T
-    left = torch.ones(len(picks), dtype=torch.bool, device=features.device)
-    order = []
+    order: list[int] = []
     for _ in range(len(picks)):
         gain = (similarity - nearest.unsqueeze(1)).clamp_min(0).sum(0)
-        place = int(torch.where(left, gain, -1.0).argmax())
+        gain[order] = -1
+        place = int(gain.argmax())
         order.append(place)
-        left[place] = False
         nearest = torch.maximum(nearest, similarity[:, place])
     return picks[torch.tensor(order, dtype=torch.long, device=picks.device)]

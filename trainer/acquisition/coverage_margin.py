@@ -52,7 +52,7 @@ def neighbourhood_uncertainty(state: PoolState, beliefs: Tensor) -> Tensor:
 def cover(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     """Part the pool into as many clusters as there will be labels; take the medoids of the largest without one.
 
-    The answer is in order of what each pick adds to the coverage, so that its beginning is a good choice too.
+    The first hundred are in order of what each adds to the coverage, so that a beginning of them is a good choice too.
     """
     clusters = min(int(state.labelled.sum()) + batch, len(state.features))
     assigned, _ = spherical_kmeans(state.features, clusters, generator)
