@@ -278,6 +278,23 @@ def test_published_tables_are_those_of_their_records(record, table):
     assert table in (ROOT / record / "table.md").read_text()
 
 
+def test_our_rows_of_the_first_table_are_those_of_their_record():
+    """Mean, deviation, each seed's accuracy and the minutes of the record's first arm, the default's."""
+    (record, rows), *more = re.findall(r"^<!-- checked: headline of (\S+) -->\n((?:\|.*\n)+)", README, flags=re.M)
+    ours = re.findall(r"^\| \*\*(\d+) active\*\* \| (.*?) \| (\d+) to (\d+) min, .* \|$", rows, flags=re.M)
+    assert not more
+    assert [labels for labels, *_ in ours] == ["400", "100"]
+    table = (ROOT / record / "table.md").read_text()
+    header, _, default = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")][:3]
+    for labels, shown, shortest, longest in ours:
+        mean, sd = re.fullmatch(r"([\d.]+) ± ([\d.]+) \(5\)", default[header.index(labels) + 1]).groups()
+        runs = re.findall(rf"^- {default[0]}, seed .*[ ,]{labels}: ([\d.]+)% \((\d+) min\)", table, flags=re.M)
+        each = ", ".join(accuracy for accuracy, _ in runs)
+        minutes = [int(minute) for _, minute in runs]
+        assert shown in {f"**{mean}** (sd {sd}; {each})", f"**{mean}** (sd {sd})"}
+        assert (int(shortest), int(longest)) == (min(minutes), max(minutes))
+
+
 def test_every_record_is_published():
     """What the README leaves out could be a result that was thrown away."""
     folders = [path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "records").glob("*/record.json")]
