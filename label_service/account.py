@@ -53,12 +53,18 @@ class RunAccount:
 
     budget: int
     evaluations_allowed: int
+    evaluation_budgets: tuple[int, ...] = ()
     labels: set[int] = field(default_factory=set)
     queries: int = 0
     replays: int = 0
     refusals: int = 0
-    evaluations: int = 0
+    evaluated_at: list[int | None] = field(default_factory=list)
     sealed: bool = False
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations made."""
+        return len(self.evaluated_at)
 
 
 @dataclass
@@ -106,7 +112,8 @@ def _play(runs: dict[str, RunAccount], entry: dict[str, Any]) -> None:
     name, op, outcome, detail = entry["run"], entry["op"], entry["outcome"], entry.get("detail", {})
     if op == "run-opened":
         _rule(name not in runs, f"run {name} is opened a second time")
-        runs[name] = RunAccount(entry["budget"], detail["evaluations_allowed"])
+        points = tuple(detail.get("evaluation_budgets", ()))
+        runs[name] = RunAccount(entry["budget"], detail["evaluations_allowed"], points)
     run = runs.get(name)
     _rule(run is not None, f"run {name} was never opened")
     assert run is not None
@@ -123,7 +130,11 @@ def _play(runs: dict[str, RunAccount], entry: dict[str, Any]) -> None:
     _rule(entry["spent"] == run.queries, f"it says {entry['spent']} spent, and the entries make {run.queries}")
     _rule(not new or run.queries <= run.budget, "it reveals more than the run's budget")
     if outcome == "evaluated":
-        run.evaluations += 1
+        point = detail.get("evaluated_budget")
+        if run.evaluation_budgets:
+            _rule(point in run.evaluation_budgets, f"it evaluates {point} labels, a point that the run never declared")
+            _rule(point not in run.evaluated_at, f"it evaluates {point} labels a second time")
+        run.evaluated_at.append(point)
         _rule(run.evaluations <= run.evaluations_allowed, "the run had no evaluation left")
         _rule(detail["evaluation"] == run.evaluations, "its evaluation has the wrong number")
     _rule(op != "run-sealed" or not run.sealed, "the run was sealed before")
@@ -165,6 +176,8 @@ def _parsed(data: bytes, seq: int) -> dict[str, Any]:
     detail, needed = entry.get("detail", {}), _DETAIL.get(entry["outcome"])
     _require(isinstance(detail, dict), seq, "its detail is no object")
     _require(needed is None or _is_count(detail.get(needed)), seq, f"its detail lacks {needed}")
+    points = detail.get("evaluation_budgets", [])
+    _require(isinstance(points, list) and all(map(_is_count, points)), seq, "its evaluation budgets are not counts")
     return dict(entry)
 
 

@@ -10,10 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.tamper_matrix import LAST, Case, edited, honest_case, judge, trials
+from label_service.checkpoint import SigningKey
 from label_service.cli import app
 from label_service.entries import canonical_json
 from label_service.merkle import VerificationError
+from label_service.schemas import Evidence
+from label_service.settings import Settings
 from label_service.verify import verify
+from tests.datasets import make_idx_dataset
+from tests.integration.conftest import run_service
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,47 @@ def test_an_entry_that_breaks_the_rules_is_named(case: Case, changes: dict[str, 
     forged = case.of(edited(case.evidence.entries, at, **changes), signed=True)
     with pytest.raises(VerificationError, match=rf"^entry {at}: .*({sentence})"):
         verify(forged, case.key)
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """An honest log of a run that declared two points, at two and four labels, and was evaluated at both."""
+    folder = tmp_path_factory.mktemp("curve")
+    url = f"sqlite:///{folder / 'service' / 'labels.sqlite3'}"
+    settings = Settings(data=make_idx_dataset(folder / "data"), other_data=True, database_url=url, port=0)
+    with run_service(settings) as running:
+        client = running.client
+        opened = client.post("/v1/runs", json={"name": "curve", "budget": 4, "evaluation_budgets": [2, 4]}).json()
+        token = {"Authorization": f"Bearer {opened['token']}"}
+        for ids in ([1, 2], [3, 4]):
+            client.post("/v1/labels:query", json={"ids": ids}, headers=token).raise_for_status()
+        for budget in (2, 4):
+            call = f"/v1/runs/{opened['run_id']}/evaluations"
+            client.post(call, json={"predictions": [0] * 50, "budget": budget}, headers=token).raise_for_status()
+        sealed = client.post(f"/v1/runs/{opened['run_id']}:seal", headers=token).json()
+    return Case(Evidence.model_validate(sealed["evidence"]), SigningKey.load(folder / "service" / "labels.key"), ())
+
+
+@pytest.mark.parametrize(
+    ("seq", "field", "value", "sentence"),
+    [
+        (5, "evaluated_budget", 2, "it evaluates 2 labels a second time"),
+        (5, "evaluated_budget", 3, "it evaluates 3 labels, a point that the run never declared"),
+        (5, "evaluated_budget", None, "it evaluates None labels, a point that the run never declared"),
+        (5, "evaluated_budget", [2], r"it evaluates \[2\] labels, a point that the run never declared"),
+        (1, "evaluation_budgets", "24", "its evaluation budgets are not counts"),
+        (1, "evaluation_budgets", [[2], 4], "its evaluation budgets are not counts"),
+    ],
+)
+def test_each_point_of_a_curve_is_evaluated_once(
+    curve: Case, seq: int, field: str, value: object, sentence: str
+) -> None:
+    """What the service refuses, a log signed by the key's holder cannot have either."""
+    assert verify(curve.evidence, curve.key).runs.popitem()[1].evaluated_at == [2, 4]
+    detail = json.loads(curve.evidence.entries[seq])["detail"] | {field: value}
+    forged = curve.of(edited(curve.evidence.entries, seq, detail=detail), signed=True)
+    with pytest.raises(VerificationError, match=rf"^entry {seq}: {sentence}$"):
+        verify(forged, curve.key)
 
 
 def test_new_labels_after_the_end_are_named(case: Case) -> None:
