@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from scripts import files, processes, records, side_by_side
+from scripts import files, processes, record_writer, records, side_by_side, verify_records
 from scripts import run as make_run
 from scripts.errors import RunError
 from scripts.side_by_side import Job
@@ -69,7 +69,10 @@ class Study:
 
 
 def studies(seeds: Sequence[int]) -> dict[str, Study]:
-    """Return the studies by name; comparisons take the first three of the seeds."""
+    """Return the studies by name; comparisons take the first three of the seeds, HCL's takes them all.
+
+    What HCL is worth is small beside what a seed is worth: three would say nothing of it.
+    """
     every, three = tuple(seeds), tuple(seeds[:3])
     return {
         "learning-curve": Study(
@@ -83,9 +86,13 @@ def studies(seeds: Sequence[int]) -> dict[str, Study]:
             "What each part is worth",
             (
                 # Of these two the learning curve has the runs (--take-from); they are compared where the default ends.
-                Arm("whole", "curve", three),
+                Arm("whole", "curve", every),
                 Arm("random choice", "curve", three, "random"),
-                *(Arm(f"without {part}", f"cpu-without-{part}", three) for part in ABLATIONS if part != "choice"),
+                *(
+                    Arm(f"without {part}", f"cpu-without-{part}", every if part == "hcl" else three)
+                    for part in ABLATIONS
+                    if part != "choice"
+                ),
             ),
         ),
         "strategies": Study(
@@ -192,10 +199,10 @@ class _Work:
             pretraining_s = float(sum(files.read_json(weights / "stages.json").values()))
             pretrained_on = side_by_side.cores_of(weights)
             cores = tuple(sorted({*cores, *pretrained_on})) if cores and pretrained_on else ()
-        run = records.Finished(
+        run = record_writer.Finished(
             arm.name, arm.profile, arm.whole_profile.strategy, seed, job.folder, pretraining_s, cores
         )
-        records.add(place.record, self._study.title, run, [one.name for one in self._study.arms])
+        record_writer.add(place.record, self._study.title, run, [one.name for one in self._study.arms])
 
     def _run(self, planned: Planned, weights: Path | None) -> Job:
         arm, place = planned.arm, self._place
@@ -244,7 +251,7 @@ def _finished_runs(study: Study, place: Place, programs: make_run.Programs) -> s
     """
     if not (place.record / records.RECORD_FILE).exists():
         return set()
-    numbers = records.verify_runs(place.record, programs.service)
+    numbers = verify_records.verify_runs(place.record, programs.service)
     arms = {arm.name: arm for arm in study.arms}
     strangers = [arm.name for arm in numbers.arms if arm.name not in arms]
     if numbers.title != study.title or strangers:
@@ -252,7 +259,7 @@ def _finished_runs(study: Study, place: Place, programs: make_run.Programs) -> s
     held = {(arm.name, run.seed) for arm in numbers.arms for run in arm.runs}
     for name, seed in sorted(held):
         _refuse_another_configuration(records.folder_of(place.record, name, seed), arms[name], place)
-    records.renew(place.record)
+    record_writer.renew(place.record)
     return held
 
 
@@ -267,13 +274,13 @@ def _taken_over(
     taken: set[tuple[str, int]] = set()
     if place.source is None:
         return taken
-    records.verify_runs(place.source, programs.service)
+    verify_records.verify_runs(place.source, programs.service)
     for run in records.held_runs(place.source):
         for arm in study.arms:
             seed = run.entry["seed"]
             if seed not in arm.seeds or (arm.name, seed) in held or _differences(run.folder, arm, place):
                 continue
-            records.take_over(place.record, study.title, arm.name, run, [one.name for one in study.arms])
+            record_writer.take_over(place.record, study.title, arm.name, run, [one.name for one in study.arms])
             print(f"[study] {arm.name}, seed {seed}: taken over from {place.source}", flush=True)
             taken.add((arm.name, seed))
     return taken

@@ -43,14 +43,18 @@ class Run:
     Attributes:
         seed: of everything random.
         points: ascend in labels.
+        log: id of its log.
         others: labels that its log gave to anybody else.
+        evaluations_of_others: accuracies that its log told anybody else.
         test: its test set, in words.
         cores: numbers of cores that it was worked at with, ascending; empty where that is not known.
     """
 
     seed: int
     points: tuple[Point, ...]
+    log: str
     others: int
+    evaluations_of_others: int
     test: str
     cores: tuple[int, ...] = ()
 
@@ -138,6 +142,8 @@ def render(numbers: Numbers) -> str:
         for run in arm.runs:
             said = ", ".join(f"{one.labels:,}: {one.percent:.2f}% ({one.seconds / 60:.0f} min)" for one in run.points)
             others = f"; {run.others} labels on its log were given to others" if run.others else ""
+            if run.evaluations_of_others:
+                others += f"; {run.evaluations_of_others} accuracies on its log were told to others"
             lines.append(f"- {arm.name}, seed {run.seed}{_on_cores(run.cores)}: {said}{others}")
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from scripts import records, study, tables
+from scripts import record_writer, records, study, tables, verify_records
 from scripts.errors import RunError
 from scripts.run import Programs
 from scripts.study import Arm, Place, Study
@@ -73,11 +74,11 @@ def take_out(record: Path, arm: str, seed: int) -> None:
     described["arms"] = [one for one in described["arms"] if one["runs"]]
     (record / "record.json").write_text(json.dumps(described))
     shutil.rmtree(records.folder_of(record, arm, seed))
-    records.renew(record)
+    record_writer.renew(record)
 
 
 def verify(folder: Path) -> int:
-    return records.main([str(folder)], PROGRAMS)
+    return verify_records.main([str(folder)], PROGRAMS)
 
 
 def test_a_record_has_a_table_a_picture_and_the_evidence_of_each_run(made: Path) -> None:
@@ -305,10 +306,10 @@ def test_the_table_says_on_how_many_cores_a_run_was_made(clone: Path) -> None:
     on = f"- default, seed 1, on {CORES} core{'s' if CORES > 1 else ''}: "
     assert on in (record / "table.md").read_text()
     _in_json("record.json", lambda told: told["arms"][0]["runs"][0].update(cores=[1, 4]))(record)
-    records.renew(record)
+    record_writer.renew(record)
     assert "- default, seed 1, on 1 to 4 cores: " in (record / "table.md").read_text()
     _in_json("record.json", lambda told: [run.pop("cores") for arm in told["arms"] for run in arm["runs"]])(record)
-    records.renew(record)
+    record_writer.renew(record)
     table = (record / "table.md").read_text()
     assert "- default, seed 1: " in table and "core" not in table
     assert verify(clone / "records") == 0
@@ -396,6 +397,33 @@ def _more_right(result: Any) -> None:
 
 
 RUN = "runs/default-seed1"
+
+
+def _another_seed_s_log(record: Path) -> None:
+    """Let one good run stand for two seeds."""
+    shutil.copytree(record / RUN, record / "runs/default-seed2", dirs_exist_ok=True)
+    for name in ("config.json", "result.json"):
+        _in_json(f"runs/default-seed2/{name}", lambda told: told.update(seed=2))(record)
+
+
+def _another_arm_s_log(record: Path) -> None:
+    """Let one good run stand for two arms; the name that it was opened under does not tell them apart."""
+    for name in ("evidence.json", "log-key.txt", "result.json"):
+        shutil.copyfile(record / RUN / name, record / "runs/random-seed1" / name)
+
+
+def _evaluated_twice(bundle: Any) -> None:
+    """Have the second evaluation be one more of the first point."""
+    entries = [json.loads(text) for text in bundle["entries"]]
+    second = [seq for seq, entry in enumerate(entries) if entry["op"] == "evaluation"][1]
+    entries[second]["detail"]["evaluated_budget"] = 3
+    bundle["entries"] = [json.dumps(entry, separators=(",", ":"), sort_keys=True) for entry in entries]
+
+
+def _never_opened(bundle: Any) -> None:
+    bundle["entries"] = [text for text in bundle["entries"] if '"run-opened"' not in text]
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a number in the table": (
         lambda record: (record / "table.md").write_text((record / "table.md").read_text().replace("(2)", "(5)")),
@@ -423,6 +451,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         _in_json("record.json", lambda record: record["arms"][1].update(strategy="margin")),
         "not as its record says",
     ),
+    "a log of another seed": (_another_seed_s_log, "has the log of a run opened as ('tiny-curve seed 1', 18"),
+    "a log of another arm": (_another_arm_s_log, "counts one log for two runs"),
+    "a log of another budget": (
+        _in_json(f"{RUN}/config.json", lambda config: config["profile"]["rounds"].pop()),
+        "has the log of a run opened as ('tiny-curve seed 1', 18",
+    ),
+    "a point evaluated twice": (_in_json(f"{RUN}/evidence.json", _evaluated_twice), "evaluates 3 labels a second time"),
+    "a run never opened": (_in_json(f"{RUN}/evidence.json", _never_opened), "its run was never opened"),
+    "a point of the picture": (
+        lambda record: (record / "curve.svg").write_text((record / "curve.svg").read_text().replace("\nL ", "\nM ", 1)),
+        "curve.svg is not what the evidence draws",
+    ),
+    "no picture at all": (lambda record: (record / "curve.svg").write_text("<svg/>"), "is not what the evidence draws"),
+    "a missing picture": (lambda record: (record / "curve.svg").unlink(), "curve.svg"),
     "a missing file": (lambda record: (record / RUN / "result.json").unlink(), "is not a complete record"),
 }
 
@@ -438,6 +480,37 @@ def test_a_damaged_record_is_named(
     out = capsys.readouterr().out
     assert out.startswith("FAILED")
     assert told in out
+
+
+def test_a_picture_of_another_matplotlib_is_not_compared(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Versions draw one curve in other bytes: said, and no reason to fail."""
+    picture = place(clone).record / "curve.svg"
+    picture.write_text(re.sub(r"Matplotlib v[0-9.]+", "Matplotlib v1.0.0", picture.read_text()))
+    assert verify(clone / "records") == 0
+    assert "3 runs; its picture was drawn by another Matplotlib and was not compared" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_record_is_no_success(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside a good record too: whatever lies in the folder of records claims something."""
+    (clone / "records" / "2026-01-01_miracle").mkdir()
+    (clone / "records" / "2026-01-01_miracle" / "table.md").write_text("99.9%")
+    assert verify(clone / "records") == 1
+    assert "FAILED    " in capsys.readouterr().out
+
+
+def test_what_others_did_on_a_run_s_log_is_told(clone: Path) -> None:
+    """Labels they were given, and accuracies that they were told."""
+
+    def another_run_s(bundle: Any) -> None:
+        own = [json.loads(text) for text in bundle["entries"]]
+        others = [
+            entry | {"run": "run-other"} for entry in own if entry["outcome"] in ("opened", "revealed", "evaluated")
+        ]
+        bundle["entries"] += [json.dumps(entry) for entry in others]
+
+    _in_json(f"{RUN}/evidence.json", another_run_s)(place(clone).record)
+    table = tables.render(records.read_numbers(place(clone).record))
+    assert "; 18 labels on its log were given to others; 3 accuracies on its log were told to others\n" in table
 
 
 def test_no_record_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

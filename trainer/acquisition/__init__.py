@@ -1,27 +1,16 @@
 """Query strategies: what to ask next.
 
 Each strategy is one file with one function of one signature, `select(state, batch, generator) -> indices`, and one
-line in `STRATEGIES`. To add your own, write the file and the line; `tests/unit/trainer/test_acquisition.py` then
-holds it to the promises that all of them keep.
+line in `FILES`. To add your own, write the file and the line; `tests/unit/trainer/test_acquisition.py` then holds it
+to the promises that all of them keep.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
-from trainer.acquisition import (
-    badge,
-    coverage_margin,
-    entropy,
-    k_center,
-    least_confidence,
-    margin,
-    probcover,
-    random_sampling,
-    typiclust,
-    uncertain_clusters,
-)
 from trainer.acquisition.state import PoolState
 from trainer.errors import ConfigError
 
@@ -29,18 +18,21 @@ Strategy = Callable[[PoolState, int, torch.Generator], Tensor]
 
 DEFAULT_STRATEGY = "uncertain-clusters"
 
-STRATEGIES: dict[str, Strategy] = {
-    "badge": badge.select,
-    "coverage-margin": coverage_margin.select,
-    "entropy": entropy.select,
-    "k-center": k_center.select,
-    "least-confidence": least_confidence.select,
-    "margin": margin.select,
-    "probcover": probcover.select,
-    "random": random_sampling.select,
-    "typiclust": typiclust.select,
-    "uncertain-clusters": uncertain_clusters.select,
+# The name for `--strategy`, and the file of this folder that has it.
+FILES = {
+    "badge": "badge",
+    "coverage-margin": "coverage_margin",
+    "entropy": "entropy",
+    "k-center": "k_center",
+    "least-confidence": "least_confidence",
+    "margin": "margin",
+    "probcover": "probcover",
+    "random": "random_sampling",
+    "typiclust": "typiclust",
+    "uncertain-clusters": "uncertain_clusters",
 }
+
+STRATEGIES: dict[str, Strategy] = {name: import_module(f"{__name__}.{file}").select for name, file in FILES.items()}
 
 
 def strategy_named(name: str) -> Strategy:

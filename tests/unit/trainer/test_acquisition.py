@@ -103,6 +103,12 @@ def test_a_batch_larger_than_the_pool_is_all_that_is_left(select: Strategy, free
 
 
 @every_strategy
+def test_a_pool_smaller_than_the_first_batch_is_all_asked(select: Strategy) -> None:
+    """Before any label, too."""
+    assert select(cold_state(8), 10, generator()).sort().values.tolist() == list(range(8))
+
+
+@every_strategy
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_duplicates_do_not_shorten_a_batch(select: Strategy, warm: bool) -> None:
     """A pool of three images, each many times over, still yields a full batch of distinct indices."""

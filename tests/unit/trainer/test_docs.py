@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,8 @@ from trainer.exchange import RECEIPTS_FILE, REFUSED_FILE
 from trainer.profiles import PROFILES
 from trainer.witness import WITNESS_FILE
 
-GUIDE = (Path(__file__).parents[3] / "docs" / "trainer.md").read_text()
+ROOT = Path(__file__).parents[3]
+GUIDE = (ROOT / "docs" / "trainer.md").read_text()
 
 
 def rows(title: str) -> list[list[str]]:
@@ -66,6 +70,23 @@ def test_every_strategy_is_in_the_guide() -> None:
     """A reader finds the name of each strategy."""
     for name in STRATEGIES:
         assert f"`{name}`" in GUIDE.partition("\n## Another query strategy\n")[2]
+
+
+def test_a_strategy_of_one_s_own_takes_one_file_and_one_line(tmp_path: Path) -> None:
+    """The guide's example, put where it says, passes the suite that all strategies pass."""
+    section = GUIDE.partition("\n## Another query strategy\n")[2]
+    _, source = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    (line,) = re.findall(r"with the line `(.+?)` in `FILES`", section)
+    for folder in ("trainer", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    strategies = tmp_path / "trainer" / "acquisition"
+    (strategies / "oddity.py").write_text(source)
+    names = (strategies / "__init__.py").read_text()
+    (strategies / "__init__.py").write_text(names.replace("FILES = {\n", f"FILES = {{\n    {line}\n"))
+    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/trainer/test_acquisition.py", "-k", "oddity")
+    done = subprocess.run([sys.executable, *suite], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) >= 15
 
 
 def test_the_files_of_receipts_and_witness_are_in_the_guide() -> None:
