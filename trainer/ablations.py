@@ -8,7 +8,8 @@ from typing import Any
 
 from trainer.config import Frozen, PhaseConfig, Profile, RoundConfig, ViewConfig
 
-# SimCLR's kinds of change as HCL's authors used them on small images: random crops and tone.
+# Random crops and tone, as profile `paper` has them: SimCLR's kinds of change that mean something in grey images. The
+# authors' own, for colour photographs, crop harder (down to 8% of the area) and change hue.
 PAPER_VIEW = ViewConfig(scale=(0.45, 1.0), crop=True, aspect=0.3, tone=0.5)
 # Where a network that has no graph to learn from is first trained: before the first labels that are chosen for doubt.
 _FIRST_TRAINED = 40
@@ -39,7 +40,10 @@ def without_gradients(profile: Profile) -> Profile:
 
 
 def without_propagation(profile: Profile) -> Profile:
-    """Believe the network alone: in choosing, in learning, in predicting. It trains as soon as there are labels."""
+    """Believe the network alone, in learning and in predicting; it trains as soon as there are labels.
+
+    No label spreads and no neighbour votes. What is chosen still averages the network's doubt over neighbourhoods.
+    """
 
     def alone(phase: PhaseConfig) -> PhaseConfig:
         return phase.model_copy(update={"soft": 0.0, "consistency": 1.0, "trust_beliefs": 0.0})

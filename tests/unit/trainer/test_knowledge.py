@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.unit.trainer.tiny_learning import CPU, TINY_ENCODER, bars
 from trainer.config import GraphConfig
 from trainer.finetune import embed, predict
-from trainer.graph import propagate_labels
+from trainer.graph import balance_classes, propagate_labels
 from trainer.knowledge import FeatureSpace, Knowledge
 from trainer.pretrain import new_encoder
 
@@ -83,6 +83,31 @@ def test_joint_beliefs_are_probabilities_and_known_labels_certain(data: tuple[Te
     certain = F.one_hot((labels + 1) % 3, 3).float()
     swayed = Knowledge(knowledge.space, network, knowledge.features, knowledge.graph, certain)
     assert (swayed.beliefs(IDS, labels[IDS], 3) - beliefs).abs().max() > 0.1
+
+
+def test_without_propagation_the_network_alone_is_believed(data: tuple[Tensor, Tensor]) -> None:
+    """What the labels are moves no belief but their own; other images are predicted by the network, not by a vote."""
+    images, labels = data
+    network = new_encoder(TINY_ENCODER, 3, 1, CPU)
+    knowledge = Knowledge.of(space_of(images, propagate=False), images, network)
+    assert knowledge.predictions is not None
+    others = torch.tensor([index for index in range(60) if index not in IDS.tolist()])
+    beliefs = knowledge.beliefs(IDS, labels[IDS], 3)
+    torch.testing.assert_close(beliefs.sum(1), torch.ones(60))
+    assert torch.equal(beliefs[IDS], F.one_hot(labels[IDS], 3).float())
+    assert torch.equal(beliefs[others], knowledge.beliefs(IDS, (labels[IDS] + 1) % 3, 3)[others])
+    assert torch.equal(beliefs[others], balance_classes(knowledge.predictions.clamp_min(1e-6))[others])
+    assert torch.equal(knowledge.predict(images, beliefs), predict(network, images, shifts=True))
+
+
+def test_without_propagation_and_network_nothing_is_known_but_the_labels(data: tuple[Tensor, Tensor]) -> None:
+    """Beliefs are even; other images can only be told by their neighbours with a label."""
+    images, labels = data
+    knowledge = Knowledge.of(space_of(images, propagate=False), images, None)
+    beliefs = knowledge.beliefs(IDS, labels[IDS], 3)
+    assert torch.equal(beliefs[IDS], F.one_hot(labels[IDS], 3).float())
+    assert (beliefs[1:7] == 1 / 3).all()
+    assert knowledge.predict(images[:11], beliefs).shape == (11, 3)
 
 
 @pytest.mark.parametrize("learned", [True, False], ids=["network", "no network"])
