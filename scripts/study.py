@@ -9,117 +9,19 @@ others, in a fresh clone too. The folder of runs is for work under way.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from scripts import files, processes, record_writer, records, side_by_side, verify_records
 from scripts import run as make_run
 from scripts.errors import RunError
+from scripts.place import Place, data_of, differences, refuse_another_configuration, weights_folder
 from scripts.side_by_side import Job
-from trainer.ablations import ABLATIONS
-from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES
-from trainer.config import Profile
-from trainer.data import POOL_FILE, TEST_FILE, fingerprint_of
-from trainer.profiles import profile_named
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to do it, repeated over seeds.
-
-    Attributes:
-        name: in tables.
-        profile: of the trainer.
-        seeds: one run each.
-        strategy: of acquisition, None for the profile's.
-    """
-
-    name: str
-    profile: str
-    seeds: tuple[int, ...]
-    strategy: str | None = None
-
-    @property
-    def whole_profile(self) -> Profile:
-        """The profile in full, with the arm's strategy: what the trainer makes of both."""
-        profile = profile_named(self.profile)
-        return profile.model_copy(update={"strategy": self.strategy or profile.strategy})
-
-
-@dataclass(frozen=True)
-class Study:
-    """Arms that are compared.
-
-    Attributes:
-        title: of the record.
-        arms: the first is what the others are compared with.
-    """
-
-    title: str
-    arms: tuple[Arm, ...]
-
-
-def studies(seeds: Sequence[int]) -> dict[str, Study]:
-    """Return the studies by name; comparisons take the first three of the seeds, HCL's takes them all.
-
-    What HCL is worth is small beside what a seed is worth: three would say nothing of it.
-    """
-    every, three = tuple(seeds), tuple(seeds[:3])
-    return {
-        "learning-curve": Study(
-            "Accuracy by number of labels",
-            (
-                Arm(DEFAULT_STRATEGY, "curve", every),
-                Arm("random", "curve", three, "random"),
-            ),
-        ),
-        "ablations": Study(
-            "What each part is worth",
-            (
-                # Of these two the learning curve has the runs (--take-from); they are compared where the default ends.
-                Arm("whole", "curve", every),
-                Arm("random choice", "curve", three, "random"),
-                *(
-                    Arm(f"without {part}", f"cpu-without-{part}", every if part == "hcl" else three)
-                    for part in ABLATIONS
-                    if part != "choice"
-                ),
-            ),
-        ),
-        "strategies": Study(
-            "Query strategies on the graph alone",
-            (
-                Arm(DEFAULT_STRATEGY, "graph", three),
-                *(Arm(name, "graph", three, name) for name in STRATEGIES if name != DEFAULT_STRATEGY),
-            ),
-        ),
-    }
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a study works.
-
-    Attributes:
-        data: prepared folder of data, None for Fashion-MNIST in its default folder.
-        runs: results of its runs; the weights that they share lie beside it.
-        record: the folder to write, and what says which runs are finished.
-        source: another record, whose runs are taken over where they are the same to the last setting; None for none.
-    """
-
-    data: Path | None
-    runs: Path
-    record: Path
-    source: Path | None = None
+from scripts.studies import Arm, Study, studies
 
 
 @dataclass(frozen=True)
@@ -176,7 +78,7 @@ class _Work:
         """Return the first job that can begin, None if all that is left waits for weights under way."""
         at_work = {job.folder for job in under_way}
         for planned in self._waiting:
-            folder = _weights_folder(planned.arm, planned.seed, self._place)
+            folder = weights_folder(planned.arm, planned.seed, self._place)
             if folder is None or (folder not in at_work and (folder / "encoder.pt").exists()):
                 self._waiting.remove(planned)
                 job = self._run(planned, folder)
@@ -192,8 +94,8 @@ class _Work:
         if planned is None:
             return
         arm, seed, place = planned.arm, planned.seed, self._place
-        _refuse_another_configuration(job.folder / "trainer", arm, place)
-        cores, weights = side_by_side.cores_of(job.folder), _weights_folder(arm, seed, place)
+        refuse_another_configuration(job.folder / "trainer", arm, place)
+        cores, weights = side_by_side.cores_of(job.folder), weights_folder(arm, seed, place)
         pretraining_s = 0.0
         if weights is not None:
             pretraining_s = float(sum(files.read_json(weights / "stages.json").values()))
@@ -216,7 +118,7 @@ class _Work:
 
     def _pretraining(self, planned: Planned, folder: Path) -> Job:
         command = [*self._programs.trainer, "pretrain", "--profile", planned.arm.profile, "--seed", str(planned.seed)]
-        command += ["--data", str(_data(self._place) / "images"), "--out", str(folder), "--resume"]
+        command += ["--data", str(data_of(self._place) / "images"), "--out", str(folder), "--resume"]
         return Job(f"pretraining for seed {planned.seed}", tuple(command), folder, folder / "encoder.pt")
 
     def _port(self) -> int:
@@ -227,13 +129,9 @@ class _Work:
         return port
 
 
-def _data(place: Place) -> Path:
-    return place.data or make_run.DEFAULT_DATA
-
-
 def _have_data(place: Place, programs: make_run.Programs) -> None:
     """Have the data prepared before the first run, because all read it."""
-    data = _data(place)
+    data = data_of(place)
     if (data / "dataset.json").exists():
         return
     if place.data is not None:
@@ -258,7 +156,7 @@ def _finished_runs(study: Study, place: Place, programs: make_run.Programs) -> s
         raise RunError(f"{place.record} is of another study ({numbers.title}): name another RECORD=.", 2)
     held = {(arm.name, run.seed) for arm in numbers.arms for run in arm.runs}
     for name, seed in sorted(held):
-        _refuse_another_configuration(records.folder_of(place.record, name, seed), arms[name], place)
+        refuse_another_configuration(records.folder_of(place.record, name, seed), arms[name], place)
     record_writer.renew(place.record)
     return held
 
@@ -278,62 +176,12 @@ def _taken_over(
     for run in records.held_runs(place.source):
         for arm in study.arms:
             seed = run.entry["seed"]
-            if seed not in arm.seeds or (arm.name, seed) in held or _differences(run.folder, arm, place):
+            if seed not in arm.seeds or (arm.name, seed) in held or differences(run.folder, arm, place):
                 continue
             record_writer.take_over(place.record, study.title, arm.name, run, [one.name for one in study.arms])
             print(f"[study] {arm.name}, seed {seed}: taken over from {place.source}", flush=True)
             taken.add((arm.name, seed))
     return taken
-
-
-def _refuse_another_configuration(folder: Path, arm: Arm, place: Place) -> None:
-    """Refuse a finished run that today's profile and data would not make again.
-
-    Raises:
-        RunError: its `config.json` differs; the message says in what.
-    """
-    different = _differences(folder, arm, place)
-    if different:
-        raise RunError(
-            f"{folder} was made with another configuration than today's (different: {', '.join(different)}): name "
-            "another RECORD= and RUNS=, or go on with the version and data that began it.",
-            2,
-        )
-
-
-def _differences(folder: Path, arm: Arm, place: Place) -> list[str]:
-    """Name what a run's `config.json` has otherwise than the arm's run would have today."""
-    config = files.read_json(folder / "config.json")
-    different = _different_parts(config.get("profile"), arm.whole_profile)
-    different += ["data"] if config.get("images") != _images_fingerprint(place) else []
-    different += ["target"] if config.get("target") is not None else []
-    return different
-
-
-def _different_parts(then: Mapping[str, Any] | None, now: Profile) -> list[str]:
-    """Name the parts of a profile that differ; what it says about itself does not count."""
-    try:
-        former = Profile.model_validate(then)
-    except ValidationError:
-        return ["profile"]
-    return [name for name in Profile.model_fields if name != "about" and getattr(former, name) != getattr(now, name)]
-
-
-def _images_fingerprint(place: Place) -> str:
-    """Return the fingerprint of the place's images, as a run's configuration has it (`trainer.data.ImageSet`)."""
-    cards = files.read_json(_data(place) / "dataset.json")["files"]
-    return fingerprint_of(*(cards[f"images/{name}.gz"]["content_sha256"] for name in (POOL_FILE, TEST_FILE)))
-
-
-def _weights_folder(arm: Arm, seed: int, place: Place) -> Path | None:
-    """Name the folder of the weights that a run needs on the place's data; None where nothing is pretrained."""
-    profile = arm.whole_profile
-    if profile.pretrain.epochs == 0:
-        return None
-    card = files.read_json(_data(place) / "dataset.json")
-    images = json.dumps(card.get("files"), sort_keys=True)
-    key = hashlib.sha256(profile.pretraining_identity(seed, images).encode()).hexdigest()[:12]
-    return place.runs.parent / "weights" / f"seed{seed}-{key}"
 
 
 def main(arguments: Sequence[str] | None = None, programs: make_run.Programs | None = None) -> int:

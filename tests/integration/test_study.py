@@ -19,8 +19,9 @@ import pytest
 
 from scripts import record_writer, records, study, tables, verify_records
 from scripts.errors import RunError
+from scripts.place import Place
 from scripts.run import Programs
-from scripts.study import Arm, Place, Study
+from scripts.studies import Arm, Study
 from tests.datasets import make_idx_dataset
 from tests.integration.tiny_run import PROGRAMS, TINY_STUDY
 from tests.integration.tiny_trainer import TINY_CURVE

@@ -10,7 +10,7 @@ import sys
 
 from scripts import run, study
 from scripts.run import Programs
-from scripts.study import Arm, Study
+from scripts.studies import Arm, Study
 from tests.integration.tiny_trainer import TINY_CURVE
 from trainer.profiles import PROFILES
 

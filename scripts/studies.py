@@ -1,0 +1,84 @@
+"""The studies of `make study`, by name: which arms are compared over which seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.ablations import ABLATIONS
+from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES
+from trainer.config import Profile
+from trainer.profiles import profile_named
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to do it, repeated over seeds.
+
+    Attributes:
+        name: in tables.
+        profile: of the trainer.
+        seeds: one run each.
+        strategy: of acquisition, None for the profile's.
+    """
+
+    name: str
+    profile: str
+    seeds: tuple[int, ...]
+    strategy: str | None = None
+
+    @property
+    def whole_profile(self) -> Profile:
+        """The profile in full, with the arm's strategy: what the trainer makes of both."""
+        profile = profile_named(self.profile)
+        return profile.model_copy(update={"strategy": self.strategy or profile.strategy})
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms that are compared.
+
+    Attributes:
+        title: of the record.
+        arms: the first is what the others are compared with.
+    """
+
+    title: str
+    arms: tuple[Arm, ...]
+
+
+def studies(seeds: Sequence[int]) -> dict[str, Study]:
+    """Return the studies by name; comparisons take the first three of the seeds, HCL's takes them all.
+
+    What HCL is worth is small beside what a seed is worth: three would say nothing of it.
+    """
+    every, three = tuple(seeds), tuple(seeds[:3])
+    return {
+        "learning-curve": Study(
+            "Accuracy by number of labels",
+            (
+                Arm(DEFAULT_STRATEGY, "curve", every),
+                Arm("random", "curve", three, "random"),
+            ),
+        ),
+        "ablations": Study(
+            "What each part is worth",
+            (
+                # Of these two the learning curve has the runs (--take-from); they are compared where the default ends.
+                Arm("whole", "curve", every),
+                Arm("random choice", "curve", three, "random"),
+                *(
+                    Arm(f"without {part}", f"cpu-without-{part}", every if part == "hcl" else three)
+                    for part in ABLATIONS
+                    if part != "choice"
+                ),
+            ),
+        ),
+        "strategies": Study(
+            "Query strategies on the graph alone",
+            (
+                Arm(DEFAULT_STRATEGY, "graph", three),
+                *(Arm(name, "graph", three, name) for name in STRATEGIES if name != DEFAULT_STRATEGY),
+            ),
+        ),
+    }
