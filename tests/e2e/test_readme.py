@@ -4,6 +4,7 @@
 parse and to name what exists.
 """
 
+import json
 import os
 import re
 import shlex
@@ -293,6 +294,20 @@ def test_our_rows_of_the_first_table_are_those_of_their_record():
         minutes = [int(minute) for _, minute in runs]
         assert shown in {f"**{mean}** (sd {sd}; {each})", f"**{mean}** (sd {sd})"}
         assert (int(shortest), int(longest)) == (min(minutes), max(minutes))
+
+
+def test_the_default_run_predicts_what_the_curve_has_at_its_budget():
+    """By the hash of the predictions, in two signed logs: one charged 400 labels and no more, the other went on."""
+    run = "runs/uncertain-clusters-seed41/evidence.json"
+    hashes = []
+    for record, charged in (("2026-11-25_default-run", 400), ("2026-11-25_learning-curve", 1000)):
+        entries = [json.loads(entry) for entry in json.loads((ROOT / "records" / record / run).read_text())["entries"]]
+        assert sum(entry["charged"] for entry in entries) == charged
+        told = {
+            entry["detail"]["evaluated_budget"]: entry["detail"] for entry in entries if entry["op"] == "evaluation"
+        }
+        hashes.append(told[400 if 400 in told else None]["predictions_sha256"])
+    assert len(hashes[0]) == 64 and hashes[0] == hashes[1]
 
 
 def test_every_record_is_published():
