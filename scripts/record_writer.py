@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts import files, tables
+from scripts.evidence import BUNDLE_FILE, KEY_FILE
 from scripts.records import CURVE_FILE, RECORD_FILE, TABLE_FILE, Held, folder_of, read_numbers
 
-KEPT = {"evidence.json": "evidence.json", "log-key.txt": "log-key.txt"}
-KEPT_OF_TRAINER = {"result.json": "result.json", "config.json": "config.json"}
+# What a record keeps of a run's folder.
+KEPT = (BUNDLE_FILE, KEY_FILE, "trainer/result.json", "trainer/config.json")
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,8 @@ def add(record: Path, title: str, run: Finished, order: Sequence[str]) -> None:
     """
     folder = folder_of(record, run.arm, run.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    for source, target in KEPT.items():
-        shutil.copyfile(run.out / source, folder / target)
-    for source, target in KEPT_OF_TRAINER.items():
-        shutil.copyfile(run.out / "trainer" / source, folder / target)
+    for name in KEPT:
+        shutil.copyfile(run.out / name, folder / Path(name).name)
     entry: dict[str, Any] = {"folder": folder.name, "seed": run.seed, "pretraining_s": round(run.pretraining_s, 1)}
     if run.cores:
         entry["cores"] = list(run.cores)

@@ -21,6 +21,7 @@ from typing import Any
 
 from scripts import files, tables
 from scripts.errors import RunError
+from scripts.evidence import BUNDLE_FILE
 
 RECORD_FILE, TABLE_FILE, CURVE_FILE = "record.json", "table.md", "curve.svg"
 
@@ -103,7 +104,7 @@ def _read_run(folder: Path, arm: Mapping[str, Any], run: Mapping[str, Any]) -> t
     said = (config["profile"]["name"], config["profile"]["strategy"], config["seed"], result["seed"])
     if said != (arm["profile"], arm["strategy"], run["seed"], run["seed"]):
         raise RunError(f"{folder} was made with {said[:3]}, not as its record says.")
-    bundle = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    bundle = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     entries = [json.loads(entry) for entry in bundle["entries"]]
     own = [entry for entry in entries if entry["run"] == result["run_id"]]
     _refuse_another_opening(own, config, folder)
@@ -122,8 +123,15 @@ def _read_run(folder: Path, arm: Mapping[str, Any], run: Mapping[str, Any]) -> t
     labels = {label for entry in others for label in entry["ids"]}
     evaluations = sum(entry["op"] == "evaluation" and entry["outcome"] == "evaluated" for entry in others)
     test = "the official test set" if result["dataset"]["official"] else f"the test set of {result['dataset']['name']}"
-    log = own[0]["log_id"]
-    return tables.Run(run["seed"], timed, log, len(labels), evaluations, test, tuple(run.get("cores", ())))
+    return tables.Run(
+        seed=run["seed"],
+        points=timed,
+        log=own[0]["log_id"],
+        others=len(labels),
+        evaluations_of_others=evaluations,
+        test=test,
+        cores=tuple(run.get("cores", ())),
+    )
 
 
 def _refuse_another_opening(own: Sequence[Mapping[str, Any]], config: Mapping[str, Any], folder: Path) -> None:
@@ -135,6 +143,7 @@ def _refuse_another_opening(own: Sequence[Mapping[str, Any]], config: Mapping[st
     opened = next((entry for entry in own if entry["op"] == "run-opened"), None)
     if opened is None:
         raise RunError(f"{folder} has a log in which its run was never opened.")
+    # Read as it was written, not as today's Profile: a record outlives the fields of its profile.
     rounds = config["profile"]["rounds"]
     budget = rounds[-1]["labels"]
     points = sorted({one["labels"] for one in rounds if one["evaluated"]} | {budget})

@@ -75,7 +75,7 @@ def verify_runs(record: Path, service: Sequence[str]) -> tables.Numbers:
             key = evidence.pinned_key(folder)
         except OSError as error:
             raise RunError(f"{record} is not a complete record ({error!r}).") from error
-        evidence.verify_file(service, folder / "evidence.json", key)
+        evidence.verify_file(service, folder / evidence.BUNDLE_FILE, key)
     return numbers
 
 
