@@ -98,7 +98,8 @@ def test_readme_s_command_verifies_the_run_and_finds_a_changed_one(finished, tmp
     folder, printed = finished
     (command,) = re.findall(r"^\$ (python -m label_service verify .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     out = shutil.copytree(folder / "finished", tmp_path / "finished")
-    command = command.replace("python ", f"{sys.executable} ", 1).replace("runs/seed3", str(out))
+    (shown,) = re.findall(r"verify (\S+)/evidence\.json", command)
+    command = command.replace("python ", f"{sys.executable} ", 1).replace(shown, str(out))
     verify = partial(subprocess.run, ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     done = verify()
     assert done.returncode == 0, done.stdout + done.stderr
