@@ -131,6 +131,7 @@ def _read_run(folder: Path, arm: Mapping[str, Any], run: Mapping[str, Any]) -> t
         evaluations_of_others=evaluations,
         test=test,
         cores=tuple(run.get("cores", ())),
+        arithmetic=" and ".join(sorted({one["arithmetic"] for one in claimed if one.get("arithmetic")})),
     )
 
 

@@ -48,6 +48,7 @@ class Run:
         evaluations_of_others: accuracies that its log told anybody else.
         test: its test set, in words.
         cores: numbers of cores that it was worked at with, ascending; empty where that is not known.
+        arithmetic: what its networks computed in; empty where that is not known.
     """
 
     seed: int
@@ -57,6 +58,7 @@ class Run:
     evaluations_of_others: int
     test: str
     cores: tuple[int, ...] = ()
+    arithmetic: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def render(numbers: Numbers) -> str:
             others = f"; {run.others} labels on its log were given to others" if run.others else ""
             if run.evaluations_of_others:
                 others += f"; {run.evaluations_of_others} accuracies on its log were told to others"
-            lines.append(f"- {arm.name}, seed {run.seed}{_on_cores(run.cores)}: {said}{others}")
+            computed = _on_cores(run.cores) + (f", in {run.arithmetic}" if run.arithmetic else "")
+            lines.append(f"- {arm.name}, seed {run.seed}{computed}: {said}{others}")
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ written to OUT/config.json, and a run resumes only under the configuration it be
 """
 
 import hashlib
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -58,14 +58,15 @@ class EncoderConfig(Frozen):
     Attributes:
         backbone: `oriented` (fixed front end, residual stages) or `resnet18`.
         front_end: of `oriented`: `gradients` (oriented gradients and pixels) or `pixels` alone, for comparison.
-        widths: channels of the stages of `oriented`.
+        widths: channels of the stages of `oriented`, at least 8: with fewer, the gradient of a shortcut's weights is
+            wrong, or writes past its memory, on CPUs without AVX-512 (uxlfoundation/oneDNN issue 6035).
         blocks: residual blocks a stage of `oriented`.
         projection: dimensions of the contrastive space.
     """
 
     backbone: Literal["oriented", "resnet18"] = "oriented"
     front_end: Literal["gradients", "pixels"] = "gradients"
-    widths: tuple[PositiveInt, ...] = (32, 64, 128)
+    widths: tuple[Annotated[int, Field(ge=8)], ...] = (32, 64, 128)
     blocks: PositiveInt = 1
     projection: PositiveInt = 64
 

@@ -65,6 +65,11 @@ def has_bfloat16(device: torch.device) -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in _BF16_FLAGS)
 
 
+def arithmetic_on(device: torch.device) -> str:
+    """Name the type that the networks compute in there: `bfloat16` or `float32`."""
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
 def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Enter bfloat16 autocast where it pays, else change nothing."""
     if has_bfloat16(device):

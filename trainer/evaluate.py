@@ -22,6 +22,7 @@ from torch import Tensor
 
 from trainer import __version__
 from trainer.active_loop import LearnedState
+from trainer.device import arithmetic_on
 from trainer.errors import CountsDisagree, DataError, RecordsUnwritable
 from trainer.exchange import RECEIPTS_FILE
 from trainer.jsonl import read_lines, replace_file
@@ -45,6 +46,7 @@ class FrozenPredictions(BaseModel):
         stage_seconds: wall time by stage until then, in seconds.
         estimate: the accuracy on the pool that the run expected then, None if it had no estimate.
         estimate_error: its standard error.
+        arithmetic: what the networks computed in then, `bfloat16` or `float32`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -54,6 +56,7 @@ class FrozenPredictions(BaseModel):
     stage_seconds: dict[str, float]
     estimate: float | None = None
     estimate_error: float | None = None
+    arithmetic: str = ""
 
 
 def predictions_path(out: Path, labels: int | None = None) -> Path:
@@ -87,6 +90,7 @@ def freeze_predictions(out: Path, learned: LearnedState, test: Tensor, clock: St
         stage_seconds=seconds,
         estimate=None if learned.estimate is None else learned.estimate.accuracy,
         estimate_error=None if learned.estimate is None else learned.estimate.error,
+        arithmetic=arithmetic_on(test.device),
     )
     # Written last: where this file is, the point is done.
     replace_file(predictions_path(out, None if learned.is_end else learned.labels), frozen.model_dump_json() + "\n")

@@ -13,7 +13,7 @@ from trainer.active_loop import ActiveLoop
 from trainer.checkpoint import save_checkpoint
 from trainer.config import Profile
 from trainer.data import ImageSet, load_images
-from trainer.device import keep_freed_memory, pick_device, use_all_cores
+from trainer.device import arithmetic_on, keep_freed_memory, pick_device, use_all_cores
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import freeze_predictions, predictions_path, submit
 from trainer.exchange import RECEIPTS_FILE
@@ -86,6 +86,8 @@ class Pipeline:
         self._settings = settings
         self._device = pick_device(settings.device)
         self.profile = choose_profile(settings, self._device)
+        if arithmetic_on(self._device) == "float32":
+            log.info("no bfloat16 in hardware here: computing in float32, which takes two to three times as long")
         self.images: ImageSet = load_images(settings.data)
         self.out = settings.out
         weights = settings.pretrained

@@ -152,6 +152,7 @@ class PointResult(Record):
         stage_seconds: Wall time by stage until then, in seconds, over all resumes.
         estimate: The accuracy on the pool that the run itself expected then, from no test label; None if it had none.
         estimate_error: Its standard error.
+        arithmetic: What the networks computed in then, `bfloat16` or `float32`; empty where it was not noted yet.
     """
 
     labels: Count
@@ -159,6 +160,7 @@ class PointResult(Record):
     stage_seconds: dict[str, float]
     estimate: Share | None = None
     estimate_error: Share | None = None
+    arithmetic: str = ""
 
 
 class RunResult(Record):
@@ -187,6 +189,11 @@ class RunResult(Record):
     stage_seconds: dict[str, float]
     dataset: dict[str, JsonValue]
     versions: dict[str, str]
+
+    @property
+    def arithmetic(self) -> str:
+        """What the networks computed in; both, if the run was gone on with elsewhere."""
+        return " and ".join(sorted({point.arithmetic for point in self.points if point.arithmetic}))
 
     @property
     def counts_agree(self) -> bool:

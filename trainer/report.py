@@ -139,6 +139,7 @@ def _details(queries: Sequence[QueryRecord], result: RunResult | None) -> list[t
             official = "official split" if result.dataset.get("official") is True else "not the official split"
             rows.append(("Data set", f"{name} ({official})"))
         rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())))
+        rows.append(("Arithmetic", result.arithmetic))
     if queries:
         rows.append(("Strategies", ", ".join(dict.fromkeys(query.strategy for query in queries))))
         rows.append(("First and last query", f"{_minute(queries[0].asked_at)} to {_minute(queries[-1].asked_at)}"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scripts import record_writer, records, study, tables, verify_records
 from scripts.errors import RunError
@@ -25,6 +26,7 @@ from scripts.studies import Arm, Study
 from tests.datasets import make_idx_dataset
 from tests.integration.tiny_run import PROGRAMS, TINY_STUDY
 from tests.integration.tiny_trainer import TINY_CURVE
+from trainer.device import arithmetic_on
 from trainer.profiles import PROFILES
 
 # Programs that make nothing: whoever starts one of them fails.
@@ -301,18 +303,18 @@ def test_data_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_table_says_on_how_many_cores_a_run_was_made(clone: Path) -> None:
-    """Minutes say little without it. Records made before it was noted say nothing of cores, and verify as they did."""
+def test_the_table_says_how_a_run_was_computed(clone: Path) -> None:
+    """Minutes say little without cores and arithmetic. Records from before cores were noted say nothing of them."""
     record = place(clone).record
-    on = f"- default, seed 1, on {CORES} core{'s' if CORES > 1 else ''}: "
+    on = f"- default, seed 1, on {CORES} core{'s' if CORES > 1 else ''}, in {arithmetic_on(torch.device('cpu'))}: "
     assert on in (record / "table.md").read_text()
     _in_json("record.json", lambda told: told["arms"][0]["runs"][0].update(cores=[1, 4]))(record)
     record_writer.renew(record)
-    assert "- default, seed 1, on 1 to 4 cores: " in (record / "table.md").read_text()
+    assert "- default, seed 1, on 1 to 4 cores, in " in (record / "table.md").read_text()
     _in_json("record.json", lambda told: [run.pop("cores") for arm in told["arms"] for run in arm["runs"]])(record)
     record_writer.renew(record)
     table = (record / "table.md").read_text()
-    assert "- default, seed 1: " in table and "core" not in table
+    assert "- default, seed 1, in " in table and "core" not in table
     assert verify(clone / "records") == 0
 
 

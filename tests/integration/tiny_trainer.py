@@ -31,7 +31,7 @@ TINY = SMOKE.model_copy(
             RoundConfig(labels=18, phases=(PhaseConfig(epochs=2, soft=1.0), PhaseConfig(epochs=1, consistency=1.0))),
         ),
         "pool_limit": None,
-        "encoder": EncoderConfig(widths=(4, 8), projection=8),
+        "encoder": EncoderConfig(widths=(8, 8), projection=8),
         "pretrain": SMOKE.pretrain.model_copy(update={"epochs": 2, "steps": 2, "batch": 16}),
         "finetune": SMOKE.finetune.model_copy(update={"steps": 2, "batch": 16, "labelled_batch": 8}),
     }

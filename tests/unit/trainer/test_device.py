@@ -13,6 +13,7 @@ import torch
 
 from trainer import device as device_module
 from trainer.device import (
+    arithmetic_on,
     derived_seed,
     generator_for,
     has_bfloat16,
@@ -68,6 +69,7 @@ def test_bfloat16_is_used_where_the_processor_multiplies_it(
     with mixed_precision(CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if expected else torch.float32)
+    assert str(product.dtype) == f"torch.{arithmetic_on(CPU)}"
 
 
 def test_seeds_of_unlike_purposes_are_unlike() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from pydantic import ValidationError
 
 from trainer.config import EncoderConfig
 from trainer.encoder import Encoder, OrientedBackbone, resnet18_backbone
 from trainer.pretrain import new_encoder
+from trainer.profiles import PROFILES
 
 CPU = torch.device("cpu")
-TINY = EncoderConfig(widths=(4, 8), projection=6)
+TINY = EncoderConfig(widths=(8, 16), projection=6)
 RESNET = EncoderConfig(backbone="resnet18", projection=16)
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (27, 29), (12, 9)])
-@pytest.mark.parametrize(("config", "features"), [(TINY, 8), (RESNET, 512)], ids=["oriented", "resnet18"])
+@pytest.mark.parametrize(("config", "features"), [(TINY, 16), (RESNET, 512)], ids=["oriented", "resnet18"])
 def test_shapes_are_as_documented_for_any_image_size(
     config: EncoderConfig, features: int, height: int, width: int
 ) -> None:
@@ -33,15 +37,15 @@ def test_shapes_are_as_documented_for_any_image_size(
 
 def test_blocks_and_widths_make_the_backbone() -> None:
     """Each stage has its blocks, and each stage but the first halves the maps."""
-    backbone = OrientedBackbone((4, 8, 16), blocks=2)
+    backbone = OrientedBackbone((8, 8, 16), blocks=2)
     assert len(backbone.stages) == 6 and backbone.width == 16
-    maps = backbone.stages(torch.rand(1, 4, 14, 14))
+    maps = backbone.stages(torch.rand(1, 8, 14, 14))
     assert maps.shape == (1, 16, 4, 4)
 
 
 def test_the_front_end_has_no_parameters() -> None:
     """Nothing of the oriented front end is trained or saved."""
-    backbone = OrientedBackbone((4, 8), blocks=1)
+    backbone = OrientedBackbone((8, 16), blocks=1)
     assert list(backbone.front_end.parameters()) == []
     assert not [name for name in backbone.state_dict() if name.startswith("front_end")]
 
@@ -52,6 +56,25 @@ def test_every_weight_can_learn() -> None:
     images = torch.rand(8, 1, 12, 12)
     (encoder.project(images)[:, 0].sum() + encoder.classify(images)[:, 0].sum()).backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("config", [TINY, PROFILES["cpu"].encoder], ids=["narrowest", "default"])
+def test_gradients_do_not_depend_on_the_memory_order(config: EncoderConfig) -> None:
+    """The order that training uses has other kernels, and some were wrong (`EncoderConfig.widths`)."""
+    torch.manual_seed(1)
+    plain = Encoder(config, classes=3)
+    ordered = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    images = torch.rand(8, 1, 12, 12)
+    for encoder in (plain, ordered):
+        (encoder.project(images)[:, 0].sum() + encoder.classify(images)[:, 0].sum()).backward()
+    for (name, one), other in zip(plain.named_parameters(), ordered.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def test_stages_too_narrow_for_every_processor_are_refused() -> None:
+    """Their gradients are wrong on some."""
+    with pytest.raises(ValidationError, match="greater than or equal to 8"):
+        EncoderConfig(widths=(4, 8))
 
 
 @pytest.mark.parametrize("config", [TINY, RESNET], ids=["oriented", "resnet18"])

@@ -158,10 +158,10 @@ def test_loading_keeps_the_classifier_of_the_loader(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        EncoderConfig(widths=(4, 9), projection=6),
-        EncoderConfig(widths=(4, 8, 8), projection=6),
-        EncoderConfig(widths=(4, 8), blocks=2, projection=6),
-        EncoderConfig(widths=(4, 8), projection=5),
+        EncoderConfig(widths=(8, 9), projection=6),
+        EncoderConfig(widths=(8, 8, 8), projection=6),
+        EncoderConfig(widths=(8, 8), blocks=2, projection=6),
+        EncoderConfig(widths=(8, 8), projection=5),
     ],
     ids=["wider", "deeper", "more blocks", "other projection"],
 )

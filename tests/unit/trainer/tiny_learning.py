@@ -15,7 +15,7 @@ from trainer.data import load_images
 from trainer.encoder import Encoder
 
 CPU = torch.device("cpu")
-TINY_ENCODER = EncoderConfig(widths=(4, 8), projection=6)
+TINY_ENCODER = EncoderConfig(widths=(8, 8), projection=6)
 SHIFTED = ViewConfig(flip=False, translate_px=1)
 
 
