@@ -86,8 +86,6 @@ class Pipeline:
         self._settings = settings
         self._device = pick_device(settings.device)
         self.profile = choose_profile(settings, self._device)
-        if arithmetic_on(self._device) == "float32":
-            log.info("no bfloat16 in hardware here: computing in float32, which takes two to three times as long")
         self.images: ImageSet = load_images(settings.data)
         self.out = settings.out
         weights = settings.pretrained
@@ -106,6 +104,8 @@ class Pipeline:
         """Pretrain without labels, unless weights were given or made before; return their file."""
         if self._settings.pretrained is not None:
             return self._settings.pretrained
+        if arithmetic_on(self._device) == "float32":
+            log.info("no bfloat16 in hardware here: computing in float32, which takes two to three times as long")
         with self._clock.stage("pretrain"), MetricWriter(self.out) as metrics:
             encoder = new_encoder(self.profile.encoder, 2, self.config.seed, self._device)
             return pretrain(
