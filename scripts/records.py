@@ -22,6 +22,7 @@ from typing import Any
 from scripts import files, tables
 from scripts.errors import RunError
 from scripts.evidence import BUNDLE_FILE
+from trainer.records import arithmetic_in_words
 
 RECORD_FILE, TABLE_FILE, CURVE_FILE = "record.json", "table.md", "curve.svg"
 
@@ -131,7 +132,7 @@ def _read_run(folder: Path, arm: Mapping[str, Any], run: Mapping[str, Any]) -> t
         evaluations_of_others=evaluations,
         test=test,
         cores=tuple(run.get("cores", ())),
-        arithmetic=" and ".join(sorted({one["arithmetic"] for one in claimed if one.get("arithmetic")})),
+        arithmetic=arithmetic_in_words(one.get("arithmetic", "") for one in claimed),
     )
 
 

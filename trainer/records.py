@@ -11,7 +11,7 @@ Values that are not finite (a diverged loss) are written as null, so every line 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
@@ -163,6 +163,11 @@ class PointResult(Record):
     arithmetic: str = ""
 
 
+def arithmetic_in_words(noted: Iterable[str]) -> str:
+    """Name what a run's points were computed in, as noted at each: one type, several, or none where none was noted."""
+    return " and ".join(sorted(set(noted) - {""}))
+
+
 class RunResult(Record):
     """The end of a run, as `result.json` keeps it.
 
@@ -192,8 +197,8 @@ class RunResult(Record):
 
     @property
     def arithmetic(self) -> str:
-        """What the networks computed in; both, if the run was gone on with elsewhere."""
-        return " and ".join(sorted({point.arithmetic for point in self.points if point.arithmetic}))
+        """What the networks computed in at the points, in words."""
+        return arithmetic_in_words(point.arithmetic for point in self.points)
 
     @property
     def counts_agree(self) -> bool:

@@ -306,15 +306,16 @@ def test_data_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
 def test_the_table_says_how_a_run_was_computed(clone: Path) -> None:
     """Minutes say little without cores and arithmetic. Records from before cores were noted say nothing of them."""
     record = place(clone).record
-    on = f"- default, seed 1, on {CORES} core{'s' if CORES > 1 else ''}, in {arithmetic_on(torch.device('cpu'))}: "
+    arithmetic = arithmetic_on(torch.device("cpu"))
+    on = f"- default, seed 1, on {CORES} core{'s' if CORES > 1 else ''}, in {arithmetic}: "
     assert on in (record / "table.md").read_text()
     _in_json("record.json", lambda told: told["arms"][0]["runs"][0].update(cores=[1, 4]))(record)
     record_writer.renew(record)
-    assert "- default, seed 1, on 1 to 4 cores, in " in (record / "table.md").read_text()
+    assert f"- default, seed 1, on 1 to 4 cores, in {arithmetic}: " in (record / "table.md").read_text()
     _in_json("record.json", lambda told: [run.pop("cores") for arm in told["arms"] for run in arm["runs"]])(record)
     record_writer.renew(record)
     table = (record / "table.md").read_text()
-    assert "- default, seed 1, in " in table and "core" not in table
+    assert f"- default, seed 1, in {arithmetic}: " in table and "core" not in table
     assert verify(clone / "records") == 0
 
 

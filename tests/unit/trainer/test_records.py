@@ -306,3 +306,18 @@ def test_wilson_interval_refuses_impossible_counts(correct: int, total: int) -> 
     """Counts that no sample can have are a ValueError."""
     with pytest.raises(ValueError, match="a proportion needs"):
         wilson_interval(correct, total)
+
+
+@pytest.mark.parametrize(
+    ("noted", "words"),
+    [(("float32", "float32"), "float32"), (("float32", "bfloat16"), "bfloat16 and float32"), (("",), ""), ((), "")],
+    ids=["one", "both", "not noted", "no points"],
+)
+def test_the_arithmetic_of_a_run_is_that_of_its_points(noted: tuple[str, ...], words: str) -> None:
+    """A run that was gone on with on another machine names both; results from before it was noted name none."""
+    evaluation = EvaluationResult.from_counts(9012, 10000)
+    points = [
+        {"labels": at, "evaluation": evaluation, "stage_seconds": {}, "arithmetic": one}
+        for at, one in enumerate(noted, 1)
+    ]
+    assert result(points=tuple(points)).arithmetic == words
