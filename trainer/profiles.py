@@ -85,6 +85,22 @@ GRAPH = CPU.model_copy(
     }
 )
 
+# A fifth of the default's training. Its curve has one point that is the graph's alone and one after the network.
+BRIEF = CPU.model_copy(
+    update={
+        "name": "brief",
+        "about": "The default's parts and budget with a fifth of its training, in minutes once HCL is done; to compare "
+        "what each part is worth.",
+        "rounds": (
+            RoundConfig(labels=40),
+            RoundConfig(labels=100, evaluated=True),
+            RoundConfig(labels=200, phases=(_consistency(2),)),
+            RoundConfig(labels=300),
+            RoundConfig(labels=400, phases=(_consistency(2), _on_its_own(4))),
+        ),
+    }
+)
+
 GPU = CPU.model_copy(
     update={
         "name": "gpu",
@@ -133,7 +149,7 @@ SMOKE = CPU.model_copy(
     }
 )
 
-PROFILES: dict[str, Profile] = {profile.name: profile for profile in (CPU, GPU, CURVE, GRAPH, PAPER, SMOKE)}
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (CPU, GPU, CURVE, BRIEF, GRAPH, PAPER, SMOKE)}
 
 
 def profile_named(name: str) -> Profile:

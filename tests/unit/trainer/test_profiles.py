@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from trainer.ablations import ABLATIONS
 from trainer.config import EncoderConfig, PretrainConfig, Profile, ViewConfig
 from trainer.errors import ConfigError
-from trainer.profiles import CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
+from trainer.profiles import BRIEF, CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
 
 every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
 
@@ -27,8 +27,8 @@ def test_every_profile_is_valid_in_all_its_parts(profile: Profile) -> None:
 
 
 def test_there_are_the_promised_profiles() -> None:
-    """paper, cpu, gpu and smoke; curve and graph for measuring."""
-    assert PROFILES.keys() == {"paper", "cpu", "gpu", "smoke", "curve", "graph"}
+    """paper, cpu, gpu and smoke; curve, brief and graph for measuring."""
+    assert PROFILES.keys() == {"paper", "cpu", "gpu", "smoke", "curve", "brief", "graph"}
 
 
 def test_a_curve_is_the_default_gone_on_with() -> None:
@@ -36,6 +36,20 @@ def test_a_curve_is_the_default_gone_on_with() -> None:
     assert [one.model_copy(update={"evaluated": False}) for one in CURVE.rounds[: len(CPU.rounds)]] == list(CPU.rounds)
     assert CURVE.evaluation_budgets == (10, 20, 40, 100, 200, 300, 400, 1000)
     assert CURVE.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": CPU.rounds}) == CPU
+
+
+def test_the_brief_profile_has_the_default_s_parts_and_budget_in_less_training() -> None:
+    """All but the rounds is the default's, and so is every loss; so what a part is worth in it is not another part's."""
+    assert BRIEF.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": CPU.rounds}) == CPU
+    assert BRIEF.evaluation_budgets == (100, CPU.budget)
+
+    def epochs(profile: Profile) -> int:
+        return sum(phase.epochs for one in profile.rounds for phase in one.phases)
+
+    assert 4 * epochs(BRIEF) < epochs(CPU) <= 6 * epochs(BRIEF)
+    assert [phase.model_copy(update={"epochs": 1}) for phase in BRIEF.rounds[-1].phases] == [
+        phase.model_copy(update={"epochs": 1}) for phase in CPU.rounds[-1].phases
+    ]
 
 
 def test_what_is_chosen_ahead_cannot_follow_from_training() -> None:
@@ -77,10 +91,11 @@ def test_what_is_left_out_is_really_gone() -> None:
     assert all(not phase.soft and not phase.trust_beliefs and phase.consistency for phase in alone)
 
 
-def test_without_a_graph_every_choice_after_the_cold_start_has_a_trained_network() -> None:
+@pytest.mark.parametrize("whole", ["cpu", "brief"])
+def test_without_a_graph_every_choice_after_the_cold_start_has_a_trained_network(whole: str) -> None:
     """The graph would tell what to doubt; a network that is trained nowhere before could not."""
-    rounds = profile_named("cpu-without-propagation").rounds
-    cold = max(one.chosen_ahead or 0 for one in rounds)
+    rounds = profile_named(f"{whole}-without-propagation").rounds
+    cold = max(rounds[0].labels, *(one.chosen_ahead or 0 for one in rounds))
     for number, one in enumerate(rounds):
         assert one.labels <= cold or any(former.phases for former in rounds[:number])
 
@@ -101,7 +116,7 @@ def test_the_paper_s_profile_has_the_published_setting() -> None:
 
 def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:
     """The sentence lists what to choose from."""
-    with pytest.raises(ConfigError, match="no profile 'fast'; choose one of cpu, gpu, curve, graph, paper, smoke"):
+    with pytest.raises(ConfigError, match="no profile 'fast'; choose one of cpu, gpu, curve, brief, graph, paper, smoke"):
         profile_named("fast")
 
 
