@@ -39,7 +39,7 @@ def test_a_curve_is_the_default_gone_on_with() -> None:
 
 
 def test_the_brief_profile_has_the_default_s_parts_and_budget_in_less_training() -> None:
-    """All but the rounds is the default's, and so is every loss; so what a part is worth in it is not another part's."""
+    """All but the rounds is the default's, and so is every loss; so what a part is worth is that part's."""
     assert BRIEF.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": CPU.rounds}) == CPU
     assert BRIEF.evaluation_budgets == (100, CPU.budget)
 
@@ -116,7 +116,9 @@ def test_the_paper_s_profile_has_the_published_setting() -> None:
 
 def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:
     """The sentence lists what to choose from."""
-    with pytest.raises(ConfigError, match="no profile 'fast'; choose one of cpu, gpu, curve, brief, graph, paper, smoke"):
+    with pytest.raises(
+        ConfigError, match="no profile 'fast'; choose one of cpu, gpu, curve, brief, graph, paper, smoke"
+    ):
         profile_named("fast")
 
 
