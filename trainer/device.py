@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from trainer.parallel import available_cores
 
 # CPU flags (Linux) of instructions that multiply bfloat16; without them autocast is slower than float32.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+_CPUINFO = Path("/proc/cpuinfo")
 # Parameters of glibc's mallopt (malloc.h): how much free memory to keep, and how many blocks to map one by one.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -61,7 +63,12 @@ def has_bfloat16(device: torch.device) -> bool:
     """Tell whether bfloat16 arithmetic is faster than float32 on the device."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    cpuinfo = Path("/proc/cpuinfo")
+    return _tells_bfloat16(_CPUINFO)
+
+
+# Every training step asks, and the kernel writes the file afresh each time.
+@functools.cache
+def _tells_bfloat16(cpuinfo: Path) -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in _BF16_FLAGS)
 
 

@@ -64,7 +64,7 @@ def test_bfloat16_is_used_where_the_processor_multiplies_it(
     cpuinfo = tmp_path / "cpuinfo"
     if flags is not None:
         cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
-    monkeypatch.setattr(device_module, "Path", lambda _: cpuinfo)
+    monkeypatch.setattr(device_module, "_CPUINFO", cpuinfo)
     assert has_bfloat16(CPU) is expected
     with mixed_precision(CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
