@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.ablations import ABLATIONS
-from trainer.config import EncoderConfig, PretrainConfig, Profile, ViewConfig
+from trainer.config import EncoderConfig, PhaseConfig, PretrainConfig, Profile, ViewConfig
 from trainer.errors import ConfigError
 from trainer.profiles import BRIEF, CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
 
@@ -31,25 +31,30 @@ def test_there_are_the_promised_profiles() -> None:
     assert PROFILES.keys() == {"paper", "cpu", "gpu", "smoke", "curve", "brief", "graph"}
 
 
+@pytest.mark.parametrize("profile", [CURVE, BRIEF], ids=["curve", "brief"])
+def test_a_profile_for_measuring_has_other_rounds_than_the_default_and_nothing_else(profile: Profile) -> None:
+    """So what is measured under it says something of the default."""
+    assert profile.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": CPU.rounds}) == CPU
+
+
 def test_a_curve_is_the_default_gone_on_with() -> None:
     """Up to the default's budget its rounds are the default's, so that its point there is the default's result."""
     assert [one.model_copy(update={"evaluated": False}) for one in CURVE.rounds[: len(CPU.rounds)]] == list(CPU.rounds)
     assert CURVE.evaluation_budgets == (10, 20, 40, 100, 200, 300, 400, 1000)
-    assert CURVE.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": CPU.rounds}) == CPU
 
 
 def test_the_brief_profile_has_the_default_s_parts_and_budget_in_less_training() -> None:
-    """All but the rounds is the default's, and so is every loss; so what a part is worth is that part's."""
-    assert BRIEF.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": CPU.rounds}) == CPU
+    """It ends with the default's budget, trained on by the same losses in the same order, four to six times shorter."""
     assert BRIEF.evaluation_budgets == (100, CPU.budget)
 
     def epochs(profile: Profile) -> int:
         return sum(phase.epochs for one in profile.rounds for phase in one.phases)
 
+    def losses(profile: Profile) -> list[PhaseConfig]:
+        return [phase.model_copy(update={"epochs": 1}) for phase in profile.rounds[-1].phases]
+
     assert 4 * epochs(BRIEF) < epochs(CPU) <= 6 * epochs(BRIEF)
-    assert [phase.model_copy(update={"epochs": 1}) for phase in BRIEF.rounds[-1].phases] == [
-        phase.model_copy(update={"epochs": 1}) for phase in CPU.rounds[-1].phases
-    ]
+    assert losses(BRIEF) == losses(CPU)
 
 
 def test_what_is_chosen_ahead_cannot_follow_from_training() -> None:
