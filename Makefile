@@ -40,7 +40,8 @@ verify-records: $(STAMP) ## Check the evidence and the tables of everything in r
 	@$(BIN)/python -m scripts.verify_records
 
 test: $(STAMP) ## Every test that this machine can run; what is skipped is named (PYTEST_ARGS= adds options)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+# A module's tests stay together, because they share what is costly to make.
+	@$(BIN)/python -m pytest -n auto --dist loadscope $(PYTEST_ARGS)
 
 check: lint types test ## What CI runs: lint, types, tests
 
