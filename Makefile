@@ -37,7 +37,7 @@ study: $(STAMP) ## Many runs and their record: STUDY=learning-curve, ablations o
 	  $(if $(TAKE_FROM),--take-from '$(TAKE_FROM)') $(if $(JOBS),--jobs '$(JOBS)')
 
 verify-records: $(STAMP) ## Check the evidence and the tables of everything in records/
-	@$(BIN)/python -m scripts.verify_records
+	@$(BIN)/python -m scripts.study.verify_records
 
 test: $(STAMP) ## Every test that this machine can run; what is skipped is named (PYTEST_ARGS= adds options)
 # A module's tests stay together, because they share what is costly to make.

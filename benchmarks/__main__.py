@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 
 # Title, module, arguments, and the arguments that make it short.
 PARTS = (
-    ("Throughput", "throughput", [], ["--rounds", "1", "--seconds", "3"]),
-    ("Latency and verification", "latency", [], ["--queries", "100", "--entries", "5000"]),
-    ("256 clients for a minute", "storm", [], ["--seconds", "5"]),
-    ("Races for the last label", "race_campaign", [], ["--races", "50"]),
-    ("kill -9", "crash_campaign", [], ["--rounds", "5"]),
-    ("Tamper matrix", "tamper_matrix", [], []),
+    ("Throughput", "benchmarks.throughput", [], ["--rounds", "1", "--seconds", "3"]),
+    ("Latency and verification", "benchmarks.latency", [], ["--queries", "100", "--entries", "5000"]),
+    ("256 clients for a minute", "tests.campaigns.storm", [], ["--seconds", "5"]),
+    ("Races for the last label", "tests.campaigns.race_campaign", [], ["--races", "50"]),
+    ("kill -9", "tests.campaigns.crash_campaign", [], ["--rounds", "5"]),
+    ("Tamper matrix", "tests.campaigns.tamper_matrix", [], []),
 )
 
 
@@ -35,10 +35,10 @@ def main() -> None:
     failed = 0
     for title, module, full, short in PARTS:
         print(
-            f"\n## {title}\n\n`python -m benchmarks.{module}{' ' + ' '.join(short) if quick and short else ''}`\n",
+            f"\n## {title}\n\n`python -m {module}{' ' + ' '.join(short) if quick and short else ''}`\n",
             flush=True,
         )
-        command = [sys.executable, "-m", f"benchmarks.{module}", *(short if quick else full)]
+        command = [sys.executable, "-m", module, *(short if quick else full)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         # What a terminal would overwrite is progress, not result.
         print(done.stdout.rpartition("\r")[2].partition("\n")[2] if "\r" in done.stdout else done.stdout, flush=True)

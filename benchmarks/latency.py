@@ -16,17 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.throughput import POOL, service
-from label_service import ledger, runs
-from label_service.answer_key import open_answer_key
-from label_service.database import database_path, migrate, open_writing_engine
-from label_service.seed import read_label_files, seed
-from label_service.service import open_service
-from label_service.settings import Settings
-from label_service.unit_of_work import UnitOfWork
-from tests.datasets import make_idx_dataset
-from trainer.label_client import LabelClient
-from trainer.witness import Witness
+from tests.support.datasets import make_idx_dataset
+from tests.support.load import POOL
+from tests.support.long_log import make_long_log
+from tests.support.service_process import service
+from trainer.oracle.client import LabelClient
+from trainer.oracle.witness import Witness
 
 
 def quantile(seconds: list[float], share: float) -> float:
@@ -42,30 +37,6 @@ def timed_queries(client: LabelClient, batches: list[list[int]], name: str) -> l
         client.query(ids, idempotency_key=f"{name}-{number}")
         seconds.append(time.perf_counter() - started_s)
     return seconds
-
-
-def make_long_log(data: Path, folder: Path, entries: int) -> Path:
-    """Write a log of single reveals straight through the ledger, and return its bundle.
-
-    All of it lies inside `folder`: heads are remembered beside the database's own folder, so that is one level down.
-    """
-    database = folder / "long" / "labels.sqlite3"
-    database.parent.mkdir()
-    settings = Settings(data=data, other_data=True, database_url=f"sqlite:///{database}", guest_budget=entries)
-    engine = open_writing_engine(database_path(settings.database_url), 5.0)
-    migrate(engine)
-    with UnitOfWork.begin(engine) as unit:
-        info = seed(unit.connection, read_label_files(data, True))
-        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
-        runs.set_guest_budget(unit, rules, entries)
-        for number in range(entries - 1):
-            ledger.reveal(unit, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])
-    engine.dispose()
-    with open_service(settings) as opened:
-        evidence = opened.evidence()
-    bundle = folder / "evidence.json"
-    bundle.write_text(evidence.model_dump_json())
-    return bundle
 
 
 def main() -> None:

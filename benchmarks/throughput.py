@@ -9,138 +9,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
-from tests.datasets import make_idx_dataset
-
-POOL = 60_000
-# Each wrk thread asks its own ids in order, so that no answer is a replay.
-SCRIPT = """
-local thread = 0
-function setup(t) t:set("number", thread); thread = thread + 1 end
-function init(args) count = 0 end
-function request()
-  count = count + 1
-  return wrk.format("GET", "/label/" .. ((count - 1) * THREADS + number))
-end
-"""
-UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one load measured.
-
-    Attributes:
-        labels_per_s: answers with status 200 a second.
-        p50_ms, p99_ms: latency as wrk saw it.
-        failed: answers with another status, and socket errors.
-        commits_per_s: write transactions of the service a second.
-    """
-
-    labels_per_s: float
-    p50_ms: float
-    p99_ms: float
-    failed: int
-    commits_per_s: float
-
-
-def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a service process on the database in a folder, wait until it is ready, and answer where it listens."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
-    environment |= {f"LABEL_SERVICE_{name.upper()}": str(value) for name, value in settings.items()}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"sqlite:///{folder / 'service' / 'labels.sqlite3'}"
-    command = [sys.executable, "-m", "label_service", "serve", "--data", str(data), "--other-data"]
-    command += ["--database-url", url, "--port", str(port)]
-    base_url = f"http://127.0.0.1:{port}"
-    with (folder / "service.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    with httpx.Client(base_url=base_url, timeout=30.0) as client:
-        while not answers(client):
-            if process.poll() is not None:
-                raise SystemExit(f"the service did not start: {(folder / 'service.log').read_text()[-2000:]}")
-            time.sleep(0.02)
-    return process, base_url
-
-
-def stop_at_once(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process as a power cut of its own would."""
-    process.kill()
-    process.wait()
-
-
-@contextmanager
-def service(data: Path, folder: Path, **settings: object) -> Iterator[httpx.Client]:
-    """Run a service process and answer a client of it."""
-    process, base_url = start(data, folder, **settings)
-    try:
-        with httpx.Client(base_url=base_url, timeout=30.0) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def answers(client: httpx.Client) -> bool:
-    """Tell whether the service is ready."""
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def open_run(client: httpx.Client) -> dict[str, str]:
-    """Open a run that may have every label; return the header that speaks for it."""
-    opened = client.post("/v1/runs", json={"name": "load", "budget": POOL}).raise_for_status().json()
-    return {"Authorization": f"Bearer {opened['token']}"}
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    """Read one number of /metrics."""
-    found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
-
-
-def load(client: httpx.Client, folder: Path, clients: int, seconds: int) -> Load:
-    """Ask for labels with wrk."""
-    threads = 2
-    script = folder / "labels.lua"
-    script.write_text(SCRIPT.replace("THREADS", str(threads)))
-    token = open_run(client)["Authorization"]
-    command = ["wrk", "-t", str(threads), "-c", str(clients), "-d", f"{seconds}s", "--latency", "--timeout", "30s"]
-    command += ["-s", str(script), "-H", f"Authorization: {token}", str(client.base_url)]
-    commits = 'labelmeter_commits_total{result="written"}'
-    before, started_s = metric(client, commits), time.monotonic()
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    elapsed_s = time.monotonic() - started_s
-    total = int(re.search(r"(\d+) requests in", said)[1])  # type: ignore[index]
-    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
-    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
-    failed = int(bad[1]) if bad else 0
-    latency = {name: float(value) * UNITS_MS[unit] for name, value, unit in re.findall(r"(\d\d)% +([\d.]+)(\w+)", said)}
-    return Load(
-        labels_per_s=(total - failed) / elapsed_s,
-        p50_ms=latency["50"],
-        p99_ms=latency["99"],
-        failed=failed + (sum(map(int, errors.groups())) if errors else 0),
-        commits_per_s=(metric(client, commits) - before) / elapsed_s,
-    )
+from tests.support.datasets import make_idx_dataset
+from tests.support.load import POOL, Load, load
+from tests.support.service_process import service
 
 
 def syncs_per_s(folder: Path, seconds: float = 2.0) -> float:

@@ -1,8 +1,8 @@
 """What work side by side is worth: `python -m benchmarks.training_speed`.
 
 Times steps of consistency training of the default profile, views and teacher included, on random images: all cores on
-the whole batch, and in turns with it each of two halves on its half of the cores (`trainer/parallel.py`). Prints both
-and their ratio. Run it on an idle machine.
+the whole batch, and in turns with it each of two halves on its half of the cores (`trainer/learning/parallel.py`).
+Prints both and their ratio. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from trainer import parallel
 from trainer.config import PhaseConfig
-from trainer.device import keep_freed_memory, use_all_cores
-from trainer.finetune import FineTuner
-from trainer.pretrain import new_encoder
+from trainer.learning import parallel
+from trainer.learning.device import keep_freed_memory, use_all_cores
+from trainer.learning.finetune import FineTuner
+from trainer.learning.pretrain import new_encoder
 from trainer.profiles import CPU
-from trainer.progress import MetricWriter
+from trainer.records.progress import MetricWriter
 
 DEVICE = torch.device("cpu")
 STEPS = 30

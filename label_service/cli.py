@@ -12,10 +12,10 @@ import typer
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from label_service.backends import find_database
-from label_service.database import reason_of
 from label_service.errors import DatabaseRefused, SetupError
 from label_service.settings import Settings
+from label_service.store.backends import find_database
+from label_service.store.sqlite import reason_of
 
 app = typer.Typer(
     help="The label database: prepares data, reveals labels over HTTP, charges and logs every query.",
@@ -99,8 +99,8 @@ def prepare(
     Looks in --from; else in DIR itself; else in Debian's package dataset-fashion-mnist, installed or installable; else
     downloads the published files. Every file is checked by its SHA-256.
     """
-    from label_service.prepare import Wish
-    from label_service.prepare import prepare as make
+    from label_service.data.prepare import Wish
+    from label_service.data.prepare import prepare as make
 
     names = tuple(part.strip() for part in class_names.split(",")) if class_names is not None else None
     with one_sentence():
@@ -118,7 +118,7 @@ def seed(
     other_data: Annotated[bool | None, _setting("other_data", "--other-data")] = None,
 ) -> None:
     """Fill an empty database with the labels of a prepared folder. Doing it twice changes nothing."""
-    from label_service.seed import read_label_files
+    from label_service.data.seed import read_label_files
     from label_service.service import open_service
 
     with one_sentence():
@@ -158,7 +158,7 @@ def serve(
     """
     # First, before anything else adds a name.
     given = dict(locals())
-    from label_service.server import serve as run
+    from label_service.web.server import serve as run
 
     with one_sentence():
         run(load_settings(**given), say)
@@ -170,7 +170,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
 ) -> None:
     """Write the query log as one JSON entry a line, from the database itself; the service need not run."""
-    from label_service.log_reader import LogReader
+    from label_service.log.log_reader import LogReader
 
     with one_sentence():
         database = find_database(load_settings(database_url=database_url))
@@ -194,10 +194,10 @@ def verify(
     ] = None,
 ) -> None:
     """Verify an evidence bundle offline: signature, tree, and every entry by the rules. Exit code 1 if it fails."""
-    from label_service.checkpoint import Verifier
-    from label_service.merkle import VerificationError
-    from label_service.verify import read_bundle, read_receipts
-    from label_service.verify import verify as check
+    from label_service.log.checkpoint import Verifier
+    from label_service.log.merkle import VerificationError
+    from label_service.log.verify import read_bundle, read_receipts
+    from label_service.log.verify import verify as check
 
     try:
         kept = read_receipts(receipts) if receipts is not None else []

@@ -13,11 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from label_service import ledger, runs
-from label_service.answer_key import AnswerKey, open_answer_key
-from label_service.backends import find_database, heads_path, key_path
-from label_service.database import migrate, reason_of
-from label_service.entries import Entry
+from label_service.data.seed import DatasetInfo, load_info, read_label_files, seed
 from label_service.errors import (
     DatabaseRefused,
     DataMissing,
@@ -26,15 +22,19 @@ from label_service.errors import (
     Problem,
     TooManyRequests,
 )
-from label_service.limits import TokenBucket
-from label_service.log_reader import LogReader
+from label_service.ledger import ledger, runs
+from label_service.ledger.limits import TokenBucket
+from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.ledger.writer import Work, Writer
+from label_service.log.answer_key import AnswerKey, open_answer_key
+from label_service.log.entries import Entry
+from label_service.log.log_reader import LogReader
+from label_service.log.signed_log import SignedHead, SignedLog, open_signed_log
 from label_service.metrics import Metrics
-from label_service.schemas import EarlierHead, Evidence
-from label_service.seed import DatasetInfo, load_info, read_label_files, seed
 from label_service.settings import Settings
-from label_service.signed_log import SignedHead, SignedLog, open_signed_log
-from label_service.unit_of_work import UnitOfWork
-from label_service.writer import Work, Writer
+from label_service.store.backends import find_database, heads_path, key_path
+from label_service.store.sqlite import migrate, reason_of
+from label_service.web.schemas import EarlierHead, Evidence
 
 T = TypeVar("T")
 

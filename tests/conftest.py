@@ -3,4 +3,4 @@
 import jaxtyping
 
 # Has to stand before anything imports the module; a wrong shape is then a jaxtyping.TypeCheckError.
-jaxtyping.install_import_hook("trainer.losses", "beartype.beartype")
+jaxtyping.install_import_hook("trainer.learning.losses", "beartype.beartype")

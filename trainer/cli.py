@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainer import session
 from trainer.errors import ConfigError, DataError, TrainerError
+from trainer.run import session
 
 if TYPE_CHECKING:
-    from trainer.data import ImageSet
-    from trainer.pipeline import Pipeline, Settings
+    from trainer.images.data import ImageSet
+    from trainer.run.pipeline import Pipeline, Settings
 
 # What shells report for a program ended by Ctrl-C.
 _EXIT_INTERRUPTED = 130
@@ -94,7 +94,7 @@ def pretrain(
     verbose: Verbose = False,
 ) -> None:
     """Pretrain an encoder without labels by HCL; writes OUT/encoder.pt and asks for nothing."""
-    from trainer.pipeline import Settings
+    from trainer.run.pipeline import Settings
 
     settings = Settings(out, data=data, profile=profile, seed=seed, device=device, resume=resume)
 
@@ -125,7 +125,7 @@ def finetune(
     verbose: Verbose = False,
 ) -> None:
     """Fine-tune actively: ask for labels in rounds, and freeze predictions of the test images."""
-    from trainer.pipeline import Settings
+    from trainer.run.pipeline import Settings
 
     settings = Settings(
         out,
@@ -174,7 +174,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Do everything: pretrain, fine-tune actively, submit the test predictions, seal the run, write the report."""
-    from trainer.pipeline import Settings
+    from trainer.run.pipeline import Settings
 
     settings = Settings(
         out,
@@ -217,11 +217,11 @@ def evaluate(
     """Submit the frozen test predictions of a fine-tuned run, once; seals the run and compares the counts."""
 
     def work() -> None:
-        from trainer.evaluate import submit
-        from trainer.exchange import RECEIPTS_FILE
-        from trainer.label_client import LabelClient
-        from trainer.progress import StageClock
-        from trainer.witness import Witness
+        from trainer.oracle.client import LabelClient
+        from trainer.oracle.exchange import RECEIPTS_FILE
+        from trainer.oracle.witness import Witness
+        from trainer.records.progress import StageClock
+        from trainer.run.evaluate import submit
 
         # All that can be wrong here is found before the one evaluation is used.
         ticket, config = _ticket_of(out), session.read_config(out)
@@ -248,7 +248,7 @@ def report(out: Out, data: Data = _DATA, verbose: Verbose = False) -> None:
 
 
 def _write_report(out: Path, data: Path) -> None:
-    from trainer.report import write_report
+    from trainer.run.report import write_report
 
     names = _ticket_of(out).dataset.class_names
     print(f"report: {write_report(out, _load_images_of(out, data).pool.numpy(), names)}")
@@ -256,7 +256,7 @@ def _write_report(out: Path, data: Path) -> None:
 
 def _load_images_of(out: Path, data: Path) -> "ImageSet":
     """Load the images that a run was made with, and no others."""
-    from trainer.data import load_images
+    from trainer.images.data import load_images
 
     images = load_images(data)
     if images.fingerprint != session.read_config(out).images:
@@ -272,7 +272,7 @@ def _ticket_of(out: Path) -> session.RunTicket:
 
 
 def _print_result(out: Path) -> None:
-    from trainer.records import read_result
+    from trainer.records.run_records import read_result
 
     result = read_result(out)
     assert result is not None
@@ -284,14 +284,14 @@ def _print_result(out: Path) -> None:
 
 
 def _run(settings: "Settings", verbose: bool, stages: Callable[["Pipeline"], None]) -> None:
-    from trainer.pipeline import Pipeline
+    from trainer.run.pipeline import Pipeline
 
     _guard(settings.out, verbose, lambda: stages(Pipeline(settings)), begins=True)
 
 
 def _guard(out: Path, verbose: bool, work: Callable[[], None], *, begins: bool = False) -> None:
     """Run a command under its log, and turn the user's errors into one sentence and an exit code."""
-    from trainer.progress import setup_logging
+    from trainer.records.progress import setup_logging
 
     try:
         if out.exists() and not out.is_dir():

@@ -4,15 +4,7 @@
 """
 
 from trainer.ablations import ABLATIONS, PAPER_VIEW
-from trainer.config import (
-    EncoderConfig,
-    FinetuneConfig,
-    PhaseConfig,
-    PretrainConfig,
-    Profile,
-    RoundConfig,
-    ViewConfig,
-)
+from trainer.config import EncoderConfig, FinetuneConfig, PhaseConfig, PretrainConfig, Profile, RoundConfig, ViewConfig
 from trainer.errors import ConfigError
 
 # Two-pixel shifts and mirroring: strong views cost the classifier points at this length of training.

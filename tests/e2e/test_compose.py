@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from scripts import counts
-from tests.e2e.engine import PROJECT, Compose, find_engine, running_engine
+from tests.support.engine import PROJECT, Compose, find_engine, running_engine
 
 ENGINE, WHY_NOT = find_engine()
 pytestmark = [

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from label_service.dataset import FILES, find_file
-from label_service.sources import DEBIAN_FOLDER, DEBIAN_PACKAGE
+from label_service.data.dataset import FILES, find_file
+from label_service.data.sources import DEBIAN_FOLDER, DEBIAN_PACKAGE
 
 ROOT = Path(__file__).parents[2]
 HAS_DATA = all(find_file(DEBIAN_FOLDER, name) for name in FILES)

@@ -23,8 +23,8 @@ import yaml
 from typer.main import get_command
 
 from label_service.cli import app as service_app
-from label_service.dataset import FILES, find_file
-from label_service.sources import DEBIAN_FOLDER, DEBIAN_PACKAGE
+from label_service.data.dataset import FILES, find_file
+from label_service.data.sources import DEBIAN_FOLDER, DEBIAN_PACKAGE
 from scripts import counts
 from trainer.cli import app as trainer_app
 

@@ -6,10 +6,10 @@ import asyncio
 import json
 from pathlib import Path
 
-from benchmarks.crash_campaign import Tally, campaign, check
-from benchmarks.latency import make_long_log
-from benchmarks.race_campaign import campaign as race_campaign
-from tests.integration.conftest import RunningService
+from tests.campaigns.crash_campaign import Tally, campaign, check
+from tests.campaigns.race_campaign import campaign as race_campaign
+from tests.support.long_log import make_long_log
+from tests.support.services import RunningService
 
 
 def test_nothing_acknowledged_is_lost_when_the_service_is_killed(tmp_path: Path) -> None:

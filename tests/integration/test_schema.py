@@ -12,15 +12,16 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
-from label_service import ledger, runs, tables
-from label_service.answer_key import open_answer_key
-from label_service.backends import find_database
-from label_service.database import migrate
-from label_service.entries import canonical_json
-from label_service.seed import LabelFiles, read_label_files, seed
+from label_service.data.seed import LabelFiles, read_label_files, seed
+from label_service.ledger import ledger, runs
+from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log.answer_key import open_answer_key
+from label_service.log.entries import canonical_json
 from label_service.settings import Settings
-from label_service.unit_of_work import UnitOfWork
-from tests.integration.conftest import POSTGRESQL, run_service
+from label_service.store import tables
+from label_service.store.backends import find_database
+from label_service.store.sqlite import migrate
+from tests.support.services import POSTGRESQL, run_service
 
 pytestmark = pytest.mark.every_database
 

@@ -20,11 +20,11 @@ import pytest
 from sqlalchemy import event
 
 from label_service.errors import DatabaseRefused, LogNotWritable, PortTaken
-from label_service.server import listen
+from label_service.ledger.writer import Writer
 from label_service.service import open_service
 from label_service.settings import Settings
-from label_service.writer import Writer
-from tests.integration.conftest import RunningService, run_service
+from label_service.web.server import listen
+from tests.support.services import RunningService, run_service
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.crash_campaign import Tally, check
-from benchmarks.throughput import start, stop_at_once
-from label_service.checkpoint import Verifier
-from label_service.schemas import Evidence, KeptAnswer
-from label_service.verify import verify
+from label_service.log.checkpoint import Verifier
+from label_service.log.verify import verify
+from label_service.web.schemas import Evidence, KeptAnswer
+from tests.campaigns.crash_campaign import Tally, check
+from tests.support.service_process import start, stop_at_once
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="FAULTS NOT TRIED: install a C compiler")

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from label_service.settings import Settings
-from tests.datasets import read_pool_labels
-from tests.integration.conftest import RunningService, run_service
+from tests.support.datasets import read_pool_labels
+from tests.support.services import RunningService, run_service
 
 pytestmark = pytest.mark.every_database
 

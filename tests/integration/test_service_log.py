@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from label_service.entries import canonical_json
 from label_service.errors import all_problems
+from label_service.log.entries import canonical_json
 from label_service.settings import Settings
-from tests.datasets import make_idx_dataset
-from tests.integration.conftest import RunningService, run_service
+from tests.support.datasets import make_idx_dataset
+from tests.support.services import RunningService, run_service
 
 pytestmark = pytest.mark.every_database
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.integration.conftest import RunningService
+from tests.support.services import RunningService
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 # SCHEMATHESIS_EXAMPLES=1000 makes a long campaign of it.

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from label_service.checkpoint import Checkpoint, SigningKey, Verifier
-from label_service.entries import canonical_json
 from label_service.errors import DatabaseRefused
-from label_service.merkle import VerificationError, leaf_hash, root, verify_consistency, verify_inclusion
+from label_service.log.checkpoint import Checkpoint, SigningKey, Verifier
+from label_service.log.entries import canonical_json
+from label_service.log.merkle import VerificationError, leaf_hash, root, verify_consistency, verify_inclusion
 from label_service.service import open_service
 from label_service.settings import Settings
-from tests.integration.conftest import POSTGRESQL, RunningService, run_service
-from tests.tamper import take_backup, tamper
+from tests.support.services import POSTGRESQL, RunningService, run_service
+from tests.support.tamper import take_backup, tamper
 
 pytestmark = pytest.mark.every_database
 
@@ -281,7 +281,7 @@ def test_a_head_that_cannot_be_remembered_reveals_nothing(start_service: Any, tm
 
 def test_many_heads_do_not_fill_the_disk(start_service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is begun anew when it is long, with the newest head in it."""
-    monkeypatch.setattr("label_service.remembered_heads._MAX_HEADS_BYTES", 2000)
+    monkeypatch.setattr("label_service.log.remembered_heads._MAX_HEADS_BYTES", 2000)
     running = start_service(heads_folder=tmp_path / "heads")
     for label_id in range(30):
         running.client.get(f"/label/{label_id}")

@@ -18,15 +18,16 @@ from typing import Any
 import pytest
 import torch
 
-from scripts import record_writer, records, study, tables, verify_records
 from scripts.errors import RunError
-from scripts.place import Place
 from scripts.run import Programs
-from scripts.studies import Arm, Study
-from tests.datasets import make_idx_dataset
-from tests.integration.tiny_run import PROGRAMS, TINY_STUDY
-from tests.integration.tiny_trainer import TINY_CURVE
-from trainer.device import arithmetic_on
+from scripts.study import __main__ as study
+from scripts.study import record_writer, records, tables, verify_records
+from scripts.study.place import Place
+from scripts.study.studies import Arm, Study
+from tests.support.datasets import make_idx_dataset
+from tests.support.tiny_run import PROGRAMS, TINY_STUDY
+from tests.support.tiny_trainer import TINY_CURVE
+from trainer.learning.device import arithmetic_on
 from trainer.profiles import PROFILES
 
 # Programs that make nothing: whoever starts one of them fails.
@@ -325,7 +326,7 @@ def _study(folder: Path, output: Path) -> subprocess.Popen[bytes]:
     options = ["--data", str(at.data), "--runs", str(at.runs), "--record", str(at.record), "--jobs", "2"]
     with output.open("wb") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.tiny_run", "study", *options],
+            [sys.executable, "-m", "tests.support.tiny_run", "study", *options],
             stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 

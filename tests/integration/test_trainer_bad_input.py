@@ -13,18 +13,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.datasets import make_idx_dataset
-from tests.integration.conftest import RunningService
-from tests.integration.tiny_trainer import TINY, use_one_thread
-from tests.integration.trainer_runs import run_to_end, settings_for
-from trainer import active_loop, evaluate, pipeline
+from tests.support.datasets import make_idx_dataset
+from tests.support.services import RunningService
+from tests.support.tiny_trainer import TINY, use_one_thread
+from tests.support.trainer_runs import run_to_end, settings_for
 from trainer.cli import app
 from trainer.errors import CountsDisagree, ServiceProtocolError
-from trainer.label_client import LabelClient
+from trainer.oracle.answers import LogSummary
+from trainer.oracle.client import LabelClient
 from trainer.profiles import PROFILES
-from trainer.records import QUERIES_FILE
-from trainer.service_answers import LogSummary
-from trainer.session import read_ticket
+from trainer.records.run_records import QUERIES_FILE
+from trainer.run import active_loop, evaluate, pipeline
+from trainer.run.session import read_ticket
 
 
 class Killed(BaseException):

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import RunningService
-from tests.integration.tiny_trainer import TINY, TINY_CURVE, use_one_thread
-from tests.integration.trainer_runs import charges_of, outcome_of, run_to_end, settings_for
-from trainer import pipeline
+from tests.support.services import RunningService
+from tests.support.tiny_trainer import TINY, TINY_CURVE, use_one_thread
+from tests.support.trainer_runs import charges_of, outcome_of, run_to_end, settings_for
 from trainer.config import PhaseConfig, RoundConfig
-from trainer.evaluate import predictions_path, read_predictions
-from trainer.label_client import LabelClient
+from trainer.oracle.client import LabelClient
 from trainer.profiles import PROFILES
-from trainer.records import read_queries
+from trainer.records.run_records import read_queries
+from trainer.run import pipeline
+from trainer.run.evaluate import predictions_path, read_predictions
 
 LONGER = TINY.model_copy(
     update={

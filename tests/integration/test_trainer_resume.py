@@ -16,14 +16,16 @@ import httpx
 import pytest
 
 from label_service.settings import Settings as ServiceSettings
-from tests.integration.conftest import RunningService, run_service
-from tests.integration.tiny_trainer import CHECKPOINTS, KILL_AT, TINY, use_one_thread
-from tests.integration.trainer_runs import Outcome, charges_of, outcome_of, run_to_end, settings_for
-from trainer import active_loop, evaluate, oracle, pipeline, pretrain
-from trainer.label_client import LabelClient
+from tests.support.services import RunningService, run_service
+from tests.support.tiny_trainer import CHECKPOINTS, KILL_AT, TINY, use_one_thread
+from tests.support.trainer_runs import Outcome, charges_of, outcome_of, run_to_end, settings_for
+from trainer.learning import pretrain
+from trainer.oracle.client import LabelClient
+from trainer.oracle.transport import Transport, _TryAgain
 from trainer.profiles import PROFILES
-from trainer.records import QUERIES_FILE, RESULT_FILE, RunResult
-from trainer.service_transport import Transport, _TryAgain
+from trainer.records.run_records import QUERIES_FILE, RESULT_FILE, RunResult
+from trainer.run import active_loop, evaluate, pipeline
+from trainer.run import questions as oracle
 
 Arm = Callable[[pytest.MonkeyPatch], None]
 
@@ -160,7 +162,7 @@ def test_sigkill_of_the_real_program_costs_no_label(
 ) -> None:
     """`python -m trainer run`, kill -9, the same with --resume: the end of an uninterrupted run."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tests.integration.tiny_trainer", "run", "--profile", "tiny", "--device", "cpu"]
+    command = [sys.executable, "-m", "tests.support.tiny_trainer", "run", "--profile", "tiny", "--device", "cpu"]
     command += ["--out", str(out), "--data", str(tiny_data / "images"), "--service", shared_service.base_url]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, env=environment | {KILL_AT: "3"}, capture_output=True, timeout=120)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import RunningService
-from tests.integration.tiny_trainer import TINY, TINY_CURVE, use_one_thread
-from tests.integration.trainer_runs import charges_of, outcome_of, run_to_end, settings_for
-from trainer import active_loop, pipeline
+from tests.support.services import RunningService
+from tests.support.tiny_trainer import TINY, TINY_CURVE, use_one_thread
+from tests.support.trainer_runs import charges_of, outcome_of, run_to_end, settings_for
 from trainer.errors import ConfigError, ResumeError
 from trainer.profiles import PROFILES
-from trainer.records import RoundRecord, read_rounds
+from trainer.records.run_records import RoundRecord, read_rounds
+from trainer.run import active_loop, pipeline
 
 
 class Killed(BaseException):

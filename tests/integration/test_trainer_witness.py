@@ -14,20 +14,20 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from label_service.checkpoint import Verifier
+from label_service.log.checkpoint import Verifier
+from label_service.log.verify import read_receipts, verify
 from label_service.settings import Settings as ServiceSettings
-from label_service.verify import read_receipts, verify
-from tests.integration.conftest import RunningService, run_service
-from tests.integration.tiny_trainer import TINY, use_one_thread
-from tests.integration.trainer_runs import run_to_end, settings_for
-from trainer import active_loop, pipeline
+from tests.support.services import RunningService, run_service
+from tests.support.tiny_trainer import TINY, use_one_thread
+from tests.support.trainer_runs import run_to_end, settings_for
 from trainer.cli import app
-from trainer.exchange import RECEIPTS_FILE, REFUSED_FILE
-from trainer.label_client import LabelClient
+from trainer.oracle.client import LabelClient
+from trainer.oracle.exchange import RECEIPTS_FILE, REFUSED_FILE
+from trainer.oracle.transport import Transport
+from trainer.oracle.witness import WITNESS_FILE, Witness
 from trainer.profiles import PROFILES
-from trainer.records import read_queries
-from trainer.service_transport import Transport
-from trainer.witness import WITNESS_FILE, Witness
+from trainer.records.run_records import read_queries
+from trainer.run import active_loop, pipeline
 
 NOT_PROVED, RESUME, CONFIG = 87, 79, 78
 Change = Callable[[dict[str, Any]], object]

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.tamper_matrix import LAST, Case, edited, honest_case, judge, trials
-from label_service.checkpoint import SigningKey
 from label_service.cli import app
-from label_service.entries import canonical_json
-from label_service.merkle import VerificationError
-from label_service.schemas import Evidence
+from label_service.log.checkpoint import SigningKey
+from label_service.log.entries import canonical_json
+from label_service.log.merkle import VerificationError
+from label_service.log.verify import verify
 from label_service.settings import Settings
-from label_service.verify import verify
-from tests.datasets import make_idx_dataset
-from tests.integration.conftest import run_service
+from label_service.web.schemas import Evidence
+from tests.campaigns.tamper_matrix import LAST, Case, edited, honest_case, judge, trials
+from tests.support.datasets import make_idx_dataset
+from tests.support.services import run_service
 
 
 @pytest.fixture(scope="module")

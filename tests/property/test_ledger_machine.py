@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import Connection, func, select
 
-from label_service import ledger, runs, tables
-from label_service.answer_key import open_answer_key
-from label_service.database import migrate, open_writing_engine
-from label_service.entries import canonical_json
+from label_service.data.seed import read_label_files, seed
 from label_service.errors import Problem
-from label_service.limits import GUEST
-from label_service.seed import read_label_files, seed
-from label_service.unit_of_work import UnitOfWork
-from tests.datasets import make_idx_dataset, read_pool_labels, read_test_labels
+from label_service.ledger import ledger, runs
+from label_service.ledger.limits import GUEST
+from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log.answer_key import open_answer_key
+from label_service.log.entries import canonical_json
+from label_service.store import tables
+from label_service.store.sqlite import migrate, open_writing_engine
+from tests.support.datasets import make_idx_dataset, read_pool_labels, read_test_labels
 
 POOL, TEST, CLASSES = 12, 6, 3
 TOTAL_BUDGET = 20

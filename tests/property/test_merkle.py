@@ -7,7 +7,7 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from label_service.merkle import (
+from label_service.log.merkle import (
     MerkleTree,
     consistency_proof,
     inclusion_proof,

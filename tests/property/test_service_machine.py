@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from label_service import ledger, runs
 from label_service.errors import DatabaseRefused, LabelBudgetExhausted, Problem, QueryingClosed, RunSealed
-from label_service.schemas import KeptAnswer, LabelOpening, OpenedLabel, Receipt
+from label_service.ledger import ledger, runs
+from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log.verify import verify
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
-from label_service.unit_of_work import UnitOfWork
-from label_service.verify import verify
-from tests.datasets import make_idx_dataset
+from label_service.web.schemas import KeptAnswer, LabelOpening, OpenedLabel, Receipt
+from tests.support.datasets import make_idx_dataset
 
 POOL, TEST, CLASSES, BUDGET = 12, 6, 3, 5
 # Each is a change that the triggers would refuse; whoever owns the file can drop them.

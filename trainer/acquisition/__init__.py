@@ -1,8 +1,8 @@
 """Query strategies: what to ask next.
 
 Each strategy is one file with one function of one signature, `select(state, batch, generator) -> indices`, and one
-line in `FILES`. To add your own, write the file and the line; `tests/unit/trainer/test_acquisition.py` then holds it
-to the promises that all of them keep.
+line in `FILES`. To add your own, write the file and the line; `tests/unit/trainer/acquisition/test_strategies.py`
+then holds it to the promises that all of them keep.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from label_service.cli import app
-from tests.datasets import make_idx_dataset
+from tests.support.datasets import make_idx_dataset
 
 
 def run(*arguments: object, env: dict[str, str] | None = None) -> Result:

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = Path(__file__).parents[3]
+FAKES = ROOT / "tests" / "support"
 # Runs scripts.run as its own process, as make does, with the stand-ins in place of the two programs. A shell's
 # background job hands down an ignored SIGINT; a user's terminal does not, and neither does this.
 LAUNCH = f"""
@@ -21,7 +21,7 @@ import signal
 import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from scripts.run import Programs, main
-service, trainer = {str(HERE / "fake_service.py")!r}, {str(HERE / "fake_trainer.py")!r}
+service, trainer = {str(FAKES / "fake_service.py")!r}, {str(FAKES / "fake_trainer.py")!r}
 sys.exit(main(programs=Programs((sys.executable, service), (sys.executable, trainer))))
 """
 

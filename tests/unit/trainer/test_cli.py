@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.datasets import make_idx_dataset
-from tests.unit.trainer.fake_label_service import FakeLabelService, answer_bytes, answer_json
+from tests.support.datasets import make_idx_dataset
+from tests.support.fake_label_service import FakeLabelService, answer_bytes, answer_json
 from trainer.cli import app
 
 POOL_FILE, TEST_FILE = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
@@ -164,8 +164,8 @@ def make_weights(path: Path) -> None:
     """Save a smoke encoder as `pretrain` would."""
     import torch
 
-    from trainer.checkpoint import save_checkpoint
-    from trainer.pretrain import new_encoder
+    from trainer.learning.checkpoint import save_checkpoint
+    from trainer.learning.pretrain import new_encoder
     from trainer.profiles import SMOKE
 
     encoder = new_encoder(SMOKE.encoder, 2, 1, torch.device("cpu"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from trainer import errors
 from trainer.acquisition import STRATEGIES
-from trainer.exchange import RECEIPTS_FILE, REFUSED_FILE
+from trainer.oracle.exchange import RECEIPTS_FILE, REFUSED_FILE
+from trainer.oracle.witness import WITNESS_FILE
 from trainer.profiles import PROFILES
-from trainer.witness import WITNESS_FILE
 
 ROOT = Path(__file__).parents[3]
 GUIDE = (ROOT / "docs" / "trainer.md").read_text()
@@ -83,7 +83,16 @@ def test_a_strategy_of_one_s_own_takes_one_file_and_one_line(tmp_path: Path) -> 
     (strategies / "oddity.py").write_text(source)
     names = (strategies / "__init__.py").read_text()
     (strategies / "__init__.py").write_text(names.replace("FILES = {\n", f"FILES = {{\n    {line}\n"))
-    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/trainer/test_acquisition.py", "-k", "oddity")
+    suite = (
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/unit/trainer/acquisition/test_strategies.py",
+        "-k",
+        "oddity",
+    )
     done = subprocess.run([sys.executable, *suite], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) >= 15

@@ -20,8 +20,8 @@ import pytest
 
 import trainer
 from label_service.settings import Settings
-from tests.datasets import make_idx_dataset
-from tests.integration.conftest import run_service
+from tests.support.datasets import make_idx_dataset
+from tests.support.services import run_service
 
 PACKAGE = Path(trainer.__file__).parent
 REPOSITORY = PACKAGE.parent
@@ -48,7 +48,7 @@ sys.addaudithook(hook)
 atexit.register(lambda: os.write(os.open(os.environ["OPENED"], os.O_WRONLY | os.O_CREAT), json.dumps(
     sorted(opened)).encode()))
 {more}
-from tests.integration.tiny_trainer import main
+from tests.support.tiny_trainer import main
 main()
 """
 
@@ -110,7 +110,7 @@ def test_no_module_of_the_trainer_imports_the_service() -> None:
         "import os, label_service.idx as idx",
         "from label_service.seed import read_label_files",
         "def late():\n    from label_service import idx",
-        "import importlib\nimportlib.import_module('label_service.idx')",
+        "import importlib\nimportlib.import_module('label_service.data.idx')",
         "__import__('label_service')",
     ],
 )

@@ -1,0 +1,154 @@
+"""What the requests of one transaction have done so far, written together at its end.
+
+A group commit answers many requests with one transaction. Its cost is the number of statements, so entries, revealed
+labels and charges are collected here and written by one statement each. Whoever asks the database for more than this
+class offers goes through `connection`, which writes first what is collected: nobody reads a state that is behind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, update
+
+from label_service.ledger.limits import RunState
+from label_service.store import tables
+
+# Statements are built once: making one anew takes longer than running it.
+_LAST = select(func.max(tables.entries.c.seq))
+_RUN = select(
+    tables.runs, exists().where(tables.evaluations.c.run_id == tables.runs.c.run_id).label("evaluated")
+).where(tables.runs.c.run_id == bindparam("run"))
+_EVALUATED_AT = (
+    select(tables.evaluations.c.budget)
+    .where(tables.evaluations.c.run_id == bindparam("run"))
+    .order_by(tables.evaluations.c.number)
+)
+_pool = tables.pool_labels.c
+_WITH_REVEAL = select(_pool.id, _pool.label, tables.reveals.c.seq).select_from(
+    tables.pool_labels.outerjoin(
+        tables.reveals,
+        and_(tables.reveals.c.label_id == _pool.id, tables.reveals.c.run_id == bindparam("run")),
+    )
+)
+_LABEL = _WITH_REVEAL.where(_pool.id == bindparam("id"))
+_LABELS = _WITH_REVEAL.where(_pool.id.in_(bindparam("ids", expanding=True)))
+_INSERT_ENTRY = insert(tables.entries)
+_INSERT_ID = insert(tables.entry_ids)
+_INSERT_REVEAL = insert(tables.reveals)
+_CHARGE = (
+    update(tables.runs)
+    .where(tables.runs.c.run_id == bindparam("run"))
+    .values(spent=tables.runs.c.spent + bindparam("charged"))
+)
+
+
+class UnitOfWork:
+    """One transaction of the writer (M. Fowler, "Patterns of Enterprise Application Architecture", 2002)."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Begin.
+
+        Args:
+            connection: inside a transaction that keeps all others from writing.
+        """
+        self._connection = connection
+        self._last_seq: int | None = None
+        self._runs: dict[str, RunState] = {}
+        self._entries: list[dict[str, Any]] = []
+        self._entry_ids: list[dict[str, int]] = []
+        self._revealed: dict[tuple[str, int], int] = {}
+        self._charged: dict[str, int] = {}
+
+    @classmethod
+    @contextmanager
+    def begin(cls, engine: Engine) -> Iterator[UnitOfWork]:
+        """Begin a transaction; it is committed at the end, with all that was collected, or undone by an error."""
+        with engine.begin() as connection:
+            unit = cls(connection)
+            yield unit
+            unit.flush()
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, to ask and do anything else: all that is collected is written, nothing is remembered."""
+        self.flush()
+        return self._connection
+
+    def flush(self) -> None:
+        """Write what is collected."""
+        if self._entries:
+            self._connection.execute(_INSERT_ENTRY, self._entries)
+        if self._entry_ids:
+            self._connection.execute(_INSERT_ID, self._entry_ids)
+        if self._revealed:
+            rows = [{"run_id": run, "label_id": label, "seq": seq} for (run, label), seq in self._revealed.items()]
+            self._connection.execute(_INSERT_REVEAL, rows)
+        if self._charged:
+            charges = [{"run": run, "charged": charged} for run, charged in self._charged.items()]
+            self._connection.execute(_CHARGE, charges)
+        self._last_seq, self._runs = None, {}
+        self._entries, self._entry_ids, self._revealed, self._charged = [], [], {}, {}
+
+    def run(self, run_id: str) -> RunState:
+        """Return a run as it stands now; the caller has made sure that it exists."""
+        known = self._runs.get(run_id)
+        if known is None:
+            known = self._runs[run_id] = self._load_run(run_id)
+        return known
+
+    def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
+        """Return the labels of ids, and which of them the run has already, each with the entry that charged it."""
+        if len(ids) == 1:
+            rows = self._connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
+        else:
+            rows = self._connection.execute(_LABELS, {"run": run_id, "ids": list(ids)}).all()
+        held: dict[int, int] = {}
+        for label_id, _, stored in rows:
+            seq = self._revealed.get((run_id, label_id), stored)
+            if seq is not None:
+                held[label_id] = seq
+        return {label_id: label for label_id, label, _ in rows}, held
+
+    def next_seq(self) -> int:
+        """Return the number of the next entry."""
+        if self._last_seq is None:
+            last = self._connection.execute(_LAST).scalar_one()
+            self._last_seq = -1 if last is None else last
+        return self._last_seq + 1
+
+    def append(self, row: dict[str, Any], label_ids: Sequence[int]) -> None:
+        """Append the entry `next_seq`.
+
+        Args:
+            row: of `entries`.
+            label_ids: ids that it asks for, inside the data set.
+        """
+        seq = self._last_seq = row["seq"]
+        self._entries.append(row)
+        self._entry_ids += [{"label_id": label_id, "seq": seq} for label_id in label_ids]
+
+    def reveal(self, run_id: str, label_ids: Sequence[int], seq: int) -> None:
+        """Charge labels to a run that it does not have yet, by an entry appended before."""
+        run = self.run(run_id)
+        self._runs[run_id] = replace(run, spent=run.spent + len(label_ids))
+        self._charged[run_id] = self._charged.get(run_id, 0) + len(label_ids)
+        self._revealed |= {(run_id, label_id): seq for label_id in label_ids}
+
+    def _load_run(self, run_id: str) -> RunState:
+        row = self._connection.execute(_RUN, {"run": run_id}).one()
+        # Most runs that ask have not been evaluated yet: the second query is spared them.
+        evaluated = self._connection.execute(_EVALUATED_AT, {"run": run_id}).scalars() if row.evaluated else ()
+        return RunState(
+            run_id=run_id,
+            budget=row.budget,
+            spent=row.spent,
+            evaluation_budgets=tuple(json.loads(row.evaluation_budgets)),
+            evaluations_allowed=row.evaluations_allowed,
+            evaluated_at=tuple(evaluated),
+            sealed=row.sealed_at is not None,
+        )

@@ -1,0 +1,219 @@
+"""The one writer: a thread that runs every change of the database, many requests to one transaction.
+
+Requests put their work into a bounded queue. The thread takes everything that waits, runs it inside one
+`BEGIN IMMEDIATE … COMMIT`, signs one head of the log for all of it, and only then answers (group commit): nobody hears
+of a label whose entry is not durable and signed. If anything fails - locked, read-only, disk full, I/O - nobody in the
+group gets an answer but `LogNotWritable`, the connection is opened anew, and the next group compares the whole log with
+what was signed before it writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from sqlalchemy import Engine, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from label_service.errors import LogChanged, LogNotWritable
+from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log.entries import now
+from label_service.log.signed_log import SignedLog
+from label_service.store import tables
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Work = Callable[[UnitOfWork], T]
+
+# Four pages of 4 KiB: more than an entry needs, so a database that takes the heartbeat takes an entry.
+HEARTBEAT_FILLER_BYTES = 16 * 1024
+
+
+class CommitObserver(Protocol):
+    """Told of each transaction; the metrics listen here."""
+
+    def __call__(self, requests: int, seconds: float, written: bool) -> None:
+        """Record one transaction of `requests` requests, how long it took, and whether it was committed."""
+
+
+@dataclass
+class _Job:
+    work: Work[Any]
+    future: Future[Any]
+    result: Any = None
+
+
+class Writer:
+    """Runs work on the writing connection, in order, in its own thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        log: SignedLog,
+        queue_size: int,
+        max_group: int,
+        observe: CommitObserver | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            engine: of the one writing connection.
+            log: grows with each commit.
+            queue_size: requests that may wait.
+            max_group: most requests in one transaction.
+            observe: told of each transaction.
+        """
+        self._engine = engine
+        self._log = log
+        self._max_group = max_group
+        self._queue: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
+        self._observe = observe
+        # Guards the hand-over at the end: after `_closed` is set, no job may enter the queue.
+        self._gate = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="label-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue, about."""
+        return self._queue.qsize()
+
+    def submit(self, work: Work[T]) -> Future[T]:
+        """Queue work for the next transaction.
+
+        Args:
+            work: called with the transaction's unit of work, perhaps more than once if another job of the
+                group fails. It returns its result, refusals too: what it raises undoes its own changes, entry included.
+
+        Returns:
+            A future that is answered after the commit. It raises `LogNotWritable` if there was none.
+
+        Raises:
+            LogNotWritable: the queue is full, or the service is stopping.
+        """
+        job = _Job(work, Future())
+        with self._gate:
+            if self._closed:
+                raise LogNotWritable("The service is stopping and takes no more requests; try again in a moment.")
+            try:
+                self._queue.put_nowait(job)
+            except queue.Full as error:
+                raise LogNotWritable(
+                    "Too many requests wait for the log, so no label was revealed; try again in a moment.",
+                    headers={"Retry-After": "1"},
+                ) from error
+        return job.future
+
+    def beat(self) -> Future[None]:
+        """Write the heartbeat: the future fails with `LogNotWritable` if the log could not be written either."""
+        return self.submit(_heartbeat)
+
+    def close(self) -> None:
+        """Finish what is queued, then end the thread."""
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            jobs, stopping = self._take()
+            # A future that was cancelled while it waited is dropped here, before anything is charged for it.
+            jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if jobs:
+                self._write(jobs)
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        """Wait for a job, then take all others that wait; the second result says that the end was reached."""
+        job = self._queue.get()
+        jobs: list[_Job] = []
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == self._max_group:
+                return jobs, False
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return jobs, False
+        return jobs, True
+
+    def _write(self, jobs: list[_Job]) -> None:
+        """Commit jobs together; one that fails by a fault of its own is left out and the others are run again."""
+        while jobs:
+            started_s, written = time.monotonic(), False
+            try:
+                with self._engine.connect() as connection, connection.begin():
+                    self._log.catch_up(connection)
+                    unit = UnitOfWork(connection)
+                    for job in jobs:
+                        _run(job, unit)
+                    unit.flush()
+                    self._log.keep_head(connection)
+                    new = self._log.new_entries(connection)
+                # One signature for the whole group: after the commit, before the first answer.
+                self._log.grow(new)
+                written = True
+            except _JobFault as fault:
+                # The transaction was rolled back. A savepoint for each job would spare the others their second run,
+                # and cost every request of every group a quarter of its time for what happens hardly ever.
+                fault.job.future.set_exception(fault.error)
+                jobs = [job for job in jobs if job is not fault.job]
+                continue
+            except Exception as error:
+                self._fail(jobs, error)
+            else:
+                for job in jobs:
+                    job.future.set_result(job.result)
+            if self._observe is not None:
+                self._observe(len(jobs), time.monotonic() - started_s, written)
+            return
+
+    def _fail(self, jobs: list[_Job], error: Exception) -> None:
+        reason = getattr(error, "orig", None) or error
+        logger.error("log not writable, %d request(s) refused: %s: %s", len(jobs), type(reason).__name__, reason)
+        # After a failed write nothing is assumed of the connection; the next transaction opens a new one.
+        self._engine.dispose()
+        self._log.doubt()
+        for job in jobs:
+            job.future.set_exception(
+                LogNotWritable(
+                    "The log could not be written, so nothing was revealed or charged; try again later, "
+                    "and tell the operator if it lasts.",
+                    headers={"Retry-After": "1"},
+                )
+            )
+
+
+class _JobFault(Exception):  # noqa: N818 - a signal between the functions of this module, no error
+    """A job raised; the fault is its own."""
+
+    def __init__(self, job: _Job, error: Exception) -> None:
+        super().__init__()
+        self.job, self.error = job, error
+
+
+def _run(job: _Job, unit: UnitOfWork) -> None:
+    """Run one job. A database error, or labels that were changed, are everybody's; any other fault is the job's."""
+    try:
+        job.result = job.work(unit)
+    except (SQLAlchemyError, LogChanged):
+        raise
+    except Exception as error:
+        raise _JobFault(job, error) from error
+
+
+def _heartbeat(unit: UnitOfWork) -> None:
+    beat = update(tables.heartbeat).where(tables.heartbeat.c.singleton == 1)
+    unit.connection.execute(beat.values(beat_at=now(), filler=bytes(HEARTBEAT_FILLER_BYTES)))
+    unit.connection.execute(beat.values(filler=b""))

@@ -1,0 +1,248 @@
+"""Checkpoints: the log's tree head, signed. C2SP signed notes (signed-note, tlog-checkpoint) with Ed25519.
+
+A note is text, an empty line and signature lines. A checkpoint is a note whose text is the log's origin, its size and
+its root. A verifier key (vkey) is the one line that an outsider pins; a signing key is the same line with the seed,
+in the form of Go's sumdb/note, so that other tools read both.
+"""
+
+import base64
+import binascii
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from label_service.log.merkle import HASH_BYTES, VerificationError
+
+_ED25519 = b"\x01"
+_KEY_BYTES = 32
+_KEY_ID_BYTES = 4
+_DASH = "\N{EM DASH} "
+_PRIVATE = "PRIVATE+KEY+"
+# Longer notes are refused unread: a checkpoint has under 300 characters.
+_MAX_NOTE_CHARACTERS = 100_000
+_MAX_DIGITS = 18
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """A public key under its name.
+
+    Attributes:
+        name: key name, without white space and plus signs.
+        public_key: 32 bytes (RFC 8032).
+    """
+
+    name: str
+    public_key: bytes
+
+    def __post_init__(self) -> None:
+        """Refuse a name or key that no note can carry."""
+        if not self.name or "+" in self.name or self.name.split() != [self.name]:
+            raise VerificationError("a key name must be one word without a plus sign")
+        if len(self.public_key) != _KEY_BYTES:
+            raise VerificationError(f"an Ed25519 key has {_KEY_BYTES} bytes, not {len(self.public_key)}")
+
+    @classmethod
+    def from_vkey(cls, vkey: str) -> "Verifier":
+        """Read a verifier key, `NAME+ID+KEY`.
+
+        Raises:
+            VerificationError: it is not one, or its id is not that of its name and key.
+        """
+        name, key_id, key = _key_parts(vkey)
+        verifier = cls(name, key)
+        if key_id != verifier.key_id.hex():
+            raise VerificationError("the verifier key's id does not belong to its name and key; a character is wrong")
+        return verifier
+
+    @property
+    def key_id(self) -> bytes:
+        """Four bytes that say which key a signature is of."""
+        return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.public_key).digest()[:_KEY_ID_BYTES]
+
+    @property
+    def vkey(self) -> str:
+        """The key as the one line to pin."""
+        return f"{self.name}+{self.key_id.hex()}+{_base64(_ED25519 + self.public_key)}"
+
+    def open(self, note: str) -> str:
+        """Return the text of a note that this key has signed; signatures of other keys are ignored.
+
+        Raises:
+            VerificationError: the note is malformed, or not signed by this key.
+        """
+        text, signatures = _parts(note)
+        own = [signature for name, signature in signatures if name == self.name and signature[:4] == self.key_id]
+        if not own:
+            raise VerificationError(f"the note is not signed by {self.name} with the key {self.key_id.hex()}")
+        if not all(self.has_signed(text, signature) for signature in own):
+            raise VerificationError(f"the signature of {self.name} does not hold")
+        return text
+
+    def has_signed(self, text: str, signature: bytes) -> bool:
+        """Tell whether a note's signature (key id, then 64 bytes) is this key's over a text."""
+        if signature[:_KEY_ID_BYTES] != self.key_id:
+            return False
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature[_KEY_ID_BYTES:], text.encode())
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A private key under its name; the seed stays out of `repr`."""
+
+    name: str
+    seed: bytes = field(repr=False)
+
+    @classmethod
+    def generate(cls, name: str) -> "SigningKey":
+        """Make a fresh key."""
+        return cls(name, os.urandom(_KEY_BYTES))
+
+    @classmethod
+    def load(cls, path: Path) -> "SigningKey":
+        """Read a key file.
+
+        Raises:
+            VerificationError: it holds no signing key.
+            OSError: it cannot be read.
+        """
+        line = path.read_text(encoding="ascii", errors="replace").strip()
+        if not line.startswith(_PRIVATE):
+            raise VerificationError(f"{path} holds no signing key")
+        name, key_id, seed = _key_parts(line.removeprefix(_PRIVATE))
+        key = cls(name, seed)
+        if key_id != key.verifier.key_id.hex():
+            raise VerificationError(f"the signing key in {path} is damaged")
+        return key
+
+    def save(self, path: Path) -> None:
+        """Write a key file that only its owner can read; an existing file is never replaced.
+
+        Raises:
+            OSError: it cannot be written, or is there already.
+        """
+        line = f"{_PRIVATE}{self.name}+{self.verifier.key_id.hex()}+{_base64(_ED25519 + self.seed)}\n"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @property
+    def verifier(self) -> Verifier:
+        """The public half."""
+        return Verifier(self.name, self._private.public_key().public_bytes_raw())
+
+    def sign(self, text: str) -> str:
+        """Return the note of a text.
+
+        Raises:
+            ValueError: the text is empty, does not end in a newline, or holds control characters.
+        """
+        if not text.endswith("\n") or _has_control_characters(text):
+            raise ValueError("a note's text must end in a newline and hold no other control character")
+        signature = self.verifier.key_id + self._private.sign(text.encode())
+        return f"{text}\n{_DASH}{self.name} {_base64(signature)}\n"
+
+    @property
+    def _private(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self.seed)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A tree head.
+
+    Attributes:
+        origin: identity of the log.
+        size: leaves.
+        root: of the tree of that size, 32 bytes.
+    """
+
+    origin: str
+    size: int
+    root: bytes
+
+    @property
+    def text(self) -> str:
+        """The text that is signed."""
+        return f"{self.origin}\n{self.size}\n{_base64(self.root)}\n"
+
+    def sign(self, key: SigningKey) -> str:
+        """Return the signed note."""
+        return key.sign(self.text)
+
+    @classmethod
+    def open(cls, note: str, verifier: Verifier) -> "Checkpoint":
+        """Read a signed checkpoint of the log that the verifier's name says.
+
+        Raises:
+            VerificationError: it is malformed, not signed by this key, or of another log.
+        """
+        lines = verifier.open(note).split("\n")
+        if len(lines) != 4 or lines[3]:
+            raise VerificationError("a checkpoint of this log has three lines: origin, size, root")
+        origin, size, root = lines[0], lines[1], _unbase64(lines[2])
+        if origin != verifier.name:
+            raise VerificationError(f"the checkpoint is of {origin}, not of {verifier.name}")
+        if not (size.isascii() and size.isdigit() and len(size) <= _MAX_DIGITS and str(int(size)) == size):
+            raise VerificationError("the checkpoint's size is not a number")
+        if len(root) != HASH_BYTES:
+            raise VerificationError(f"the checkpoint's root is not {HASH_BYTES} bytes long")
+        return cls(origin, int(size), root)
+
+
+def _key_parts(line: str) -> tuple[str, str, bytes]:
+    """Split `NAME+ID+KEY` into name, id and the 32 bytes after the type."""
+    # Base64 may hold plus signs: only the first two part the line.
+    parts = line.strip().split("+", 2)
+    if len(parts) != 3:
+        raise VerificationError("a key is written NAME+ID+KEY, and this is not")
+    key = _unbase64(parts[2])
+    if key[:1] != _ED25519 or len(key) != 1 + _KEY_BYTES:
+        raise VerificationError("the key is not an Ed25519 key")
+    return parts[0], parts[1], key[1:]
+
+
+def _parts(note: str) -> tuple[str, list[tuple[str, bytes]]]:
+    """Split a note into its text and (key name, key id and signature) pairs."""
+    if len(note) > _MAX_NOTE_CHARACTERS or _has_control_characters(note):
+        raise VerificationError("the note is too long or holds control characters")
+    text, gap, signed = note.rpartition("\n\n")
+    if not gap or not signed.endswith("\n"):
+        raise VerificationError("the note has no signature")
+    signatures = []
+    for line in signed.removesuffix("\n").split("\n"):
+        name, _, encoded = line.removeprefix(_DASH).rpartition(" ")
+        signature = _unbase64(encoded)
+        if not line.startswith(_DASH) or not name or " " in name or len(signature) <= _KEY_ID_BYTES:
+            raise VerificationError("the note has a malformed signature line")
+        signatures.append((name, signature))
+    return text + "\n", signatures
+
+
+def _has_control_characters(text: str) -> bool:
+    return any(character < " " and character != "\n" for character in text)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _unbase64(text: str) -> bytes:
+    """Decode strictly: one text for each bytes, or a signed thing could be written in two ways."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise VerificationError("a value is not base64") from error
+    if _base64(data) != text:
+        raise VerificationError("a value is not canonical base64")
+    return data

@@ -1,0 +1,221 @@
+"""The reading side: the log, its summary and the runs, from read-only connections that never see an open transaction.
+
+No function here reads a label table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Select, false, func, select
+
+from label_service.log.entries import DONE
+from label_service.store import tables
+
+EXPORT_PAGE = 1000
+# No run and no operation has it in its name, and PostgreSQL takes no text with it, not even to compare.
+_ZERO = "\x00"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which entries are wanted; None leaves a field open."""
+
+    run: str | None = None
+    label_id: int | None = None
+    op: str | None = None
+
+
+@dataclass(frozen=True)
+class RunCounts:
+    """What the log says of one run.
+
+    Attributes:
+        queries: labels charged, summed over the entries.
+        distinct_labels: distinct labels revealed, counted from the reveals; equal to `queries` or something is wrong.
+        replays: entries that charged nothing because the run had the labels already.
+        refusals: entries that refused something.
+        evaluations: test accuracies the run has seen.
+        entries: entries of the run.
+    """
+
+    run_id: str
+    queries: int
+    distinct_labels: int
+    replays: int
+    refusals: int
+    evaluations: int
+    entries: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The log as a whole: each run, and the labels that anybody has seen."""
+
+    runs: tuple[RunCounts, ...]
+    queries: int
+    distinct_labels_revealed_to_anybody: int
+    evaluations: int
+    entries: int
+
+
+class LogReader:
+    """Answers questions about the log; each answer is one consistent state."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def page(self, after: int, limit: int, wanted: Filter) -> tuple[list[bytes], int | None]:
+        """Return up to `limit` entries with a number above `after`, and the number to go on after (None: no more)."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(_wanted(wanted, after).limit(limit + 1)).all()
+        page = rows[:limit]
+        return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
+
+    def export(self, size: int | None = None) -> Iterator[bytes]:
+        """Yield the exact bytes of the first `size` entries, in order; None takes all there are now.
+
+        Read page by page: one long transaction would keep the writer from ever truncating its journal.
+        """
+        with self._engine.connect() as connection:
+            last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one() if size is None else size - 1
+        after = -1
+        while last is not None and after < last:
+            with self._engine.connect() as connection:
+                rows = connection.execute(_wanted(Filter(), after).limit(min(EXPORT_PAGE, last - after))).all()
+            yield from (row.entry for row in rows)
+            after = rows[-1].seq
+
+    def heads(self, size: int) -> list[tuple[int, str]]:
+        """Return sizes below `size` at which a head was signed, in order, each with its signature."""
+        heads = tables.heads.c
+        earlier = select(heads.size, heads.signature).where(heads.size < size).order_by(heads.size)
+        with self._engine.connect() as connection:
+            return [(row.size, row.signature) for row in connection.execute(earlier)]
+
+    def latest(self, count: int) -> list[dict[str, Any]]:
+        """Return the latest entries, newest first, as parsed JSON."""
+        newest = select(tables.entries.c.entry).order_by(tables.entries.c.seq.desc()).limit(count)
+        with self._engine.connect() as connection:
+            return [json.loads(entry) for entry in connection.execute(newest).scalars()]
+
+    def summary(self) -> Summary:
+        """Count the log."""
+        with self._engine.connect() as connection:
+            return _summarise(connection)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the state of every run, oldest first."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(tables.runs).order_by(tables.runs.c.opened_at, tables.runs.c.run_id)).all()
+            made = connection.execute(
+                select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
+            ).all()
+        return [_state(row, [item for item in made if item.run_id == row.run_id]) for row in rows]
+
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        """Return the state of one run, or None if there is no such run."""
+        if _ZERO in run_id:
+            return None
+        with self._engine.connect() as connection:
+            row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one_or_none()
+            made = connection.execute(
+                select(tables.evaluations)
+                .where(tables.evaluations.c.run_id == run_id)
+                .order_by(tables.evaluations.c.number)
+            ).all()
+        return None if row is None else _state(row, list(made))
+
+    def token_hash(self, run_id: str) -> str | None:
+        """Return the stored hash of a run's token; None if the run is unknown or has no token."""
+        with self._engine.connect() as connection:
+            return connection.execute(
+                select(tables.runs.c.token_sha256).where(tables.runs.c.run_id == run_id)
+            ).scalar_one_or_none()
+
+    def size(self) -> int:
+        """Return the number of entries by the last one's number: numbers have no gap."""
+        with self._engine.connect() as connection:
+            last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
+        return 0 if last is None else last + 1
+
+    def entries_count(self) -> int:
+        """Return the number of entries."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(tables.entries)).scalar_one()
+
+
+def _wanted(wanted: Filter, after: int) -> Select[tuple[int, bytes]]:
+    entries = tables.entries.c
+    query = select(entries.seq, entries.entry).where(entries.seq > after).order_by(entries.seq)
+    for column, text in ((entries.run_id, wanted.run), (entries.op, wanted.op)):
+        if text is not None:
+            query = query.where(column == text if _ZERO not in text else false())
+    if wanted.label_id is not None:
+        asked = select(tables.entry_ids.c.seq).where(tables.entry_ids.c.label_id == wanted.label_id)
+        query = query.where(entries.seq.in_(asked))
+    return query
+
+
+def _summarise(connection: Connection) -> Summary:
+    entries = tables.entries.c
+    counts = {run: [0, 0, 0, 0] for run in connection.execute(select(tables.runs.c.run_id)).scalars()}
+    by_outcome = select(entries.run_id, entries.outcome, func.count(), func.sum(entries.charged))
+    for run, outcome, count, charged in connection.execute(by_outcome.group_by(entries.run_id, entries.outcome)):
+        queries, replays, refusals, total = counts[run]
+        counts[run] = [
+            queries + charged,
+            replays + (count if outcome == "replayed" else 0),
+            refusals + (count if outcome not in DONE else 0),
+            total + count,
+        ]
+    reveals = tables.reveals.c
+    distinct = _by_run(
+        connection, select(reveals.run_id, func.count(reveals.label_id.distinct())).group_by(reveals.run_id)
+    )
+    made = tables.evaluations.c
+    evaluations = _by_run(connection, select(made.run_id, func.count()).group_by(made.run_id))
+    union = connection.execute(select(func.count(reveals.label_id.distinct()))).scalar_one()
+    return Summary(
+        runs=tuple(
+            RunCounts(run, queries, distinct.get(run, 0), replays, refusals, evaluations.get(run, 0), total)
+            for run, (queries, replays, refusals, total) in sorted(counts.items())
+        ),
+        queries=sum(row[0] for row in counts.values()),
+        distinct_labels_revealed_to_anybody=union,
+        evaluations=sum(evaluations.values()),
+        entries=sum(row[3] for row in counts.values()),
+    )
+
+
+def _by_run(connection: Connection, counted: Select[Any]) -> dict[str, int]:
+    return {row[0]: row[1] for row in connection.execute(counted)}
+
+
+def _state(row: Row[Any], made: list[Row[Any]]) -> dict[str, Any]:
+    return {
+        "run_id": row.run_id,
+        "name": row.name,
+        "budget": row.budget,
+        "queries": row.spent,
+        "remaining": max(0, row.budget - row.spent),
+        "evaluation_budgets": json.loads(row.evaluation_budgets),
+        "evaluations_allowed": row.evaluations_allowed,
+        "evaluations_used": len(made),
+        "evaluations": [
+            {
+                "evaluation": item.number,
+                "budget": item.budget,
+                "correct": item.correct,
+                "total": item.total,
+                "accuracy": item.correct / item.total,
+            }
+            for item in made
+        ],
+        "querying_closed": bool(made) or row.sealed_at is not None,
+        "opened_at": row.opened_at,
+        "sealed_at": row.sealed_at,
+    }

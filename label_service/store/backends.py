@@ -1,0 +1,239 @@
+"""Where labels, runs and the log are kept: one SQLite file, or a PostgreSQL database that several workers share.
+
+On PostgreSQL every write transaction takes one advisory lock first, as `BEGIN IMMEDIATE` does on SQLite: writers of all
+processes follow one another, so sequence numbers have no gap and nothing read inside can change before the commit.
+READ COMMITTED is then enough, and it is needed: each statement sees all that was committed before it, hence all that
+earlier holders of the lock wrote, while a REPEATABLE READ transaction would go on seeing the state from before it
+waited for the lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from label_service.errors import DatabaseRefused
+from label_service.settings import Settings
+from label_service.store.sqlite import database_path, lock_database, open_reading_engine, open_writing_engine, reason_of
+
+logger = logging.getLogger(__name__)
+
+# Advisory locks belong to one database, so a constant is enough: "labelmtr" as an 8-byte integer.
+WRITER_LOCK = int.from_bytes(b"labelmtr", "big")
+# A writer that is stopped in the middle of a transaction holds all others up until the server gives up on it.
+HUNG_WRITER_TIMEOUT_MS = 30_000
+CONNECT_TIMEOUT_S = 5
+_READING_POOL = {"pool_size": 4, "max_overflow": 4}
+
+
+class Database(Protocol):
+    """A database, not yet opened."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it; no password."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may write to it at the same time."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the service's own files lie if no setting says otherwise."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Keep other services away for as long as that is needed."""
+
+    def open_writing_engine(self) -> Engine:
+        """Return the engine of the one writing connection of this process."""
+
+    def open_reading_engine(self) -> Engine:
+        """Return the engine of the read-only connections; the database must exist."""
+
+    def key_name(self, log_id: str) -> str:
+        """Return the name of the signing key's file."""
+
+    def version(self) -> str:
+        """Return the product and its version, for messages."""
+
+
+@dataclass(frozen=True)
+class SqliteDatabase:
+    """One file, held by one process."""
+
+    path: Path
+    busy_timeout_s: float
+    shared: bool = False
+
+    @property
+    def name(self) -> str:
+        """See `Database`."""
+        return str(self.path)
+
+    @property
+    def folder(self) -> Path:
+        """See `Database`: beside the file."""
+        return self.path.parent
+
+    def hold(self) -> AbstractContextManager[None]:
+        """See `Database`: by a lock file, until the service ends."""
+        return lock_database(self.path)
+
+    def open_writing_engine(self) -> Engine:
+        """See `Database`."""
+        return open_writing_engine(self.path, self.busy_timeout_s)
+
+    def open_reading_engine(self) -> Engine:
+        """See `Database`."""
+        if not self.path.is_file():
+            raise DatabaseRefused(f"{self.path} does not exist; seed or serve makes it.")
+        return open_reading_engine(self.path)
+
+    def key_name(self, log_id: str) -> str:
+        """See `Database`: the file's own name."""
+        return self.path.with_suffix(".key").name
+
+    def version(self) -> str:
+        """See `Database`."""
+        return f"SQLite {sqlite3.sqlite_version}"
+
+
+@dataclass(frozen=True)
+class PostgresDatabase:
+    """A database on a server, shared by the workers of one or more services."""
+
+    url: URL
+    busy_timeout_s: float
+    folder: Path
+    shared: bool = True
+
+    @property
+    def name(self) -> str:
+        """See `Database`."""
+        return self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """See `Database`: nobody is kept away; opening is serialised by the lock of each write transaction."""
+        yield
+
+    def open_writing_engine(self) -> Engine:
+        """See `Database`."""
+        engine = self._engine(pool_size=1, max_overflow=0)
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - psycopg's connection, SQLAlchemy's record
+            _set(
+                connection,
+                # A committed entry is on disk, whatever the server's own default is.
+                "synchronous_commit = on",
+                "default_transaction_isolation = 'read committed'",
+                # 0 would mean for ever.
+                f"lock_timeout = {max(1, round(self.busy_timeout_s * 1000))}",
+                f"idle_in_transaction_session_timeout = {HUNG_WRITER_TIMEOUT_MS}",
+            )
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
+
+        return engine
+
+    def open_reading_engine(self) -> Engine:
+        """See `Database`."""
+        engine = self._engine(**_READING_POOL)
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - psycopg's connection, SQLAlchemy's record
+            # One transaction sees one state of the log, however many statements it takes.
+            _set(
+                connection,
+                "default_transaction_read_only = on",
+                "default_transaction_isolation = 'repeatable read'",
+            )
+
+        return engine
+
+    def key_name(self, log_id: str) -> str:
+        """See `Database`: the log's name, since one folder may serve several databases."""
+        return f"{log_id}.key"
+
+    def version(self) -> str:
+        """See `Database`. Warns of a server that keeps nothing over a power cut."""
+        engine = self._engine(pool_size=1)
+        try:
+            with engine.connect() as connection:
+                if connection.exec_driver_sql("SHOW fsync").scalar_one() != "on":
+                    logger.warning("the server of %s runs with fsync off: a power cut may lose entries", self.name)
+                return f"PostgreSQL {connection.exec_driver_sql('SHOW server_version').scalar_one()}"
+        except SQLAlchemyError as error:
+            raise DatabaseRefused(
+                f"{self.name} cannot be reached ({reason_of(error)}); check the URL and the server."
+            ) from error
+        finally:
+            engine.dispose()
+
+    def _engine(self, **pool: int) -> Engine:
+        try:
+            # A connection that the server has cut is noticed before it is used, and opened anew.
+            return create_engine(
+                self.url, connect_args={"connect_timeout": CONNECT_TIMEOUT_S}, pool_pre_ping=True, **pool
+            )
+        except ImportError as error:
+            raise DatabaseRefused(
+                "PostgreSQL needs the driver psycopg; install labelmeter with its extra: labelmeter[service,postgres]."
+            ) from error
+
+
+def find_database(settings: Settings) -> Database:
+    """Return the database that the settings name.
+
+    Raises:
+        DatabaseRefused: the URL names neither an SQLite file nor a PostgreSQL database, or SQLite is to have several
+            workers.
+    """
+    try:
+        url = make_url(settings.database_url)
+    except ArgumentError as error:
+        raise DatabaseRefused(
+            "The database URL is not one; write it like sqlite:///data/labels.sqlite3 or "
+            "postgresql+psycopg://user@host/database."
+        ) from error
+    if url.get_backend_name() == "postgresql":
+        # psycopg 3 is the one driver that is tried; a URL without a driver means it.
+        return PostgresDatabase(
+            url.set(drivername="postgresql+psycopg"), settings.busy_timeout_s, settings.data / "service"
+        )
+    if settings.workers > 1:
+        raise DatabaseRefused(
+            f"An SQLite file takes one worker and {settings.workers} were asked for; "
+            "choose --workers 1, or a PostgreSQL database."
+        )
+    return SqliteDatabase(database_path(settings.database_url), settings.busy_timeout_s)
+
+
+def key_path(settings: Settings, database: Database, log_id: str) -> Path:
+    """Return where the log's signing key lies."""
+    return (settings.key_folder or database.folder) / database.key_name(log_id)
+
+
+def heads_path(settings: Settings, database: Database, log_id: str) -> Path:
+    """Return the file that remembers signed heads."""
+    folder = (settings.key_folder or database.folder).resolve()
+    return (settings.heads_folder or folder.with_name(folder.name + "-heads")) / f"{log_id}.heads"
+
+
+def _set(connection: Any, *settings: str) -> None:  # noqa: ANN401 - psycopg's connection
+    """Set parameters for the whole session: outside a transaction, whose rollback would undo them."""
+    connection.autocommit = True
+    for setting in settings:
+        connection.execute(f"SET {setting}")
+    connection.autocommit = False

@@ -1,0 +1,1 @@
+"""The database's history (Alembic). Applied by `label_service.store.sqlite.migrate` at every start."""

@@ -1,0 +1,110 @@
+"""The web application: routes, error answers, OpenAPI."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from label_service import __version__
+from label_service.errors import InternalError, InvalidRequest, LogNotReadable, MethodNotAllowed, NotFound, Problem
+from label_service.service import LabelService
+from label_service.web.callers import problem_headers
+from label_service.web.middleware import RequestFrame
+from label_service.web.openapi import DESCRIPTION, PROBLEM_MEDIA_TYPE, describe
+from label_service.web.routes import dashboard, health, labels, log, runs
+
+logger = logging.getLogger(__name__)
+
+
+ROUTERS = tuple(module.router for module in (labels, runs, log, health, dashboard))
+
+
+def create_app(service: LabelService) -> FastAPI:
+    """Return the web application of an open service. Opening and closing the service is the caller's."""
+    app = FastAPI(
+        title="Label service",
+        version=__version__,
+        description=DESCRIPTION,
+        # A path with a slash too many is a path that does not exist, not a redirect.
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(SQLAlchemyError, _answer_unreadable)
+    app.add_exception_handler(Exception, _answer_fault)
+    app.add_middleware(RequestFrame, metrics=service.metrics, max_body_bytes=service.settings.max_body_bytes)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return app
+
+
+def _methods_of(path: str) -> list[str]:
+    """Return the methods that a path takes. The framework would name those of the first route that matches."""
+    routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
+    return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
+
+
+async def _answer_problem(request: Request, problem: Exception) -> Response:
+    """Answer an error of the contract."""
+    assert isinstance(problem, Problem), "registered for Problem only"
+    service: LabelService = request.app.state.service
+    service.metrics.problems.labels(problem.code).inc()
+    document = {**problem.document(), "request_id": request.state.request_id}
+    # ASCII: a lone surrogate in whatever a message quotes cannot be encoded otherwise.
+    body = json.dumps(document, ensure_ascii=True).encode()
+    return Response(body, status_code=problem.status, media_type=PROBLEM_MEDIA_TYPE, headers=problem_headers(problem))
+
+
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    """Answer a path, query, header or body that does not fit its model: where, and why, without quoting it."""
+    assert isinstance(error, RequestValidationError), "registered for RequestValidationError only"
+    faults = [
+        {"where": ".".join(str(part)[:100] for part in fault["loc"]), "why": str(fault["msg"])}
+        for fault in error.errors()[:10]
+    ]
+    hint = ""
+    content_type = request.headers.get("content-type", "")
+    if faults[0]["where"] == "body" and "json" not in content_type:
+        hint = "; send JSON with the header Content-Type: application/json"
+    first = f"{faults[0]['where']}: {faults[0]['why']}"
+    return await _answer_problem(request, InvalidRequest(f"{first}{hint}.", extras={"errors": faults}))
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """Answer what the framework refuses by itself: unknown paths, wrong methods, bodies that are not JSON."""
+    assert isinstance(error, HTTPException), "registered for HTTPException only"
+    problem: Problem
+    if error.status_code == 404:
+        problem = NotFound("The service has no such path; see /docs for those it has.")
+    elif error.status_code == 405:
+        allowed = {"Allow": ", ".join(_methods_of(request.scope["path"]))}
+        problem = MethodNotAllowed("This path does not take this method; see /docs.", headers=allowed)
+    elif error.status_code < 500:
+        problem = InvalidRequest("The body could not be read as JSON; send JSON as /docs describes it.")
+    else:
+        problem = InternalError("The service failed; its messages have the reason under this request id.")
+    return await _answer_problem(request, problem)
+
+
+async def _answer_unreadable(request: Request, error: Exception) -> Response:
+    """Answer a failed read of the database. Writes answer for themselves."""
+    logger.error("database not readable: %s", getattr(error, "orig", error))
+    problem = LogNotReadable("The database could not be read; try again later.", headers={"Retry-After": "1"})
+    return await _answer_problem(request, problem)
+
+
+async def _answer_fault(request: Request, error: Exception) -> Response:
+    """Answer a fault of the service itself; the framework writes its trace to stderr afterwards."""
+    logger.error("fault in request %s: %s", request.state.request_id, type(error).__name__)
+    return await _answer_problem(
+        request, InternalError("The service failed; its messages have the reason under this request id.")
+    )

@@ -1,0 +1,143 @@
+"""Who is asking: the service, the run behind the token, and the headers that go with every answer about labels."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from label_service.errors import (
+    InvalidRequest,
+    InvalidToken,
+    LabelBudgetExhausted,
+    NotYourRun,
+    Problem,
+    RegistrationClosed,
+    TokenRequired,
+    UnknownRun,
+)
+from label_service.ledger import ledger
+from label_service.ledger.limits import GUEST
+from label_service.ledger.tokens import matches, run_of, token_hash
+from label_service.log.entries import Entry
+from label_service.service import LabelService
+from label_service.web.schemas import Receipt
+
+# RFC 6750 section 2.1 names the characters a bearer token may have.
+BEARER = re.compile(r"Bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def _service(request: Request) -> LabelService:
+    return cast(LabelService, request.app.state.service)
+
+
+# async, because FastAPI would run a plain function in a thread, which costs more than the function.
+async def service_of(request: Request) -> LabelService:
+    """Return the service behind the app."""
+    return _service(request)
+
+
+def bearer_token(request: Request) -> str | None:
+    """Return the bearer token sent, or None if there is no Authorization header.
+
+    Raises:
+        InvalidToken: there is one that is not `Bearer TOKEN`.
+    """
+    sent = request.headers.getlist("authorization")
+    if not sent:
+        return None
+    found = BEARER.fullmatch(sent[0].strip()) if len(sent) == 1 else None
+    if found is None:
+        raise InvalidToken("The Authorization header is not `Bearer TOKEN`; send the run's token, or none at all.")
+    return found.group(1)
+
+
+# async, with a thread for the database only the first time a run is met: its token never changes.
+async def caller(request: Request) -> str:
+    """Return the run id of the caller: the token's run, or `guest` if no token was sent.
+
+    Raises:
+        InvalidToken: the token is unknown; never a fall-back to guest.
+    """
+    token = bearer_token(request)
+    if token is None:
+        request.state.run_id = GUEST
+        return GUEST
+    run_id = run_of(token)
+    stored = await _service(request).token_hash(run_id)
+    if stored is None or not matches(token, stored):
+        raise InvalidToken("No run has this token; send the token that opening the run answered, or none at all.")
+    request.state.run_id = run_id
+    return run_id
+
+
+def own_run(request: Request, run_id: str, caller_id: Annotated[str, Depends(caller)]) -> str:
+    """Return the run of the path, after making sure that the caller is it.
+
+    Raises:
+        UnknownRun: no run has this id.
+        TokenRequired: no token was sent and the run is not the guest's.
+        NotYourRun: the token is another run's.
+    """
+    if run_id == caller_id:
+        return run_id
+    if _service(request).reader.run(run_id) is None:
+        raise UnknownRun("No run has this id; open one with POST /v1/runs.")
+    if caller_id == GUEST:
+        raise TokenRequired(f"This call belongs to run {run_id}; send its token.")
+    raise NotYourRun(f"The token belongs to another run than {run_id}; send the token of that run.")
+
+
+def may_open_run(request: Request) -> None:
+    """Let a caller open a run: anybody, unless the operator set a registration token.
+
+    Raises:
+        RegistrationClosed: the operator's registration token is missing or wrong.
+    """
+    expected = _service(request).settings.registration_token
+    if expected is None:
+        return
+    token = bearer_token(request)
+    if token is None or not matches(token, token_hash(expected.get_secret_value())):
+        raise RegistrationClosed("Opening a run needs the operator's registration token as the bearer token here.")
+
+
+def ledger_request(request: Request, run_id: str) -> ledger.Request:
+    """Return the ledger's view of a request.
+
+    Raises:
+        InvalidRequest: the Idempotency-Key is empty, too long, or not printable ASCII.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequest("The Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
+    return ledger.Request(run_id, request.state.request_id, key)
+
+
+def label_headers(budget: int, remaining: int) -> dict[str, str]:
+    """Return what every answer about labels carries: not to be cached, the run's budget, and what is left of it.
+
+    The two fields are those of draft-ietf-httpapi-ratelimit-headers; the budget has no window, so none is named.
+    """
+    return {**NO_STORE, "RateLimit-Policy": f'"labels";q={budget}', "RateLimit": f'"labels";r={remaining}'}
+
+
+def receipt(service: LabelService, entry: Entry) -> Receipt:
+    """Return the proof that a request's entry is in the log."""
+    return Receipt.model_validate(service.log.receipt(entry))
+
+
+def problem_headers(problem: Problem) -> dict[str, str]:
+    """Return an error's headers; one about a budget says what is left of it."""
+    headers = {**NO_STORE, **problem.headers}
+    if isinstance(problem, LabelBudgetExhausted):
+        headers |= label_headers(problem.extras["budget"], problem.extras["remaining"])
+    return headers
+
+
+Service = Annotated[LabelService, Depends(service_of)]
+Caller = Annotated[str, Depends(caller)]
+OwnRun = Annotated[str, Depends(own_run)]

@@ -1,0 +1,138 @@
+"""What happens to every request before and after its route: request id, body limit, access log, metrics.
+
+Plain ASGI, because the body limit has to act while the body arrives. Bodies are small (one MiB unless the operator
+says otherwise), so a body is read whole before the route is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import re
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from label_service.errors import BodyTooLarge
+from label_service.metrics import Metrics
+from label_service.web.openapi import PROBLEM_MEDIA_TYPE
+
+access = logging.getLogger("label_service.access")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# After an early 413 the rest of the body is thrown away for this long, so that a client that is still sending reads
+# the answer instead of a reset connection. Nothing is kept of it.
+DRAIN_S = 1.0
+
+
+class RequestFrame:
+    """Gives each request an id, refuses large bodies, and writes one line of access log. Never logs a header."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers.get(b"x-request-id", b""))
+        scope.setdefault("state", {})["request_id"] = request_id
+        started_s, status = time.monotonic(), 500
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        try:
+            body = await self._read_body(headers, receive)
+            if body is None:
+                await self._refuse_body(request_id, receive, send_framed, b"expect" in headers)
+            else:
+                await self._app(scope, _replay(body, receive), send_framed)
+        finally:
+            self._record(scope, status, time.monotonic() - started_s, request_id)
+
+    async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+        """Return the whole body, or None as soon as it is known to be too large."""
+        declared = headers.get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared[:20]) > self._max_body_bytes:
+            return None
+        if declared == b"0" and b"transfer-encoding" not in headers:
+            return b""
+        body = bytearray()
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._max_body_bytes:
+                return None
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return bytes(body)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The body is larger than {self._max_body_bytes} bytes; send less, or in several requests.")
+
+    async def _refuse_body(self, request_id: str, receive: Receive, send: Send, expects_continue: bool) -> None:
+        problem = self._too_large()
+        self._metrics.problems.labels(problem.code).inc()
+        body = json.dumps({**problem.document(), "request_id": request_id}).encode()
+        headers = [
+            (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        if not expects_continue:
+            try:
+                async with asyncio.timeout(DRAIN_S):
+                    while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                        pass
+            except TimeoutError:
+                pass
+        await send({"type": "http.response.body", "body": b""})
+
+    def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
+        route = getattr(scope.get("route"), "path", "(none)")
+        method = scope["method"] if scope["method"].isalpha() and len(scope["method"]) <= 7 else "(other)"
+        self._metrics.requests.labels(route, method, str(status)).inc()
+        run_id = scope["state"].get("run_id", "-")
+        # raw_path is still percent-encoded: no line break of a hostile path reaches the log. The query is left out.
+        path = scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "backslashreplace")[:200]
+        client = scope["client"][0] if scope.get("client") else "-"
+        access.info('%s "%s %s" %d %.1fms run=%s %s', client, method, path, status, seconds * 1000, run_id, request_id)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body that was read, then whatever the connection says."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _request_id(sent: bytes) -> str:
+    """Return the client's request id if it is harmless, else a fresh one."""
+    text = sent.decode("latin-1")
+    if text and REQUEST_ID.fullmatch(text):
+        return text
+    # Unique, not secret: the system's own randomness costs a system call a request, a tenth of its time.
+    return f"req-{random.getrandbits(64):016x}"

@@ -1,0 +1,68 @@
+"""The OpenAPI document: every route names the errors it can answer, each with an example."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from label_service.errors import BodyTooLarge, InternalError, InvalidRequest, LogNotReadable, Problem
+from label_service.web.schemas import ProblemAnswer
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+DESCRIPTION = """\
+Reveals labels, charges them to a run, and keeps a log of every query.
+
+Send `Authorization: Bearer TOKEN` to ask as a run; without it a request belongs to the run `guest`.
+Errors are `application/problem+json` with a stable `code`; they are listed at [/errors](/errors).
+"""
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def problems(*kinds: type[Problem]) -> Responses:
+    """Return the `responses` of a route that can answer these errors, and the ones that any route can."""
+    by_status: dict[int, list[type[Problem]]] = defaultdict(list)
+    everywhere: tuple[type[Problem], ...] = (InvalidRequest, BodyTooLarge, LogNotReadable, InternalError)
+    for kind in sorted({*kinds, *everywhere}, key=lambda kind: kind.code):
+        by_status[kind.status].append(kind)
+    return {
+        status: {
+            "description": " ".join(f"`{kind.code}`: {first_line(kind)}" for kind in found),
+            "content": {
+                PROBLEM_MEDIA_TYPE: {
+                    "schema": {"$ref": "#/components/schemas/ProblemAnswer"},
+                    "examples": {kind.code: {"value": _example(kind)} for kind in found},
+                }
+            },
+        }
+        for status, found in by_status.items()
+    }
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return (and keep) the document of an app, with the error model and the token scheme in it."""
+    if not app.openapi_schema:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        schemas["ProblemAnswer"] = ProblemAnswer.model_json_schema()
+        for generated in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(generated, None)
+        components["securitySchemes"] = {"run": {"type": "http", "scheme": "bearer"}}
+        # Every call may carry a token, and most may go without: `{}` is the guest.
+        document["security"] = [{"run": []}, {}]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def first_line(kind: type[Problem]) -> str:
+    """Return what an error means: the first line of its docstring."""
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _example(kind: type[Problem]) -> dict[str, Any]:
+    return {**Problem.document(kind(first_line(kind))), "request_id": "req-6a1f0c2e9b7d4358"}

@@ -1,0 +1,50 @@
+"""The pages people look at: an overview, and what each error code means. Plain HTML made here; no script, no label."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from label_service.errors import all_problems
+from label_service.log.entries import DONE
+from label_service.web.callers import NO_STORE, Service
+from label_service.web.openapi import first_line, problems
+
+router = APIRouter(include_in_schema=False)
+
+# Names of runs are written by strangers: everything is escaped, and the page may load and run nothing.
+_templates = Environment(loader=PackageLoader("label_service.web"), autoescape=True, undefined=StrictUndefined)
+PAGE_HEADERS = {
+    **NO_STORE,
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+SHOWN_ENTRIES = 20
+SHOWN_RUNS = 50
+
+
+@router.get("/", responses=problems())
+def overview(request: Request, service: Service) -> HTMLResponse:
+    """Show the data set, the runs and the latest entries of the log."""
+    summary, runs = service.reader.summary(), service.reader.runs()
+    page = _templates.get_template("dashboard.html").render(
+        dataset=service.dataset,
+        summary=summary,
+        counts={run.run_id: run for run in summary.runs},
+        # A run opened between the two reads has no counts yet; the next look shows it.
+        runs=[run for run in runs if any(run["run_id"] == known.run_id for known in summary.runs)][-SHOWN_RUNS:],
+        hidden_runs=max(0, len(runs) - SHOWN_RUNS),
+        latest=service.reader.latest(SHOWN_ENTRIES),
+        done=DONE,
+        base_url=request.base_url,
+    )
+    return HTMLResponse(page, headers=PAGE_HEADERS)
+
+
+@router.get("/errors")
+async def error_codes() -> HTMLResponse:
+    """Explain every error code; the `type` of a problem links here."""
+    rows = [{"code": kind.code, "status": kind.status, "meaning": first_line(kind)} for kind in all_problems()]
+    page = _templates.get_template("errors.html").render(problems=rows)
+    return HTMLResponse(page, headers=PAGE_HEADERS)

@@ -1,0 +1,126 @@
+"""Labels: reveal one, or a batch. And what data set they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from label_service.data.seed import DatasetInfo
+from label_service.errors import (
+    GuestClosed,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+    InvalidToken,
+    LabelBudgetExhausted,
+    LogNotWritable,
+    QueryingClosed,
+    RunSealed,
+    TooManyRequests,
+    TotalBudgetExhausted,
+    UnknownId,
+)
+from label_service.ledger import ledger
+from label_service.service import LabelService
+from label_service.web.callers import Caller, Service, label_headers, ledger_request, receipt
+from label_service.web.openapi import problems
+from label_service.web.schemas import (
+    DatasetAnswer,
+    Label,
+    LabelAnswer,
+    LabelOpening,
+    LabelQuery,
+    LabelsAnswer,
+    PathLabelId,
+)
+
+router = APIRouter(tags=["labels"])
+
+_REVEALING = (
+    GuestClosed,
+    InvalidToken,
+    LabelBudgetExhausted,
+    LogNotWritable,
+    QueryingClosed,
+    RunSealed,
+    TooManyRequests,
+    TotalBudgetExhausted,
+    UnknownId,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+)
+
+
+@router.get("/v1/dataset", responses=problems())
+def read_dataset(service: Service) -> DatasetAnswer:
+    """Tell what data set the labels belong to. Charges and logs nothing."""
+    return dataset_answer(service.dataset)
+
+
+@router.get(
+    "/label/{label_id}", response_model=LabelAnswer, responses=problems(*_REVEALING), operation_id="reveal_label"
+)
+@router.get(
+    "/v1/labels/{label_id}", response_model=LabelAnswer, responses=problems(*_REVEALING), operation_id="reveal_label_v1"
+)
+async def reveal_label(label_id: PathLabelId, request: Request, service: Service, run_id: Caller) -> Response:
+    """Reveal one label: charged and logged the first time, free and logged afterwards.
+
+    200 charges one label or none; 403, 404, 409 and 410 are logged and charge nothing; 401, 422, 429 and 503 leave
+    no entry.
+    """
+    answer = await service.reveal(ledger_request(request, run_id), [label_id])
+    told = LabelAnswer(
+        **_label(service, answer.labels[0]),
+        queries=answer.queries,
+        remaining=answer.remaining,
+        run_id=answer.run_id,
+        replayed=answer.replayed,
+        receipt=receipt(service, answer.entry),
+    )
+    return _written(told, answer)
+
+
+@router.post("/v1/labels:query", response_model=LabelsAnswer, responses=problems(*_REVEALING))
+async def query_labels(query: LabelQuery, request: Request, service: Service, run_id: Caller) -> Response:
+    """Reveal up to 1,000 labels, all or none; each id the run does not have yet is charged once.
+
+    A repeat under the same Idempotency-Key answers what the first request answered and charges nothing. Statuses act
+    on budget and log as for a single label.
+    """
+    answer = await service.reveal(ledger_request(request, run_id), query.ids)
+    told = LabelsAnswer(
+        labels=[Label(**_label(service, item)) for item in answer.labels],
+        charged=answer.charged,
+        queries=answer.queries,
+        remaining=answer.remaining,
+        run_id=answer.run_id,
+        replayed=answer.replayed,
+        receipt=receipt(service, answer.entry),
+    )
+    return _written(told, answer)
+
+
+def dataset_answer(dataset: DatasetInfo) -> DatasetAnswer:
+    """Return what is told of a data set (the log's id is told with the log)."""
+    told = asdict(dataset)
+    del told["log_id"]
+    return DatasetAnswer(**told)
+
+
+def _label(service: LabelService, item: ledger.RevealedLabel) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "label": item.label,
+        "label_name": service.dataset.class_names[item.label],
+        "charged": item.charged,
+        "opening": LabelOpening.model_validate(service.rules.answer_key.open(item.id)),
+    }
+
+
+def _written(told: BaseModel, answer: ledger.Revealed) -> Response:
+    # Written here, because the framework would check and copy the checked model once more: most of an answer's time.
+    headers = label_headers(answer.budget, answer.remaining)
+    return Response(told.model_dump_json(), media_type="application/json", headers=headers)

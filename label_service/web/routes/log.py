@@ -1,0 +1,146 @@
+"""The query log, readable by anybody: entries, export, counts, signed heads and proofs. No label is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from label_service.errors import LogNotWritable, NotSigned
+from label_service.log.log_reader import Filter
+from label_service.log.merkle import encode_hash
+from label_service.web.callers import NO_STORE, Service
+from label_service.web.openapi import problems
+from label_service.web.schemas import (
+    MAX_ID,
+    MAX_SEQ,
+    ConsistencyAnswer,
+    Evidence,
+    InclusionAnswer,
+    KeyAnswer,
+    LogPage,
+    SummaryAnswer,
+)
+
+router = APIRouter(prefix="/v1/log", tags=["log"])
+
+MAX_PAGE = 1000
+
+
+@router.get("/entries", response_model=LogPage, responses=problems())
+def read_entries(
+    service: Service,
+    after: Annotated[int, Query(ge=-1, le=MAX_SEQ, description="Only entries with a larger number.")] = -1,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most entries to answer.")] = 100,
+    run: Annotated[str | None, Query(max_length=100, description="Only this run's entries.")] = None,
+    label_id: Annotated[
+        int | None, Query(ge=-MAX_ID, le=MAX_ID, description="Only entries asking for this id.")
+    ] = None,
+    op: Annotated[str | None, Query(max_length=100, description="Only this kind of entry.")] = None,
+) -> Response:
+    """Answer entries in order, exactly as stored, and where the next page begins. Nothing is logged."""
+    # Only ids of the data set are indexed; any other has no reveal, and SQLite cannot hold the largest.
+    if label_id is not None and not 0 <= label_id < service.dataset.pool_size:
+        label_id = -1
+    entries, following = service.reader.page(after, limit, Filter(run, label_id, op))
+    # Put together by hand: the bytes of an entry are not to be parsed and written again.
+    end = b"null" if following is None else str(following).encode()
+    body = b'{"entries":[' + b",".join(entries) + b'],"next":' + end + b"}"
+    return Response(body, media_type="application/json", headers=NO_STORE)
+
+
+@router.get(
+    "/export.ndjson",
+    response_class=StreamingResponse,
+    responses={**problems(), 200: {"content": {"application/x-ndjson": {}}, "description": "One entry a line."}},
+)
+def export_log(service: Service) -> StreamingResponse:
+    """Answer the whole log, one entry a line, exactly as stored. Nothing is logged."""
+    return StreamingResponse(_lines(service.reader.export()), media_type="application/x-ndjson", headers=NO_STORE)
+
+
+@router.get("/evidence", responses=problems(LogNotWritable))
+async def read_evidence(service: Service, response: Response) -> Evidence:
+    """Answer the whole log under its newest signed head: what `verify` reads. Nothing is logged."""
+    await service.catch_up()
+    response.headers.update(NO_STORE)
+    return await run_in_threadpool(service.evidence)
+
+
+@router.get("/summary", responses=problems())
+def summarise_log(service: Service, response: Response) -> SummaryAnswer:
+    """Count the log: each run, and the labels that anybody has seen. Nothing is logged."""
+    response.headers.update(NO_STORE)
+    return SummaryAnswer(log_id=service.dataset.log_id, **asdict(service.reader.summary()))
+
+
+@router.get("/key", responses=problems())
+async def read_key(service: Service, response: Response) -> KeyAnswer:
+    """Tell the log's public key. Pin it before the first query: it never changes."""
+    response.headers.update(NO_STORE)
+    return KeyAnswer(key=service.log.verifier.vkey)
+
+
+@router.get(
+    "/checkpoint",
+    response_class=PlainTextResponse,
+    responses={**problems(LogNotWritable), 200: {"content": {"text/plain": {}}, "description": "A signed note."}},
+)
+async def read_checkpoint(service: Service) -> PlainTextResponse:
+    """Answer the newest signed head: a C2SP tlog-checkpoint."""
+    return PlainTextResponse((await service.head()).note, headers=NO_STORE)
+
+
+@router.get("/proof/inclusion", responses=problems(LogNotWritable, NotSigned))
+async def prove_inclusion(
+    service: Service,
+    response: Response,
+    index: Annotated[int, Query(ge=0, le=MAX_SEQ, description="Number of the entry.")],
+    size: Annotated[int, Query(ge=1, le=MAX_SEQ, description="Size of the tree to prove it in, such as a head's.")],
+) -> InclusionAnswer:
+    """Prove that an entry is in the log of a signed size."""
+    await service.cover(size)
+    with _signed_only():
+        proof, root = service.log.inclusion_proof(index, size), service.log.root(size)
+    response.headers.update(NO_STORE)
+    return InclusionAnswer(index=index, size=size, root=encode_hash(root), proof=[encode_hash(one) for one in proof])
+
+
+@router.get("/proof/consistency", responses=problems(LogNotWritable, NotSigned))
+async def prove_consistency(
+    service: Service,
+    response: Response,
+    first: Annotated[int, Query(ge=1, le=MAX_SEQ, description="Size of the older head.")],
+    second: Annotated[int, Query(ge=1, le=MAX_SEQ, description="Size of the newer head.")],
+) -> ConsistencyAnswer:
+    """Prove that the log of one signed size begins with the log of another."""
+    await service.cover(second)
+    with _signed_only():
+        proof = service.log.consistency_proof(first, second)
+        roots = service.log.root(first), service.log.root(second)
+    response.headers.update(NO_STORE)
+    return ConsistencyAnswer(
+        first=first,
+        second=second,
+        first_root=encode_hash(roots[0]),
+        second_root=encode_hash(roots[1]),
+        proof=[encode_hash(one) for one in proof],
+    )
+
+
+@contextmanager
+def _signed_only() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise NotSigned(f"There is no such proof: {error}.") from error
+
+
+def _lines(entries: Iterator[bytes]) -> Iterator[bytes]:
+    for entry in entries:
+        yield entry + b"\n"

@@ -1,0 +1,159 @@
+"""Serving: listen first, open the service, then run uvicorn: in this process, or in several that share the socket.
+
+With several workers the first process opens the service once - migrations, seeding, key, checks - so that whatever
+is wrong is told in one sentence before anything is started, and closes it again. It then only starts workers, starts
+those anew that die, and stops them; each worker is a whole service of its own on the same database.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
+
+from label_service.errors import PortTaken, SetupError
+from label_service.service import LabelService, open_service
+from label_service.settings import Settings
+from label_service.web.app import create_app
+
+logger = logging.getLogger(__name__)
+
+# Longer than the slowest answer: what is being answered at a stop is finished.
+SHUTDOWN_TIMEOUT_S = 10
+BACKLOG = 256
+# A worker that does not answer its supervisor for so long is ended and started anew. Long enough for a slow machine to
+# import the service, which comes before the first answer; and one that is killed while it is asked holds up the
+# starting of others as long.
+WORKER_TIMEOUT_S = 15
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        PortTaken: somebody else listens there, or the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named because asyncio switches Nagle's algorithm off only for sockets that say they are TCP;
+    # without that each answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        # A restarted service must not wait for the old connections to time out.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"Port {port} on {host} is in use; stop what listens there or choose another --port."
+            ) from error
+        raise PortTaken(
+            f"The service cannot listen on {host}:{port} ({error}); choose another --host or --port."
+        ) from error
+    return listener
+
+
+def configure(app: Any, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - what uvicorn takes: an app, or what makes one
+    """Return uvicorn's configuration. It logs nothing of its own but warnings."""
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        # Nobody's word for whose address a request came from, and no time spent on looking for one.
+        proxy_headers=False,
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        **more,
+    )
+
+
+def make_server(service: LabelService) -> uvicorn.Server:
+    """Return the uvicorn server of an open service."""
+    return uvicorn.Server(configure(create_app(service), lifespan="off"))
+
+
+def open_worker(settings: Settings) -> FastAPI:
+    """Open a service in a worker process and return its application, which closes it when the worker stops.
+
+    Raises:
+        SystemExit: the service cannot be opened, such as while the database is away; the supervisor tries again.
+    """
+    configure_logging()
+    stack = ExitStack()
+    try:
+        service = stack.enter_context(open_service(settings))
+    except SetupError as error:
+        logger.error("a worker cannot start: %s", error)
+        raise SystemExit(1) from error
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        with stack:
+            yield
+
+    app = create_app(service)
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until stopped by a signal.
+
+    Raises:
+        SetupError: the address, the database or the data cannot be used.
+    """
+    configure_logging()
+    listener = listen(settings.host, settings.port)
+    try:
+        with open_service(settings) as service:
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            dataset, several = service.dataset, settings.workers > 1
+            say(
+                f"Label service on http://{shown}:{port} - {dataset.name}, {dataset.pool_size:,} labels, "
+                f"{service.database_version}{f', {settings.workers} workers' if several else ''}. "
+                f"Try: curl http://{shown}:{port}/label/42"
+            )
+            if not several:
+                make_server(service).run(sockets=[listener])
+        if several:
+            supervise(settings, listener)
+    finally:
+        listener.close()
+
+
+def supervise(settings: Settings, listener: socket.socket) -> None:
+    """Run the workers until a signal stops this process; then let them finish what they are answering."""
+    # Called in the worker process; the settings travel there by pickle, so no secret is in an environment or an
+    # argument.
+    config = configure(
+        partial(open_worker, settings),
+        factory=True,
+        lifespan="on",
+        workers=settings.workers,
+        timeout_worker_healthcheck=WORKER_TIMEOUT_S,
+    )
+    Multiprocess(config, sockets=[listener]).run()
+
+
+def configure_logging() -> None:
+    """Send the package's messages and access log to stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(handler)
+    logging.getLogger("label_service").setLevel(logging.INFO)
+    # Documented ways to make a message cheaper: none of this is in the format.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

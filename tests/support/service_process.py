@@ -1,0 +1,61 @@
+"""A label service as a process of its own, for campaigns and benchmarks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+
+def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a service process on the database in a folder, wait until it is ready, and answer where it listens."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
+    environment |= {f"LABEL_SERVICE_{name.upper()}": str(value) for name, value in settings.items()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"sqlite:///{folder / 'service' / 'labels.sqlite3'}"
+    command = [sys.executable, "-m", "label_service", "serve", "--data", str(data), "--other-data"]
+    command += ["--database-url", url, "--port", str(port)]
+    base_url = f"http://127.0.0.1:{port}"
+    with (folder / "service.log").open("a") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    with httpx.Client(base_url=base_url, timeout=30.0) as client:
+        while not answers(client):
+            if process.poll() is not None:
+                raise SystemExit(f"the service did not start: {(folder / 'service.log').read_text()[-2000:]}")
+            time.sleep(0.02)
+    return process, base_url
+
+
+def stop_at_once(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process as a power cut of its own would."""
+    process.kill()
+    process.wait()
+
+
+@contextmanager
+def service(data: Path, folder: Path, **settings: object) -> Iterator[httpx.Client]:
+    """Run a service process and answer a client of it."""
+    process, base_url = start(data, folder, **settings)
+    try:
+        with httpx.Client(base_url=base_url, timeout=30.0) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(client: httpx.Client) -> bool:
+    """Tell whether the service is ready."""
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,35 @@
+"""`make run` with the tiny trainer, and `make study` of tiny runs, as programs of their own.
+
+python -m tests.support.tiny_run [OPTION …]            what scripts.run takes
+python -m tests.support.tiny_run study [OPTION …]      what scripts.study takes, but for the study's name
+"""
+
+from __future__ import annotations
+
+import sys
+
+from scripts import run
+from scripts.run import Programs
+from scripts.study import __main__ as study
+from scripts.study.studies import Arm, Study
+from tests.support.tiny_trainer import TINY_CURVE
+from trainer.profiles import PROFILES
+
+PROGRAMS = Programs(
+    trainer=(sys.executable, "-m", "tests.support.tiny_trainer"),
+    run=(sys.executable, "-m", "tests.support.tiny_run"),
+)
+TINY_STUDY = Study("Tiny", (Arm("default", "tiny-curve", (1, 2)), Arm("random", "tiny-curve", (1,), "random")))
+
+
+def main() -> int:
+    """Do as `make run` or `make study` would."""
+    if sys.argv[1:2] != ["study"]:
+        return run.main(programs=PROGRAMS)
+    PROFILES["tiny-curve"] = TINY_CURVE
+    study.studies = lambda _seeds: {"tiny": TINY_STUDY}
+    return study.main(["tiny", *sys.argv[2:]], PROGRAMS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

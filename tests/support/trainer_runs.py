@@ -1,0 +1,68 @@
+"""What the trainer's integration tests share: one run of the tiny profile, and what the service's log says of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tests.support.services import RunningService
+from trainer.records.run_records import RunResult, read_queries, read_rounds
+from trainer.run.evaluate import PREDICTIONS_FILE
+from trainer.run.pipeline import Pipeline, Settings
+
+
+def settings_for(out: Path, data: Path, service: RunningService | str, **more: Any) -> Settings:
+    """Settings of a tiny run on a service, its patience as short as a test's."""
+    url = service if isinstance(service, str) else service.base_url
+    given = Settings(out, data=data / "images", service=url, profile="tiny", device="cpu", patience_s=20.0)
+    return replace(given, **more)
+
+
+def run_to_end(settings: Settings) -> RunResult:
+    """Do what `python -m trainer run` does, but for the report."""
+    pipeline = Pipeline(settings)
+    with pipeline.client() as client:
+        ticket = pipeline.finetune(pipeline.pretrain(), client)
+    return pipeline.evaluate(ticket)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What two runs of one seed must have in common, whatever befell them."""
+
+    asked: list[tuple[int, int, int, int | None]]
+    rounds: list[tuple[int, int, float | None]]
+    predictions: list[int]
+    correct: int
+
+
+def outcome_of(out: Path, result: RunResult) -> Outcome:
+    """Read a finished run."""
+    assert result.evaluation is not None
+    return Outcome(
+        asked=[(record.round, record.id, record.label, record.predicted) for record in read_queries(out)],
+        rounds=[(record.round, record.labels, record.prequential_accuracy) for record in read_rounds(out)],
+        predictions=json.loads((out / PREDICTIONS_FILE).read_text())["predictions"],
+        correct=result.evaluation.correct,
+    )
+
+
+@dataclass(frozen=True)
+class Charges:
+    """What the service's log says of one run: the ids charged, in order, and the batches answered again for free."""
+
+    ids: list[int]
+    replayed_batches: int
+
+
+def charges_of(service: RunningService, run_id: str) -> Charges:
+    """Count in the log itself, entry by entry."""
+    queries = [entry for entry in service.entries(run=run_id) if entry["op"] == "query"]
+    charged = [entry for entry in queries if entry["outcome"] == "revealed"]
+    assert all(len(entry["ids"]) == entry["charged"] for entry in charged)
+    return Charges(
+        ids=[label_id for entry in charged for label_id in entry["ids"]],
+        replayed_batches=sum(entry["outcome"] == "replayed" for entry in queries),
+    )

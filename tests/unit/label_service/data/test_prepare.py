@@ -1,0 +1,359 @@
+"""`prepare`: where files come from, what is refused, and that nothing is written before everything is checked."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from label_service.data import idx
+from label_service.data.dataset import (
+    CARD,
+    FILES,
+    OFFICIAL_CONTENT_SHA256,
+    OFFICIAL_GZIP_SHA256,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    find_file,
+    images_fingerprint,
+    sha256,
+    stored_path,
+)
+from label_service.data.prepare import Wish, prepare
+from label_service.data.redraw import redraw
+from label_service.data.seed import read_label_files
+from label_service.data.sources import DEBIAN_FOLDER, Say, Sources, has_all_files
+from label_service.errors import DataRefused
+from tests.support.datasets import make_idx_dataset, read_card_json
+
+OTHER = Wish(other_data=True, install=False)
+
+
+def refuse_download(folder: Path, say: Say) -> None:
+    """Stand in for the network, which tests do not have."""
+    raise DataRefused("no download in tests")
+
+
+def no_sources(tmp_path: Path, **override: object) -> Sources:
+    """Return sources that have nothing."""
+    given = {"debian_folder": tmp_path / "nowhere", "may_install": lambda: False, "download": refuse_download}
+    return Sources(**{**given, **override})
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Four gzipped IDX files of other data, flat in one folder."""
+    made = make_idx_dataset(tmp_path / "made", pool=30, test=12)
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for name in FILES:
+        shutil.copy(made / stored_path(name), folder / f"{name}.gz")
+    return folder
+
+
+def test_other_data_is_parted_and_described(tmp_path: Path, flat: Path) -> None:
+    """Images and labels land in their own folders, the labels' one closed, with a card beside each."""
+    data = tmp_path / "data"
+    names = ("left", "middle", "right")
+    card = prepare(data, Wish(flat, other_data=True, class_names=names, name="bars"), silent)
+    assert (card.name, card.official, card.pool_size, card.test_size) == ("bars", False, 30, 12)
+    assert card.class_names == names
+    assert stat.S_IMODE((data / "labels").stat().st_mode) == 0o700
+    assert sorted(path.name for path in (data / "images").iterdir()) == [
+        "t10k-images-idx3-ubyte.gz",
+        "train-images-idx3-ubyte.gz",
+    ]
+    assert (data / "labels" / "dataset.json").read_bytes() == (data / "dataset.json").read_bytes()
+    for name in FILES:
+        raw = (data / stored_path(name)).read_bytes()
+        assert card.files[stored_path(name)].sha256 == sha256(raw)
+        assert card.files[stored_path(name)].content_sha256 == sha256(gzip.decompress(raw))
+
+
+def test_preparing_twice_only_verifies(tmp_path: Path, flat: Path) -> None:
+    """The second time nothing is written, and a changed file is noticed."""
+    data = tmp_path / "data"
+    first = prepare(data, Wish(flat, other_data=True), silent)
+    times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    assert prepare(data, OTHER, silent, no_sources(tmp_path)) == first
+    assert times == {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
+    (data / stored_path(TRAIN_LABELS)).write_bytes(b"changed")
+    with pytest.raises(DataRefused, match="is not the file that"):
+        prepare(data, OTHER, silent)
+    (data / stored_path(TRAIN_LABELS)).unlink()
+    with pytest.raises(DataRefused, match="is missing although"):
+        prepare(data, OTHER, silent)
+
+
+def test_plain_files_lying_in_the_folder_are_moved_into_its_parts(tmp_path: Path, flat: Path) -> None:
+    """No label file stays beside the images, gzipped or not, and what was moved is said."""
+    for name in FILES:
+        (flat / name).write_bytes(gzip.decompress((flat / f"{name}.gz").read_bytes()))
+        (flat / f"{name}.gz").unlink()
+    said: list[str] = []
+    prepare(flat, OTHER, said.append, no_sources(tmp_path))
+    assert sorted(path.name for path in flat.iterdir()) == ["dataset.json", "images", "labels"]
+    assert all((flat / stored_path(name)).is_file() for name in FILES)
+    assert len(said) == 4
+
+
+def test_files_that_were_not_the_source_are_left_alone(tmp_path: Path, flat: Path) -> None:
+    """With --from, whatever else lies in the folder stays there, and the source keeps its files."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / TRAIN_LABELS).write_bytes(b"somebody's own file")
+    prepare(data, Wish(flat, other_data=True), silent)
+    assert (data / TRAIN_LABELS).read_bytes() == b"somebody's own file"
+    assert has_all_files(flat)
+
+
+def test_unknown_files_need_the_flag(tmp_path: Path, flat: Path) -> None:
+    """Other data is refused unless the flag says that it is meant, and nothing is written."""
+    data = tmp_path / "data"
+    with pytest.raises(DataRefused, match="pass --other-data"):
+        prepare(data, Wish(flat), silent)
+    assert not data.exists()
+    prepare(data, Wish(flat, other_data=True), silent)
+    with pytest.raises(DataRefused, match="pass --other-data"):
+        prepare(data, Wish(), silent)
+    with pytest.raises(DataRefused, match="--redraw"):
+        prepare(tmp_path / "x", Wish(flat, redraw_seed=1, other_data=True), silent)
+
+
+def _cut(folder: Path) -> None:
+    path = folder / f"{TEST_LABELS}.gz"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _swap_parts(folder: Path) -> None:
+    shutil.copy(folder / f"{TEST_LABELS}.gz", folder / f"{TRAIN_LABELS}.gz")
+
+
+def _swap_kinds(folder: Path) -> None:
+    shutil.copy(folder / f"{TRAIN_LABELS}.gz", folder / f"{TRAIN_IMAGES}.gz")
+
+
+def _remove(folder: Path) -> None:
+    (folder / f"{TRAIN_IMAGES}.gz").unlink()
+
+
+def _html(folder: Path) -> None:
+    (folder / f"{TRAIN_IMAGES}.gz").write_bytes(b"<html>rate limited</html>")
+
+
+def _other_size(folder: Path) -> None:
+    images = np.zeros((12, 5, 5), dtype=np.uint8)
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(idx.compress(idx.to_bytes(images)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_cut, "cut short or damaged"),
+        (_swap_parts, "30 training images and 12 labels"),
+        (_swap_kinds, "is not an image file in IDX format"),
+        (_remove, "has no train-images-idx3-ubyte"),
+        (_html, "is not a gzip file"),
+        (_other_size, "different sizes"),
+    ],
+)
+def test_damaged_folders_are_refused_with_one_sentence(
+    tmp_path: Path, flat: Path, damage: Callable[[Path], None], sentence: str
+) -> None:
+    """Damage is refused whatever flags are given, and leaves no half-made folder."""
+    damage(flat)
+    with pytest.raises(DataRefused, match=sentence):
+        prepare(tmp_path / "data", Wish(flat, other_data=True), silent)
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_to_redraw_from_needs_a_redraw(tmp_path: Path, flat: Path) -> None:
+    """--redraw-from all alone is refused, on a new folder and on a prepared one, before anything is read or written."""
+    prepare(tmp_path / "old", Wish(flat, other_data=True), silent)
+    for data in (tmp_path / "new", tmp_path / "old"):
+        with pytest.raises(DataRefused, match="add --redraw SEED"):
+            prepare(data, Wish(flat, redraw_from="all", other_data=True), silent)
+    assert not (tmp_path / "new").exists()
+
+
+def test_wrong_number_of_class_names_is_refused(tmp_path: Path, flat: Path) -> None:
+    """One name for each class."""
+    with pytest.raises(DataRefused, match="2 class names were given for 3 classes"):
+        prepare(tmp_path / "data", Wish(flat, other_data=True, class_names=("a", "b")), silent)
+
+
+def test_sources_are_tried_in_order(tmp_path: Path, flat: Path) -> None:
+    """The package's folder, else its installation, else the download; each only if the one before has nothing."""
+    steps: list[str] = []
+
+    def install(say: Say) -> bool:
+        steps.append("install")
+        return False
+
+    def download(folder: Path, say: Say) -> None:
+        steps.append("download")
+        for path in flat.iterdir():
+            shutil.copy(path, folder)
+
+    sources = no_sources(tmp_path, may_install=lambda: True, install=install, download=download)
+    prepare(tmp_path / "a", Wish(other_data=True), silent, sources)
+    assert steps == ["install", "download"]
+    steps.clear()
+    prepare(tmp_path / "b", Wish(other_data=True, install=False), silent, sources)
+    assert steps == ["download"]
+    steps.clear()
+    card = prepare(tmp_path / "c", Wish(other_data=True), silent, no_sources(tmp_path, debian_folder=flat))
+    assert steps == [] and card.source.startswith("Debian package")
+    with pytest.raises(DataRefused, match="no download in tests"):
+        prepare(tmp_path / "d", Wish(), silent, no_sources(tmp_path))
+    with pytest.raises(DataRefused, match="is not a folder"):
+        prepare(tmp_path / "d", Wish(tmp_path / "missing"), silent, no_sources(tmp_path))
+
+
+def test_redraw_is_deterministic_disjoint_and_complete() -> None:
+    """The same seed gives the same split, another seed another; each image is in exactly one part, with its label."""
+    images = np.arange(100, dtype=np.uint8)[:, None, None]
+    labels = (np.arange(100) % 7).astype(np.uint8)
+    first, again, other = (redraw(images, labels, seed, test_size=20) for seed in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first.test_images, other.test_images)
+    rows = np.concatenate([first.pool_images, first.test_images]).ravel()
+    assert sorted(rows) == list(range(100)) and len(first.test_labels) == 20
+    assert np.array_equal(np.concatenate([first.pool_labels, first.test_labels]), labels[rows])
+
+
+needs_fashion_mnist = pytest.mark.skipif(
+    not has_all_files(DEBIAN_FOLDER), reason="the Debian package dataset-fashion-mnist is not installed"
+)
+
+
+@pytest.mark.realdata
+@needs_fashion_mnist
+def test_official_files_are_known_packed_and_unpacked(tmp_path: Path) -> None:
+    """The real files have the known hashes; unpacked copies are just as official and have the same fingerprint."""
+    for name in FILES:
+        raw = (DEBIAN_FOLDER / f"{name}.gz").read_bytes()
+        assert sha256(raw) == OFFICIAL_GZIP_SHA256[name]
+        assert sha256(gzip.decompress(raw)) == OFFICIAL_CONTENT_SHA256[name]
+    card = prepare(tmp_path / "data", Wish(install=False), silent)
+    assert card.official and (card.pool_size, card.test_size) == (60_000, 10_000)
+    info = read_label_files(tmp_path / "data", other_data=False).info
+    expected = images_fingerprint(*(OFFICIAL_CONTENT_SHA256[name] for name in FILES[:2]))
+    assert info.official and info.fingerprint == expected
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for name in (TRAIN_LABELS, TEST_LABELS):
+        (plain / name).write_bytes(gzip.decompress((DEBIAN_FOLDER / f"{name}.gz").read_bytes()))
+    assert read_label_files(plain, other_data=False).info.fingerprint == expected
+
+
+@pytest.mark.realdata
+@needs_fashion_mnist
+def test_official_files_in_each_others_places_are_always_refused(tmp_path: Path) -> None:
+    """Swapped files are refused even with --other-data: nobody means that."""
+    swapped = tmp_path / "swapped"
+    swapped.mkdir()
+    for name, source in zip(FILES, (FILES[1], FILES[0], FILES[3], FILES[2]), strict=True):
+        shutil.copy(DEBIAN_FOLDER / f"{source}.gz", swapped / f"{name}.gz")
+    with pytest.raises(DataRefused, match="under the name of"):
+        prepare(tmp_path / "data", Wish(swapped, other_data=True), silent)
+    with pytest.raises(DataRefused, match="under the name of"):
+        read_label_files(swapped, other_data=True)
+
+
+@pytest.mark.realdata
+@needs_fashion_mnist
+def test_redrawn_split_is_made_named_and_accepted_without_a_flag(tmp_path: Path) -> None:
+    """A re-drawn folder says what it is, seeds without --other-data, and is not mistaken for another split."""
+    data = tmp_path / "data"
+    card = prepare(data, Wish(redraw_seed=7, install=False), silent)
+    assert (card.name, card.official) == ("Fashion-MNIST re-drawn split 7", False)
+    assert (card.pool_size, card.test_size, card.redraw_seed) == (50_000, 10_000, 7)
+    assert read_card_json(data)["redraw_seed"] == 7
+    files = read_label_files(data, other_data=False)
+    assert files.info.name == card.name and not files.info.official
+    original = idx.parse_labels(idx.read_content(DEBIAN_FOLDER / f"{TRAIN_LABELS}.gz"), "labels")
+    together = np.concatenate([files.pool, files.test])
+    assert np.array_equal(np.bincount(together), np.bincount(original))
+    for wish in (Wish(redraw_seed=8), Wish()):
+        with pytest.raises(DataRefused, match="already holds Fashion-MNIST re-drawn split 7"):
+            prepare(data, wish, silent)
+    assert prepare(data, Wish(redraw_seed=7), silent) == card
+
+
+@pytest.mark.realdata
+@needs_fashion_mnist
+def test_a_split_of_all_images_has_the_official_sizes_and_is_not_mistaken_for_another(tmp_path: Path) -> None:
+    """Each of the 70,000 images is in one part, with its label; the folder says where from, and so must the caller."""
+    data = tmp_path / "data"
+    card = prepare(data, Wish(redraw_seed=7, redraw_from="all", install=False), silent)
+    assert (card.name, card.official) == ("Fashion-MNIST re-drawn split 7 of all 70,000", False)
+    assert (card.pool_size, card.test_size, card.redrawn_from) == (60_000, 10_000, "all")
+    assert _parts(data) == _parts(DEBIAN_FOLDER)
+    files = read_label_files(data, other_data=False)
+    assert files.info.name == card.name and not files.info.official
+
+    again, other = (
+        prepare(tmp_path / f"data{seed}", Wish(redraw_seed=seed, redraw_from="all", install=False), silent)
+        for seed in (7, 8)
+    )
+    assert again.files == card.files
+    assert all(other.files[name].content_sha256 != card.files[name].content_sha256 for name in card.files)
+
+    assert prepare(data, Wish(redraw_seed=7, redraw_from="all"), silent) == card
+    for wish, told in (
+        (Wish(redraw_seed=7), "of all 70,000; choose another --data for Fashion-MNIST re-drawn split 7[.]$"),
+        (Wish(redraw_seed=8, redraw_from="all"), "choose another --data for Fashion-MNIST re-drawn split 8 of all"),
+        (Wish(), "pass --redraw 7 --redraw-from all, or choose another --data"),
+    ):
+        with pytest.raises(DataRefused, match=told) as refused:
+            prepare(data, wish, silent)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.realdata
+@needs_fashion_mnist
+def test_a_split_made_before_there_was_a_choice_is_one_of_the_training_images(tmp_path: Path) -> None:
+    """Cards that do not say what was parted are still read, and mean what they meant."""
+    data = tmp_path / "data"
+    prepare(data, Wish(redraw_seed=7, install=False), silent)
+    for path in (data / CARD, data / "labels" / CARD):
+        card = json.loads(path.read_text())
+        assert card.pop("redrawn_from") == "training"
+        path.write_text(json.dumps(card))
+    assert prepare(data, Wish(redraw_seed=7), silent).redrawn_from is None
+    assert read_label_files(data, other_data=False).info.redraw_seed == 7
+    with pytest.raises(DataRefused, match="already holds Fashion-MNIST re-drawn split 7; choose another"):
+        prepare(data, Wish(redraw_seed=7, redraw_from="all"), silent)
+
+
+def _parts(folder: Path) -> list[bytes]:
+    """Return a digest of each image with its label, over both parts, in an order that tells nothing of the parts."""
+    pairs: list[bytes] = []
+    for images_name, labels_name in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
+        images = idx.parse_images(_content(folder, images_name), images_name)
+        labels = idx.parse_labels(_content(folder, labels_name), labels_name)
+        pairs += [
+            hashlib.sha256(image.tobytes() + bytes([label])).digest()
+            for image, label in zip(images, labels, strict=True)
+        ]
+    return sorted(pairs)
+
+
+def _content(folder: Path, name: str) -> bytes:
+    path = find_file(folder, name)
+    assert path is not None
+    return idx.read_content(path)

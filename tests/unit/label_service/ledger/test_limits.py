@@ -1,0 +1,121 @@
+"""Budget, evaluation and rate decisions, case by case."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from label_service.errors import (
+    EvaluationNotDeclared,
+    EvaluationsExhausted,
+    GuestClosed,
+    GuestHasNoEvaluations,
+    LabelBudgetExhausted,
+    Problem,
+    QueryingClosed,
+    RunSealed,
+    TotalBudgetExhausted,
+)
+from label_service.ledger.limits import (
+    GUEST,
+    RunState,
+    TokenBucket,
+    Totals,
+    refuse_ended,
+    refuse_evaluation,
+    refuse_reveal,
+)
+
+RUN = RunState("run-1", budget=10, spent=7)
+FREE = Totals(spent=0, evaluations=0)
+
+
+@pytest.mark.parametrize(
+    ("run", "totals", "new", "refusal"),
+    [
+        (RUN, FREE, 3, None),
+        (RUN, FREE, 4, LabelBudgetExhausted),
+        (RUN, FREE, 0, None),
+        (dataclasses.replace(RUN, spent=10), FREE, 0, None),
+        (dataclasses.replace(RUN, spent=10), FREE, 1, LabelBudgetExhausted),
+        (dataclasses.replace(RUN, spent=12), FREE, 1, LabelBudgetExhausted),
+        (dataclasses.replace(RUN, evaluated_at=(None,)), FREE, 1, QueryingClosed),
+        (dataclasses.replace(RUN, evaluated_at=(None,)), FREE, 0, None),
+        (RUN, Totals(8, 0, total_budget=10), 2, None),
+        (RUN, Totals(8, 0, total_budget=10), 3, TotalBudgetExhausted),
+        (RUN, Totals(8, 0, total_budget=5), 1, TotalBudgetExhausted),
+        (RunState(GUEST, 0, 0), FREE, 1, GuestClosed),
+        (RunState(GUEST, 1, 0), FREE, 1, None),
+    ],
+)
+def test_reveals_are_granted_or_refused_for_the_right_reason(
+    run: RunState, totals: Totals, new: int, refusal: type[Problem] | None
+) -> None:
+    """The whole table: replays are free, and each limit refuses by its own name."""
+    found = refuse_reveal(run, totals, new)
+    assert type(found) is (refusal or type(None))
+
+
+@pytest.mark.parametrize(
+    ("run", "totals", "budget", "refusal"),
+    [
+        (RUN, FREE, None, None),
+        (RUN, FREE, 5, None),
+        (dataclasses.replace(RUN, evaluated_at=(None,)), FREE, None, EvaluationsExhausted),
+        (RUN, Totals(0, 3, total_evaluations=3), None, EvaluationsExhausted),
+        (RUN, Totals(0, 2, total_evaluations=3), None, None),
+        (RunState(GUEST, 5, 0, evaluations_allowed=0), FREE, None, GuestHasNoEvaluations),
+        (dataclasses.replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2), FREE, 5, None),
+        (
+            dataclasses.replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2),
+            FREE,
+            None,
+            EvaluationNotDeclared,
+        ),
+        (dataclasses.replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2), FREE, 6, EvaluationNotDeclared),
+        (
+            dataclasses.replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2, evaluated_at=(5,)),
+            FREE,
+            5,
+            EvaluationNotDeclared,
+        ),
+    ],
+)
+def test_evaluations_are_granted_or_refused_for_the_right_reason(
+    run: RunState, totals: Totals, budget: int | None, refusal: type[Problem] | None
+) -> None:
+    """Declared points once each, undeclared runs once, the guest never, the operator's total always."""
+    found = refuse_evaluation(run, totals, budget)
+    assert type(found) is (refusal or type(None))
+
+
+def test_sealed_run_is_refused() -> None:
+    """A seal ends everything."""
+    assert refuse_ended(RUN) is None
+    assert isinstance(refuse_ended(dataclasses.replace(RUN, sealed=True)), RunSealed)
+
+
+def test_bucket_gives_a_minutes_worth_and_refills() -> None:
+    """60 a minute: 60 at once, then one a second; the wait that is told is long enough."""
+    bucket = TokenBucket(per_minute=60, level=60, at_s=0)
+    bucket, wait_s = bucket.take(60, 0)
+    assert wait_s == 0
+    bucket, wait_s = bucket.take(10, 5)
+    assert wait_s == 5
+    bucket, wait_s = bucket.take(10, 5 + wait_s)
+    assert wait_s == 0
+
+
+def test_batch_larger_than_the_bucket_passes_when_full_and_leaves_a_debt() -> None:
+    """A legal batch is never impossible, only rare."""
+    bucket = TokenBucket(per_minute=60, level=60, at_s=0)
+    bucket, wait_s = bucket.take(180, 0)
+    assert (wait_s, bucket.level) == (0, -120)
+    assert bucket.take(1, 60)[1] > 0
+    assert bucket.take(1, 122)[1] == 0
+
+
+def test_bucket_never_saves_up_more_than_a_minute() -> None:
+    """An idle day is no licence for a flood."""
+    assert TokenBucket(60, 0, 0).take(1, 86_400)[0].level == 59

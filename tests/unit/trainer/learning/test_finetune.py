@@ -1,0 +1,258 @@
+"""Fine-tuning starts from the pretrained weights, learns what it is told, and resumes bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.support.tiny_learning import (
+    CPU,
+    SHIFTED,
+    TINY_ENCODER,
+    RecordedMetrics,
+    bars,
+    copied,
+    finetune_config,
+    pretrain_config,
+    same_weights,
+)
+from trainer.config import PhaseConfig
+from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
+from trainer.learning.encoder import Encoder
+from trainer.learning.finetune import FineTuner, PhaseState, Teacher, embed, embed_and_predict, predict
+from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
+
+MIXED = PhaseConfig(epochs=2, soft=1.0, consistency=1.0, threshold=0.4)
+
+
+def tuner_of(encoder: Encoder, images: Tensor, metrics: RecordedMetrics | None = None, **changes: object) -> FineTuner:
+    """Make a fine-tuner with tiny settings."""
+    return FineTuner(
+        encoder,
+        images,
+        finetune_config(**changes),
+        seed=0,
+        metrics=metrics or RecordedMetrics(),  # type: ignore[arg-type]
+    )
+
+
+def uniform(images: Tensor, classes: int = 3) -> Tensor:
+    """Believe nothing."""
+    return torch.full((len(images), classes), 1 / classes)
+
+
+def accuracy(network: Encoder, images: Tensor, labels: Tensor) -> float:
+    """Share of right predictions."""
+    return (predict(network, images).argmax(1) == labels).float().mean().item()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
+    """Sixty bars, upright and level, and their classes."""
+    return bars(tmp_path_factory.mktemp("bars"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, data: tuple[Tensor, Tensor]) -> Path:
+    """An `encoder.pt` that two epochs have made."""
+    metrics = RecordedMetrics()
+    return pretrain(
+        data[0],
+        new_encoder(TINY_ENCODER, 2, 0, CPU),
+        pretrain_config(learning_rate=0.1),
+        seed=0,
+        identity="x",
+        out=tmp_path_factory.mktemp("pretrained"),
+        metrics=metrics,  # type: ignore[arg-type]
+    )
+
+
+def starts_from(tuner: FineTuner, path: Path) -> bool:
+    """Tell whether student and teacher both hold the file's backbone, statistics included, bit for bit."""
+    weights = load_checkpoint(path, CPU)["encoder"]
+    return all(
+        same_weights(network.state_dict(), weights, "backbone.") for network in (tuner.student, tuner.teacher.network)
+    )
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(data: tuple[Tensor, Tensor], pretrained: Path) -> None:
+    """Before the first step, student and teacher are the pretrained encoder and nothing like a fresh one."""
+    encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
+    fresh = copied(encoder)
+    load_encoder(encoder, pretrained, "x")
+    tuner = tuner_of(encoder, data[0])
+    assert starts_from(tuner, pretrained)
+    learned = [name for name in fresh if name.startswith("backbone.") and fresh[name].ndim == 4]
+    assert learned and not any(torch.equal(tuner.student.state_dict()[name], fresh[name]) for name in learned)
+
+
+def test_the_first_steps_are_taken_from_the_pretrained_weights(data: tuple[Tensor, Tensor], pretrained: Path) -> None:
+    """A phase at a rate of almost nothing leaves the student at the pretrained weights: training does not restart."""
+    encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
+    fresh = copied(encoder)
+    load_encoder(encoder, pretrained, "x")
+    tuner = tuner_of(encoder, data[0])
+    phase = PhaseConfig(epochs=1, soft=1.0, learning_rate=1e-9)
+    tuner.train_phase(phase, torch.tensor([0]), data[1][:1], uniform(data[0]), name="still")
+    weights = load_checkpoint(pretrained, CPU)["encoder"]
+    for name, value in tuner.student.named_parameters():
+        if name.startswith("backbone."):
+            torch.testing.assert_close(value.detach(), weights[name], rtol=0, atol=1e-6)
+    assert max((weights[name] - fresh[name]).abs().max() for name in weights if name.startswith("backbone.stem")) > 1e-3
+
+
+@pytest.mark.parametrize("mistake", ["not loaded", "prefixed and not strict", "teacher made before"])
+def test_the_check_of_the_start_can_fail(data: tuple[Tensor, Tensor], pretrained: Path, mistake: str) -> None:
+    """The twin: the mistakes that lose pretrained weights silently are seen by the check above."""
+    encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
+    weights = load_checkpoint(pretrained, CPU)["encoder"]
+    if mistake == "prefixed and not strict":
+        # The classic: saved from a wrapper, loaded with strict=False, and not one name matches.
+        encoder.load_state_dict({f"module.{name}": value for name, value in weights.items()}, strict=False)
+    tuner = tuner_of(encoder, data[0])
+    if mistake == "teacher made before":
+        load_encoder(tuner.student, pretrained, "x")
+    assert not starts_from(tuner, pretrained)
+
+
+def test_an_interrupted_phase_ends_with_the_same_weights_bit_for_bit(
+    tmp_path: Path, data: tuple[Tensor, Tensor]
+) -> None:
+    """Student, teacher and class average of a resumed phase equal those of an uninterrupted one."""
+    images, labels = data
+    ids, beliefs = torch.arange(9), torch.randn(60, 3, generator=torch.Generator().manual_seed(1)).softmax(1)
+    last: list[PhaseState] = []
+    whole = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), images)
+    whole.train_phase(MIXED, ids, labels[:9], beliefs, name="mixed", on_epoch=last.append)
+
+    first = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), images)
+    path = tmp_path / "phase.pt"
+
+    def save_and_stop(state: PhaseState) -> None:
+        networks = {"student": first.student.state_dict(), "teacher": first.teacher.network.state_dict()}
+        save_checkpoint(path, networks | {"steps": first.teacher.steps} | vars(state))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.train_phase(MIXED, ids, labels[:9], beliefs, name="mixed", on_epoch=save_and_stop)
+    saved = load_checkpoint(path, CPU)
+    assert saved["epoch"] == 1
+
+    second = tuner_of(new_encoder(TINY_ENCODER, 3, 99, CPU), images)
+    second.student.load_state_dict(saved["student"])
+    second.teacher.network.load_state_dict(saved["teacher"])
+    second.teacher.steps = saved["steps"]
+    state = PhaseState(saved["epoch"], saved["optimizer"], saved["class_average"])
+    second.train_phase(MIXED, ids, labels[:9], beliefs, name="mixed", state=state)
+    assert same_weights(second.student.state_dict(), whole.student.state_dict())
+    assert same_weights(second.teacher.network.state_dict(), whole.teacher.network.state_dict())
+    assert torch.equal(state.class_average, last[-1].class_average)
+    assert not same_weights(saved["student"], whole.student.state_dict(), "backbone."), "the second epoch does train"
+
+
+def test_a_phase_s_name_seeds_it(data: tuple[Tensor, Tensor]) -> None:
+    """The same name and seed give the same weights, another name others."""
+    ends = []
+    for name in ("a", "a", "b"):
+        tuner = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), data[0])
+        tuner.train_phase(PhaseConfig(epochs=1), torch.arange(5), data[1][:5], uniform(data[0]), name=name)
+        ends.append(tuner.student.state_dict())
+    assert same_weights(ends[0], ends[1])
+    assert not same_weights(ends[0], ends[2], "backbone.")
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_the_teacher_is_the_moving_average_of_its_formula(decay: float) -> None:
+    """teacher <- d teacher + (1 - d) student with d = min(decay, (1 + n) / (10 + n)), for weights and statistics."""
+    student = new_encoder(TINY_ENCODER, 3, 0, CPU)
+    teacher = Teacher(student, decay)
+    expected = {name: value.double() for name, value in student.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    for n in range(1, 13):
+        with torch.no_grad():
+            for value in student.state_dict().values():
+                if value.is_floating_point():
+                    value.copy_(torch.randn(value.shape, generator=generator))
+                else:
+                    value.add_(1)
+        teacher.follow(student)
+        d = min(decay, (1 + n) / (10 + n))
+        for name, value in student.state_dict().items():
+            old = expected[name]
+            expected[name] = d * old + (1 - d) * value if value.is_floating_point() else value.double()
+    own = teacher.network.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(own[name].double(), value, rtol=1e-4, atol=1e-5)
+    assert teacher.steps == 12
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    assert not teacher.network.training
+
+
+@pytest.mark.parametrize("source", ["labels", "beliefs"])
+def test_what_is_told_gets_learned(data: tuple[Tensor, Tensor], source: str) -> None:
+    """From labels of 24 images, or from right beliefs about all, student and teacher come to know the classes."""
+    images, labels = data
+    told = torch.arange(24 if source == "labels" else 3)
+    phase = PhaseConfig(epochs=25, soft=float(source == "beliefs"), learning_rate=0.05)
+    tuner = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), images, steps=40, teacher_decay=0.8, weak=SHIFTED)
+    seen = images[told] if source == "labels" else images
+    known = labels[told] if source == "labels" else labels
+    before = accuracy(tuner.student, seen, known)
+    tuner.train_phase(phase, told, labels[told], F.one_hot(labels, 3).float(), name=source)
+    assert before < 0.7
+    assert accuracy(tuner.student, seen, known) > 0.9
+    assert accuracy(tuner.teacher.network, seen, known) > 0.9
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.0, 1.0), (1.0, 0.0)])
+def test_the_share_of_confident_guesses_is_counted(
+    data: tuple[Tensor, Tensor], threshold: float, expected: float
+) -> None:
+    """Every guess reaches a threshold of nothing, and a fresh network's none of certainty."""
+    metrics = RecordedMetrics()
+    tuner = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), data[0], metrics)
+    phase = PhaseConfig(epochs=2, consistency=1.0, threshold=threshold)
+    tuner.train_phase(phase, torch.arange(3), data[1][:3], uniform(data[0]), name="guess")
+    assert [row["confident"] for row in metrics.rows] == pytest.approx([expected] * 2)
+    assert [row["epoch"] for row in metrics.rows] == [1, 2]
+
+
+def test_the_projection_head_has_done_its_work(data: tuple[Tensor, Tensor]) -> None:
+    """Fine-tuning leaves the contrastive head as it was, weight decay included."""
+    encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
+    before = copied(encoder)
+    tuner_of(encoder, data[0]).train_phase(MIXED, torch.arange(3), data[1][:3], uniform(data[0]), name="phase")
+    assert same_weights(encoder.state_dict(), before, "projection_head.")
+    assert not same_weights(encoder.state_dict(), before, "classifier.")
+
+
+@pytest.mark.parametrize("shifts", [False, True])
+def test_predictions_are_probabilities_and_blind_to_mirroring(data: tuple[Tensor, Tensor], shifts: bool) -> None:
+    """Rows sum to one; an image and its mirror image get the same answer, and the training flag is put off."""
+    network = new_encoder(TINY_ENCODER, 3, 0, CPU).train()
+    answers = predict(network, data[0], shifts=shifts)
+    assert answers.shape == (60, 3) and answers.dtype == torch.float32 and not answers.requires_grad
+    torch.testing.assert_close(answers.sum(1), torch.ones(60))
+    assert answers.min() >= 0
+    torch.testing.assert_close(predict(network, data[0].flip(2), shifts=shifts), answers, rtol=0, atol=0.01)
+    assert not network.training
+
+
+def test_embeddings_are_unit_vectors_blind_to_mirroring(data: tuple[Tensor, Tensor]) -> None:
+    """One unit vector an image, the same for its mirror image."""
+    network = new_encoder(TINY_ENCODER, 3, 0, CPU)
+    features = embed(network, data[0])
+    assert features.shape == (60, 8) and features.dtype == torch.float32
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(60))
+    torch.testing.assert_close(embed(network, data[0].flip(2)), features, rtol=0, atol=0.01)
+
+
+def test_embedding_and_predicting_at_once_answers_what_each_alone_does(data: tuple[Tensor, Tensor]) -> None:
+    """The shared forward pass saves time and changes nothing."""
+    network = new_encoder(TINY_ENCODER, 3, 0, CPU).train()
+    embedding, answers = embed_and_predict(network, data[0])
+    assert torch.equal(embedding, embed(network, data[0])) and torch.equal(answers, predict(network, data[0]))

@@ -1,0 +1,204 @@
+"""The trainer's own verifier, against RFC 6962's published vectors and what the service's own code signs and proves."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from label_service.log import checkpoint as service_checkpoint
+from label_service.log import merkle
+from trainer.oracle.log_proofs import (
+    Checkpoint,
+    LogKey,
+    LogProofError,
+    decode_base64,
+    leaf_hash,
+    tree_root,
+    verify_appended,
+    verify_consistency,
+    verify_inclusion,
+)
+
+# From github.com/transparency-dev/merkle, testdata (Apache License 2.0), one list a kind.
+VECTORS = Path(__file__).parents[3] / "vectors" / "rfc6962"
+LEAVES = [leaf_hash(b"%d" % number) for number in range(40)]
+SIGNER = service_checkpoint.SigningKey("labelmeter/log-1", bytes(range(32)))
+OTHER = service_checkpoint.SigningKey("labelmeter/log-1", bytes(32))
+KEY = LogKey.parse(SIGNER.verifier.vkey)
+
+
+def vectors(kind: str) -> list[Any]:
+    """Read the vectors of a kind as test parameters."""
+    return [pytest.param(one, id=one["name"]) for one in json.loads((VECTORS / f"{kind}.json").read_text())]
+
+
+def decoded(text: str | None) -> bytes:
+    """Decode base64; null is nothing."""
+    return base64.b64decode(text or "")
+
+
+def expect(holds: bool, check: Callable[..., None], *given: Any) -> None:
+    """Run a check that must pass or must refuse."""
+    if holds:
+        check(*given)
+    else:
+        with pytest.raises(LogProofError):
+            check(*given)
+
+
+def test_all_published_vectors_are_here() -> None:
+    """98 of each kind, right ones and wrong ones."""
+    for kind in ("inclusion", "consistency"):
+        wrong = [one.values[0]["wantErr"] for one in vectors(kind)]
+        assert len(wrong) == 98 and {True, False} == set(wrong)
+
+
+@pytest.mark.parametrize("vector", vectors("inclusion"))
+def test_published_inclusion_vector(vector: dict[str, Any]) -> None:
+    """A right proof is accepted, a wrong one refused."""
+    proof = [decoded(one) for one in vector["proof"] or []]
+    given = decoded(vector["leafHash"]), vector["leafIdx"], vector["treeSize"], proof, decoded(vector["root"])
+    expect(not vector["wantErr"], verify_inclusion, *given)
+
+
+@pytest.mark.parametrize("vector", vectors("consistency"))
+def test_published_consistency_vector(vector: dict[str, Any]) -> None:
+    """A right proof is accepted, a wrong one refused."""
+    proof = [decoded(one) for one in vector["proof"] or []]
+    given = vector["size1"], vector["size2"], decoded(vector["root1"]), decoded(vector["root2"]), proof
+    expect(not vector["wantErr"], verify_consistency, *given)
+
+
+def test_root_is_the_services_at_every_size() -> None:
+    """Two ways to compute one tree: level by level here, by the RFC's recursion there."""
+    for size in range(len(LEAVES) + 1):
+        assert tree_root(LEAVES[:size]) == merkle.root(LEAVES[:size])
+    assert tree_root([]) == hashlib.sha256(b"").digest()
+
+
+def test_every_proof_of_the_service_holds_and_no_other() -> None:
+    """Up to 20 leaves: every inclusion and consistency proof, and each cut, lengthened or given another place."""
+    for size in range(1, 21):
+        tree = merkle.MerkleTree(LEAVES[:size])
+        for index in range(size):
+            proof = tree.inclusion_proof(index)
+            verify_inclusion(LEAVES[index], index, size, proof, tree.root())
+            for wrong in ([*proof, LEAVES[0]], *[proof[:cut] for cut in range(len(proof))]):
+                expect(False, verify_inclusion, LEAVES[index], index, size, wrong, tree.root())
+            for other in (one for one in range(size) if one != index):
+                expect(False, verify_inclusion, LEAVES[index], other, size, proof, tree.root())
+        for first in range(1, size + 1):
+            proof = tree.consistency_proof(first)
+            verify_consistency(first, size, tree.root(first), tree.root(), proof)
+            for wrong in ([*proof, LEAVES[0]], *[proof[:cut] for cut in range(len(proof))]):
+                expect(False, verify_consistency, first, size, tree.root(first), tree.root(), wrong)
+            expect(False, verify_consistency, first, size, LEAVES[30], tree.root(), proof)
+            expect(False, verify_consistency, first, size, tree.root(first), LEAVES[30], proof)
+
+
+def test_next_leafs_inclusion_proof_shows_the_growth_too() -> None:
+    """From each size to the next: the former root follows from the proof, and no other root does."""
+    for size in range(1, len(LEAVES)):
+        tree = merkle.MerkleTree(LEAVES[: size + 1])
+        proof = tree.inclusion_proof(size)
+        verify_appended(size, tree.root(size), proof)
+        for other in (one for one in range(len(LEAVES)) if one != size):
+            expect(False, verify_appended, size, merkle.root(LEAVES[:other]), proof)
+
+
+def test_hashes_of_another_width_are_refused() -> None:
+    """Bytes cannot move from one hash of a proof to its neighbour."""
+    with pytest.raises(LogProofError, match="32 bytes"):
+        verify_inclusion(LEAVES[0], 0, 2, [LEAVES[1] + b"x"], tree_root(LEAVES[:2]))
+    with pytest.raises(LogProofError, match="32 bytes"):
+        verify_consistency(1, 2, LEAVES[0], tree_root(LEAVES[:2]), [LEAVES[1][:31]])
+
+
+def signed(text: str, signer: service_checkpoint.SigningKey = SIGNER) -> str:
+    """Sign with the service's code."""
+    return signer.sign(text)
+
+
+HEAD = service_checkpoint.Checkpoint(SIGNER.name, 7, LEAVES[0])
+
+
+def test_checkpoint_of_the_service_is_opened() -> None:
+    """Key and head, written by the service's code, are read here; the key is written the same again."""
+    note = HEAD.sign(SIGNER)
+    assert Checkpoint.open(note, KEY) == Checkpoint(7, LEAVES[0], note)
+    assert (KEY.name, KEY.vkey) == (SIGNER.name, SIGNER.verifier.vkey)
+
+
+def test_signatures_of_others_are_passed_over_but_not_instead_of_the_keys() -> None:
+    """A cosigner's line changes nothing, wherever it stands; alone it is not enough."""
+    note, other = HEAD.sign(SIGNER), HEAD.sign(OTHER)
+    text, _, own = note.partition("\n\n")
+    others = other.partition("\n\n")[2]
+    for lines in (own + others, others + own):
+        assert Checkpoint.open(f"{text}\n\n{lines}", KEY).size == 7
+    with pytest.raises(LogProofError, match="not signed by the log's pinned key"):
+        Checkpoint.open(other, KEY)
+
+
+ROOT = base64.b64encode(LEAVES[0]).decode()
+NOTE = HEAD.sign(SIGNER)
+
+
+@pytest.mark.parametrize(
+    ("note", "told"),
+    [
+        (NOTE.replace("\n7\n", "\n8\n"), "signature does not hold"),
+        (NOTE.replace(ROOT, base64.b64encode(LEAVES[1]).decode()), "signature does not hold"),
+        (NOTE[:-1], "not a signed note"),
+        (NOTE.replace("\n\n", "\n"), "not a signed note"),
+        (NOTE.replace("\u2014 ", "- "), "not a signed note"),
+        (NOTE + "\n", "not a signed note"),
+        (NOTE.replace("\n7", "\r\n7"), "control characters"),
+        (NOTE + "\u2014 x AAAA\n" * 9000, "too long"),
+        ("", "not a signed note"),
+        (signed(f"labelmeter/log-2\n7\n{ROOT}\n"), "of the log 'labelmeter/log-2'"),
+        (signed(f"{SIGNER.name}\n07\n{ROOT}\n"), "three lines"),
+        (signed(f"{SIGNER.name}\n-7\n{ROOT}\n"), "three lines"),
+        (signed(f"{SIGNER.name}\n\u0667\n{ROOT}\n"), "three lines"),
+        (signed(f"{SIGNER.name}\n7\n{ROOT}\nmore\n"), "three lines"),
+        (signed(f"{SIGNER.name}\n7\n{ROOT[:-4]}\n"), "32 bytes"),
+        (signed(f"{SIGNER.name}\n7\nno base64\n"), "not base64"),
+    ],
+)
+def test_checkpoint_that_does_not_hold_is_refused(note: str, told: str) -> None:
+    """Edited, torn, of another form or log, even where the key has signed it."""
+    with pytest.raises(LogProofError, match=told):
+        Checkpoint.open(note, KEY)
+
+
+@pytest.mark.parametrize(
+    ("vkey", "told"),
+    [
+        ("", "NAME.ID.KEY"),
+        ("name", "NAME.ID.KEY"),
+        ("two words+00000000+AAAA", "NAME.ID.KEY"),
+        (KEY.vkey.replace("log-1", "log-2"), "id that is not its own"),
+        (KEY.vkey.replace("+", "+0", 1), "id that is not its own"),
+        (KEY.vkey[:-4], "Ed25519|base64"),
+        ("n+00000000+" + base64.b64encode(b"\x02" + bytes(32)).decode(), "Ed25519"),
+        (KEY.vkey + "=", "base64"),
+    ],
+)
+def test_key_with_a_mistake_is_refused(vkey: str, told: str) -> None:
+    """One wrong character in a pinned key is found before anything is asked."""
+    with pytest.raises(LogProofError, match=told):
+        LogKey.parse(vkey)
+
+
+@pytest.mark.parametrize("text", ["QQ", "QR==", "QQ==\n", " QQ==", "Q Q==", "QQ===", "_w==", "\u00e9"])
+def test_base64_is_read_in_one_form_only(text: str) -> None:
+    """Spaces, missing or spare padding, loose bits, another alphabet: refused."""
+    assert decode_base64("QQ==") == b"A"
+    with pytest.raises(LogProofError):
+        decode_base64(text)

@@ -1,0 +1,265 @@
+"""The report is one file, true to the records, and there for unfinished runs too."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from trainer.errors import DataError
+from trainer.records.files import replace_file
+from trainer.records.run_records import (
+    EvaluationResult,
+    QueryRecord,
+    RoundRecord,
+    RunResult,
+    append_queries,
+    append_round,
+    write_result,
+)
+from trainer.run.report import write_report
+from trainer.run.report_figures import confusion, draw_curve, learning_curve, sprite_sheet
+
+CLASSES = ("T-shirt/top", "Trouser", "Pullover")
+
+
+class Page(HTMLParser):
+    """Collects what the tests look at, and notes tags that do not match."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+def pool(n: int = 200, height: int = 28, width: int = 28) -> npt.NDArray[np.uint8]:
+    """Make random images."""
+    return np.random.default_rng(0).integers(0, 256, (n, height, width), dtype=np.uint8)
+
+
+def queries(n: int = 60, cold: int = 20, per_round: int = 20) -> list[QueryRecord]:
+    """Make queries: a cold start, then rounds in which every third guess is wrong."""
+    begin = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    return [
+        QueryRecord(
+            order=order,
+            round=0 if order < cold else 1 + (order - cold) // per_round,
+            id=(order * 7) % 200,
+            strategy="medoids" if order < cold else "margin",
+            reason=f"cold start: medoid of cluster {order}" if order < cold else "margin 0.03",
+            score=None,
+            predicted=None if order < cold else (order % 3 if order % 9 else (order + 1) % 3),
+            confidence=None if order < cold else 0.5,
+            label=order % 3,
+            charged=True,
+            asked_at=begin + timedelta(seconds=order),
+        )
+        for order in range(n)
+    ]
+
+
+def result(in_log: int = 60) -> RunResult:
+    """Make the result of a run of 60 labels."""
+    return RunResult(
+        run_id="run-abc",
+        seed=3,
+        profile="cpu",
+        budget=60,
+        queries_counted_by_trainer=60,
+        queries_in_log=in_log,
+        distinct_labels_in_log=in_log,
+        distinct_labels_revealed_to_anybody=in_log + 1,
+        evaluation=EvaluationResult.from_counts(9012, 10000),
+        stage_seconds={"pretrain": 400.0, "active": 305.0},
+        dataset={"name": "Fashion-MNIST", "official": True},
+        versions={"torch": "2.13"},
+    )
+
+
+def finished_run(out: Path, in_log: int = 60) -> None:
+    """Write the records of a finished run."""
+    append_queries(out, queries())
+    for number, labels in enumerate((20, 40, 60)):
+        append_round(out, RoundRecord(round=number, labels=labels, cross_validated_accuracy=0.7 + 0.05 * number))
+    write_result(out, result(in_log))
+
+
+def read(path: Path) -> Page:
+    """Parse a report; every tag must be closed."""
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def test_a_finished_run_is_told_in_full(tmp_path: Path) -> None:
+    """Labels, accuracy with its interval, time, agreement and the log's counts are on the page."""
+    finished_run(tmp_path)
+    path = write_report(tmp_path, pool(), CLASSES)
+    assert path == tmp_path / "report.html"
+    text = read(path).text
+    for words in ("90.12%", "89.52% to 90.69%", "9012 of 10000", "11 min 45 s", "agrees", "run-abc", "official split"):
+        assert words in text
+    assert re.search(r"Distinct labels the log revealed to anybody\s*61", text)
+    assert "has not ended" not in text
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    """No script, no link, no address, no file: and the page's own policy forbids them."""
+    finished_run(tmp_path)
+    path = write_report(tmp_path, pool(), CLASSES)
+    page, source = read(path), path.read_text()
+    assert not {"script", "link", "img", "iframe", "object", "a", "base"} & {tag for tag, _ in page.tags}
+    assert "://" not in source and "@import" not in source
+    assert [target for target in re.findall(r"url\(\"?([^\")]*)", source) if not target.startswith("data:")] == []
+    assert not any(name.startswith("on") or name in ("src", "href") for _, attrs in page.tags for name in attrs)
+    assert any(attrs.get("http-equiv") == "Content-Security-Policy" for _, attrs in page.tags)
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (8, 12), (100, 64)])
+def test_thumbnails_are_the_queried_images_pixel_by_pixel_in_order(tmp_path: Path, height: int, width: int) -> None:
+    """Cutting the page's own sprite sheet at the page's own offsets gives back each queried image, of any size."""
+    append_queries(tmp_path, queries(70))
+    images = pool(height=height, width=width)
+    source = write_report(tmp_path, images, CLASSES).read_text()
+    encoded = re.search(r"data:image/png;base64,([A-Za-z0-9+/=]+)", source)
+    assert encoded is not None
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded.group(1)))))
+    shown = re.search(r"background-size: (\d+)px (\d+)px", source)
+    assert shown is not None
+    scale = int(shown.group(1)) // sheet.shape[1]
+    assert (int(shown.group(1)), int(shown.group(2))) == (sheet.shape[1] * scale, sheet.shape[0] * scale)
+    offsets = re.findall(r"background-position: -(\d+)px -(\d+)px", source)
+    assert len(offsets) == 70
+    for query, (left, top) in zip(queries(70), offsets, strict=True):
+        x, y = int(left) // scale, int(top) // scale
+        np.testing.assert_array_equal(sheet[y : y + height, x : x + width], images[query.id])
+
+
+def test_each_image_tells_its_class_guess_and_reason(tmp_path: Path) -> None:
+    """The cold start says that there was no guess; later images say the guess and how sure it was."""
+    append_queries(tmp_path, queries())
+    text = read(write_report(tmp_path, pool(), CLASSES)).text
+    assert "query 1, image 0: T-shirt/top; no guess before asking; cold start: medoid of cluster 0" in text
+    assert "query 30, image 3: Pullover; guess Pullover (50% sure); margin 0.03" in text
+    assert "query 28, image 189: T-shirt/top; guess Trouser (50% sure)" in text
+
+
+@pytest.mark.parametrize("cold", [0, 5, 60])
+def test_an_unfinished_run_has_a_report(tmp_path: Path, cold: int) -> None:
+    """Nothing asked yet, only the cold start, or more: the page says so and leaves out what is unknown."""
+    if cold:
+        append_queries(tmp_path, queries(cold))
+        replace_file(tmp_path / "stages.json", '{"pretrain": 61.0}')
+    text = read(write_report(tmp_path, pool(), CLASSES)).text
+    assert "has not ended" in text
+    assert ("No label has been asked yet" in text) == (cold == 0)
+    assert ("No guess has been checked yet" in text) == (cold < 60)
+    assert ("1 min 01 s" in text) == (cold > 0)
+
+
+def test_counts_that_disagree_are_shouted(tmp_path: Path) -> None:
+    """A result whose counts differ from the log is marked as unusable."""
+    finished_run(tmp_path, in_log=59)
+    text = read(write_report(tmp_path, pool(), CLASSES)).text
+    assert "disagrees" in text and "trainer 60, log 59: do not use this result" in text
+
+
+def test_names_and_reasons_cannot_inject_markup(tmp_path: Path) -> None:
+    """Whatever a class or a reason is called, it is text."""
+    evil = "<script>alert(1)</script>"
+    append_queries(tmp_path, [queries(1)[0].model_copy(update={"reason": evil})])
+    source = write_report(tmp_path, pool(), (evil, '"><b onclick=x>', "c")).read_text()
+    assert "<script" not in source and "<b onclick" not in source
+
+
+@pytest.mark.parametrize(
+    ("images", "names", "message"),
+    [
+        (pool(100), CLASSES, "asked for image 105, and the data has 100 images"),
+        (pool(), CLASSES[:2], "2 class names"),
+        (pool().astype(np.float32), CLASSES, "images .N, H, W. of bytes"),
+        (pool()[0], CLASSES, "images .N, H, W. of bytes"),
+    ],
+    ids=["too few images", "too few names", "floats", "one image"],
+)
+def test_data_of_another_run_is_refused(
+    tmp_path: Path, images: npt.NDArray[np.uint8], names: tuple[str, ...], message: str
+) -> None:
+    """A report with the wrong pictures would be worse than none."""
+    append_queries(tmp_path, queries())
+    with pytest.raises(DataError, match=message):
+        write_report(tmp_path, images, names)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_curve_counts_guesses_only() -> None:
+    """The cold start moves the curve to the right and not up or down; the sum over rounds is weighted by guesses."""
+    curve = learning_curve(queries(50), [RoundRecord(round=0, labels=20, cross_validated_accuracy=0.5)])
+    # Orders 27 and 36 (round 1) and 45 (round 2 of ten) are guessed wrong.
+    assert [(point.labels, point.accuracy) for point in curve.by_round] == [(40, 0.9), (50, 0.9)]
+    assert [(point.labels, point.accuracy) for point in curve.cumulative] == [(40, 0.9), (50, 0.9)]
+    assert [(point.labels, point.accuracy, point.low) for point in curve.cross_validated] == [(20, 0.5, None)]
+
+
+def test_the_cumulative_curve_weighs_rounds_by_their_guesses() -> None:
+    """Ten of ten, then ten of thirty, make twenty of forty."""
+    rows = [
+        query.model_copy(update={"round": int(query.order >= 10), "predicted": 0, "label": int(query.order >= 20)})
+        for query in queries(40, cold=0)
+    ]
+    curve = learning_curve(rows, [])
+    assert [round(point.accuracy, 3) for point in curve.by_round] == [1.0, 0.333]
+    assert [point.accuracy for point in curve.cumulative] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("labels", [1, 7, 60, 500, 1000, 12345])
+def test_the_drawing_stays_inside_its_frame(labels: int) -> None:
+    """Whatever the numbers, points, whiskers and ticks lie within the axes, ticks grow and are few."""
+    rounds = [RoundRecord(round=0, labels=labels, cross_validated_accuracy=0.02)]
+    drawn = draw_curve(learning_curve(queries(60, cold=0), rounds))
+    assert drawn is not None
+    for series in drawn.series:
+        for x, y, _, low, high in series.points:
+            assert drawn.left <= x <= drawn.right
+            assert all(drawn.top <= value <= drawn.bottom for value in (y, low, high) if value is not None)
+    positions = [x for x, _ in drawn.x_ticks]
+    assert positions == sorted(set(positions)) and 2 <= len(positions) <= 11
+    assert drawn.y_ticks[-1][1] == "100%"
+
+
+def test_the_matrix_leaves_out_queries_without_a_guess() -> None:
+    """Rows are labels, columns guesses, and the cold start is counted apart."""
+    counted = confusion(queries(50), 3)
+    assert (counted.guesses, counted.right, counted.without_guess) == (30, 27, 20)
+    assert counted.counts.tolist() == [[7, 3, 0], [0, 10, 0], [0, 0, 10]]
+
+
+def test_a_sprite_sheet_of_one_image_is_that_image() -> None:
+    """The sheet has no border and no empty columns."""
+    sheet = sprite_sheet(pool(1))
+    assert (sheet.width, sheet.height, sheet.offsets) == (28, 28, ((0, 0),))

@@ -1,0 +1,165 @@
+"""A run's folder: it goes on only with what it was begun with, and keeps its token to itself."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.fake_label_service import TOKEN, FakeLabelService
+from trainer.errors import DataError, RecordsUnwritable, ResumeError
+from trainer.images.data import ImageSet
+from trainer.oracle.client import LabelClient
+from trainer.profiles import CPU, SMOKE
+from trainer.run.session import (
+    CONFIG_FILE,
+    RunConfig,
+    RunTicket,
+    begin_or_resume,
+    open_or_take_up_run,
+    read_config,
+    read_ticket,
+)
+
+CONFIG = RunConfig(profile=SMOKE, seed=1, images="a" * 64)
+
+
+@pytest.fixture
+def service() -> Iterator[FakeLabelService]:
+    """A fake service that listens."""
+    with FakeLabelService() as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: FakeLabelService) -> Iterator[LabelClient]:
+    """A client without a token."""
+    with LabelClient(service.url, patience_s=2.0) as made:
+        yield made
+
+
+def images(pool: int = 2500, test: int = 10, fingerprint: str = "f00d") -> ImageSet:
+    """Black images, as many as the fake service has labels of."""
+    return ImageSet(torch.zeros(pool, 8, 8, dtype=torch.uint8), torch.zeros(test, 8, 8, dtype=torch.uint8), fingerprint)
+
+
+def take_up(out: Path, client: LabelClient, given: ImageSet) -> RunTicket:
+    """Open a run of 60 labels, or take up the folder's."""
+    return open_or_take_up_run(out, client, given, name="test", profile=SMOKE, registration_token=None)
+
+
+def test_folder_goes_on_with_the_same_settings(tmp_path: Path) -> None:
+    """What was begun reads back equal, and is resumed without a word."""
+    begin_or_resume(tmp_path / "a/b", CONFIG, resume=False)
+    begin_or_resume(tmp_path / "a/b", CONFIG, resume=True)
+    assert read_config(tmp_path / "a/b") == CONFIG
+
+
+def test_resume_of_an_empty_folder_begins(tmp_path: Path) -> None:
+    """--resume on a folder where nothing was begun begins, so that one command serves both cases."""
+    begin_or_resume(tmp_path, CONFIG, resume=True)
+    assert read_config(tmp_path) == CONFIG
+
+
+def test_folder_with_a_run_needs_resume(tmp_path: Path) -> None:
+    """A run is never begun over another one."""
+    begin_or_resume(tmp_path, CONFIG, resume=False)
+    with pytest.raises(ResumeError, match="already holds a run; add --resume"):
+        begin_or_resume(tmp_path, CONFIG, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seed": 2}, "seed 1, now 2"),
+        ({"profile": SMOKE.with_budget(30)}, "budget 60, now 30"),
+        ({"profile": CPU}, "profile smoke, now cpu; budget 60, now 400"),
+        ({"profile": SMOKE.model_copy(update={"strategy": "random"})}, "strategy uncertain-clusters, now random"),
+        ({"profile": SMOKE.model_copy(update={"pool_limit": 7})}, "profile smoke had other values of pool_limit"),
+        ({"images": "b" * 64}, "images in --data aaaaaaaaaaaa, now bbbbbbbbbbbb"),
+        ({"pretrained": "c" * 64}, "--pretrained none, now cccccccccccc"),
+    ],
+)
+def test_other_settings_are_refused_by_name(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    """The sentence names each setting that differs, then and now; the folder is left as it was."""
+    begin_or_resume(tmp_path, CONFIG, resume=False)
+    with pytest.raises(ResumeError) as caught:
+        begin_or_resume(tmp_path, CONFIG.model_copy(update=change), resume=True)
+    assert f"was begun with other settings ({told}); resume it with those" in str(caught.value)
+    assert read_config(tmp_path) == CONFIG
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"seed": 1', b"\xff", b"null"])
+def test_damaged_configuration_is_named(content: bytes, tmp_path: Path) -> None:
+    """A damaged config.json is never replaced in silence."""
+    (tmp_path / CONFIG_FILE).write_bytes(content)
+    with pytest.raises(ResumeError, match=r"config\.json cannot be read; restore it"):
+        begin_or_resume(tmp_path, CONFIG, resume=True)
+    assert (tmp_path / CONFIG_FILE).read_bytes() == content
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """--out below a file is one sentence."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordsUnwritable, match="cannot be made"):
+        begin_or_resume(tmp_path / "file/out", CONFIG, resume=False)
+
+
+def test_token_is_kept_for_the_owner_alone(client: LabelClient, tmp_path: Path) -> None:
+    """run.json has mode 0600 from the moment it exists, and the ticket's repr hides the token."""
+    ticket = take_up(tmp_path, client, images())
+    assert ticket.token == TOKEN
+    assert TOKEN not in repr(ticket)
+    (path,) = (path for path in tmp_path.iterdir() if TOKEN in path.read_text())
+    assert (path.name, stat.S_IMODE(path.stat().st_mode)) == ("run.json", 0o600)
+    assert read_ticket(tmp_path) == ticket
+
+
+def test_run_is_opened_once(client: LabelClient, service: FakeLabelService, tmp_path: Path) -> None:
+    """A folder that has a run takes it up and asks the service for nothing."""
+    first = take_up(tmp_path, client, images())
+    requests = len(service.requests)
+    assert take_up(tmp_path, client, images()) == first
+    assert len(service.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (images(pool=2499), "2500 pool and 10 test images, but --data holds 2499 and 10"),
+        (images(test=11), "2500 pool and 10 test images, but --data holds 2500 and 11"),
+        (images(fingerprint="beef"), "has the labels of other images"),
+    ],
+)
+def test_service_of_other_images_is_refused_before_a_run_is_opened(
+    given: ImageSet, told: str, client: LabelClient, service: FakeLabelService, tmp_path: Path
+) -> None:
+    """Labels of other images would train a wrong network in silence: sizes and fingerprint must agree."""
+    with pytest.raises(DataError, match=told):
+        take_up(tmp_path, client, given)
+    assert service.paths("/v1/runs") == []
+    assert read_ticket(tmp_path) is None
+
+
+def test_service_that_knows_no_images_is_trusted_by_size(
+    client: LabelClient, service: FakeLabelService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that was given label files alone has no fingerprint to compare."""
+    without = service.dataset() | {"fingerprint": None}
+    monkeypatch.setattr(service, "dataset", lambda: without)
+    assert take_up(tmp_path, client, images(fingerprint="beef")).dataset.fingerprint is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"run_id": "r1", "tok', b"\xff"])
+def test_damaged_ticket_is_named_and_not_replaced(
+    content: bytes, client: LabelClient, service: FakeLabelService, tmp_path: Path
+) -> None:
+    """Without its token a run cannot go on, and no second one is opened in its place."""
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"run\.json is damaged, and with it the run's token"):
+        take_up(tmp_path, client, images())
+    assert service.requests == []

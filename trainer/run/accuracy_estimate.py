@@ -1,0 +1,94 @@
+"""A run's own estimate of its accuracy, from no test label: when is the target met?
+
+The beliefs say how sure they are of each image of the pool; Platt's calibration says how right such beliefs are,
+
+    P(right) = sigmoid(a + slope * logit(confidence)),
+
+and the estimate is the mean of P over the pool (J. Platt, "Probabilistic outputs for support vector machines", 1999).
+
+The slope is a constant of the method, measured on re-drawn splits and one run on the official pool. It grows with
+the number of labels: smoothed over the graph, beliefs become righter with more labels and hardly surer. The shift `a`
+is the run's own, fitted on the guesses made before asking (the prequential principle: A. P. Dawid, JRSS A 147, 1984),
+under a narrow prior. The images asked for are the most torn ones and say little about the rest: they may warn of
+beliefs that are far off, but not decide how right the confident ones are. How well it does:
+docs/trainer.md, "When to stop".
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.records.run_records import QueryRecord
+
+# Slope at a hundred labels, and by how much it grows when their number grows e-fold (docs/decisions/0021).
+_SLOPE, _SLOPE_GROWTH = 1.05, 0.17
+# Standard deviation of the shift before any answer.
+_PRIOR_SD = 0.1
+# The newest guesses alone: the first ones were made by beliefs that knew much less.
+_GUESSES = 200
+# What remained between estimate and pool accuracy in the runs measured, beside the fit's own error, in shares.
+_MODEL_ERROR = 0.012
+_NEWTON_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An expected share of right predictions, and its standard error."""
+
+    accuracy: float
+    error: float
+
+    def reaches(self, target: float) -> bool:
+        """Tell whether the target is met with one standard error to spare."""
+        return self.accuracy - self.error >= target
+
+
+def estimate_accuracy(beliefs: Tensor, asked: Sequence[QueryRecord]) -> Estimate | None:
+    """Estimate the accuracy of beliefs about the pool.
+
+    Args:
+        beliefs: float32 [N, C], rows summing to one, one-hot where the label is known.
+        asked: all queries so far, in order; those asked without a guess tell nothing.
+
+    Returns:
+        The estimate; None while no guess was made before asking.
+    """
+    guessed = [
+        (record.confidence, record.predicted == record.label)
+        for record in asked
+        if record.predicted is not None and record.confidence is not None
+    ][-_GUESSES:]
+    if not guessed:
+        return None
+    confidence = torch.tensor([pair[0] for pair in guessed], dtype=torch.double)
+    right = torch.tensor([pair[1] for pair in guessed], dtype=torch.double)
+    slope = slope_at(len(asked))
+    shift, shift_sd = _fit_shift(slope * _logit(confidence), right)
+    chances = torch.sigmoid(shift + slope * _logit(beliefs.max(1).values.double().cpu()))
+    # How far the mean moves with the shift: the derivative of the sigmoid.
+    sensitivity = float((chances * (1 - chances)).mean())
+    return Estimate(float(chances.mean()), math.hypot(sensitivity * shift_sd, _MODEL_ERROR))
+
+
+def slope_at(labels: int) -> float:
+    """Answer the slope of the calibration after so many labels (at least one)."""
+    return _SLOPE + _SLOPE_GROWTH * math.log(labels / 100)
+
+
+def _logit(share: Tensor) -> Tensor:
+    return torch.logit(share.clamp(1e-4, 1 - 1e-4))
+
+
+def _fit_shift(offsets: Tensor, right: Tensor) -> tuple[float, float]:
+    """Fit `a` of sigmoid(a + offset) under its prior by Newton's method; return it with its standard deviation."""
+    shift, precision = 0.0, 1 / _PRIOR_SD**2
+    curvature = precision
+    for _ in range(_NEWTON_STEPS):
+        chances = torch.sigmoid(shift + offsets)
+        gradient = float((right - chances).sum()) - precision * shift
+        curvature = float((chances * (1 - chances)).sum()) + precision
+        shift += gradient / curvature
+    return shift, curvature**-0.5
