@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run study verify-records test check lint types clean
+.PHONY: help run study verify-records results picture test check lint types clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ study: $(STAMP) ## Many runs and their record: STUDY=learning-curve, ablations o
 
 verify-records: $(STAMP) ## Check the evidence and the tables of everything in records/
 	@$(BIN)/python -m scripts.study.verify_records
+
+results: $(STAMP) ## Write the tables of docs/results.md from the records
+	@$(BIN)/python -m scripts.results_page
+
+picture: $(STAMP) ## A picture of a run's report for the README: OUT= names the run (needs Chromium)
+	@$(BIN)/python -m scripts.picture '$(OUT)'
 
 test: $(STAMP) ## Every test that this machine can run; what is skipped is named (PYTEST_ARGS= adds options)
 # A module's tests stay together, because they share what is costly to make.

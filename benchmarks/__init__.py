@@ -1,1 +1,1 @@
-"""Measurements of the ledger, each a program that prints a table; see `docs/measurements-ledger.md`."""
+"""Measurements of the ledger, each a program that prints a table; see `docs/measurements.md`."""

@@ -93,10 +93,22 @@ def test_smoke_run_ends_with_counts_that_agree(finished):
     assert Path(table["report"]).is_file()
 
 
-def test_readme_s_command_verifies_the_run_and_finds_a_changed_one(finished, tmp_path):
+def test_closing_table_has_the_rows_that_the_guide_shows(finished):
+    """docs/running.md shows a table of the default run; its names are those of a real one, in order."""
+    (shown,) = re.findall(r"```text\n(.*?)```", (ROOT / "docs/running.md").read_text(), re.DOTALL)
+    printed = finished[1]
+    shown_rows, printed_rows = (
+        [re.split(r" {2,}", line.strip())[0] for line in table.splitlines() if line.startswith("  ")]
+        for table in (shown, printed[printed.index("  data set") :])
+    )
+    assert shown_rows == printed_rows
+
+
+def test_documented_command_verifies_the_run_and_finds_a_changed_one(finished, tmp_path):
     """Offline, from three files; with one label's entry changed the same command names it and exits with 1."""
     folder, printed = finished
-    (command,) = re.findall(r"^\$ (python -m label_service verify .+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    page = (ROOT / "docs/verifying.md").read_text()
+    (command,) = re.findall(r"^\$ (python -m label_service verify .+)$", page, re.MULTILINE)
     out = shutil.copytree(folder / "finished", tmp_path / "finished")
     (shown,) = re.findall(r"verify (\S+)/evidence\.json", command)
     command = command.replace("python ", f"{sys.executable} ", 1).replace(shown, str(out))

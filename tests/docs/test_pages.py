@@ -1,0 +1,137 @@
+"""Links resolve, commands exist, and published numbers are those of the records."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from label_service.cli import app as service_app
+from scripts.results_page import PAGE, fill
+from tests.docs import PAGES, ROOT, commands, read, rows
+from trainer.cli import app as trainer_app
+
+PROGRAMS = {"label_service": service_app, "trainer": trainer_app}
+COMMANDS = sorted({command for page in PAGES for command in commands(read(page))})
+LEARNING_CURVE = "records/2026-11-25_learning-curve"
+
+
+def dry_run(*words):
+    """Return what make would run; no variable of a make that runs these tests comes in."""
+    bare = {"PATH": os.environ["PATH"]}
+    made = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, env=bare, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+def anchors(text):
+    """Return the names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file_and_heading(page):
+    """No relative link of any page is dead."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+        if "://" in link:
+            continue
+        name, _, heading = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_index_leads_to_every_page():
+    """A page that the index does not name is a page that nobody finds."""
+    links = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)#]+)", read("docs/README.md"))}
+    assert {path for path in (ROOT / "docs").rglob("*.md") if path.name != "README.md"} <= links
+
+
+def test_readme_is_short_and_its_picture_small():
+    """What a stranger reads and loads first."""
+    assert len(read("README.md").splitlines()) <= 200
+    assert (ROOT / "docs/pictures/report.png").stat().st_size <= 300_000
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_of_the_documentation_exists(command):
+    """Bash can parse it; the program, make or compose knows its options, targets and variables."""
+    parsed = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+    assert parsed.returncode == 0, parsed.stderr
+    words = shlex.split(command)
+    if words[:2] == ["python", "-m"]:
+        program = get_command(PROGRAMS[words[2]])
+        with program.make_context(words[2], [words[3]]) as context:
+            _, stage, rest = program.resolve_command(context, [*words[3:]])
+            stage.make_context(words[3], list(rest), parent=context).close()
+    elif words[0] == "make":
+        recipe = dry_run(*words[1:])
+        assert all(word.partition("=")[2] in recipe for word in words if "=" in word)
+    elif words[:2] == ["docker", "compose"]:
+        services = yaml.safe_load(read("docker-compose.yml"))["services"].values()
+        profiles = [profile for service in services for profile in service.get("profiles", [])]
+        assert words[2:] == ["up"] or (words[2::2] == ["--profile", "up"] and words[3] in profiles)
+
+
+def test_variables_of_make_run_are_its_options():
+    """Each variable of the table reaches the program, and each option of the program is in the table."""
+    described = {row[0].strip("`=") for row in rows("docs/running.md", "Variables")}
+    recipe = dry_run("run", *(f"{name}=given-{name}" for name in described))
+    assert all(f"--{name.lower()} 'given-{name}'" in recipe for name in described)
+    asked = [sys.executable, "-m", "scripts.run", "--help"]
+    shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {option.upper() for option in re.findall(r"--([a-z]+)", shown)} - {"HELP"} == described
+
+
+def test_variables_of_the_containers_are_in_the_compose_file():
+    """Each variable of the table is one that compose passes on."""
+    names = re.findall(r"`([A-Z_]+)`", " ".join(row[0] for row in rows("docs/containers.md", "Settings")))
+    assert len(names) > 5
+    assert all(f"${{{name}:-" in read("docker-compose.yml") for name in names)
+
+
+def test_tables_of_results_are_those_of_the_records():
+    """`make results` would change nothing, and every record is on the page: none was thrown away."""
+    page = read(PAGE)
+    assert fill(page, ROOT) == page
+    records = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("records/*/record.json")}
+    assert records == set(re.findall(r"<!-- table 1 of (\S+) -->", page))
+
+
+def test_a_changed_number_would_be_noticed():
+    """The twin: one digit of a table is changed, and the page is no longer what the records make."""
+    page = read(PAGE)
+    assert fill(page.replace("90.53 ±", "91.53 ±"), ROOT) == page
+
+
+def test_our_rows_of_the_readme_are_those_of_the_record():
+    """Mean, standard deviation and minutes: each is in the record's table, in the right row and column."""
+    arms = {"chosen": "uncertain-clusters", "random": "random"}
+    table = read(f"{LEARNING_CURVE}/table.md")
+    header = re.search(r"^\| \| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
+    pattern = rf"^\| \W*(\d+) (\w+)\W* \| \W*([\d.]+ ± [\d.]+)\W* \| (\d+) to (\d+) min.*{LEARNING_CURVE}"
+    ours = re.findall(pattern, read("README.md"), re.MULTILINE)
+    assert [row[:2] for row in ours] == [("400", "chosen"), ("100", "chosen"), ("400", "random")]
+    for labels, how, accuracy, shortest, longest in ours:
+        cells = re.search(rf"^\| {arms[how]} \| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
+        assert cells[header.index(labels)].startswith(f"{accuracy} (")
+        each = re.findall(rf"^- {arms[how]}, .*?[ ,]{labels}: [\d.]+% \((\d+) min\)", table, re.MULTILINE)
+        assert (min(each, key=int), max(each, key=int)) == (shortest, longest)
+
+
+def test_the_default_run_predicts_what_the_curve_has_at_its_budget():
+    """By the hash of the predictions in two signed logs, one of which charged 400 labels and no more."""
+    hashes = set()
+    for record, charged, budget in (("records/2026-11-25_default-run", 400, None), (LEARNING_CURVE, 1000, 400)):
+        bundle = json.loads(read(f"{record}/runs/uncertain-clusters-seed41/evidence.json"))
+        entries = [json.loads(entry) for entry in bundle["entries"]]
+        assert sum(entry["charged"] for entry in entries) == charged
+        details = [entry["detail"] for entry in entries if entry["op"] == "evaluation"]
+        hashes |= {detail["predictions_sha256"] for detail in details if detail["evaluated_budget"] == budget}
+    assert len(hashes) == 1
