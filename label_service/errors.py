@@ -29,7 +29,6 @@
         ├── MethodNotAllowed      405   the path exists, the method does not
         ├── QueryingClosed        409   the run has been evaluated: no new labels
         ├── EvaluationNotDeclared 409   this budget was not declared, or was evaluated already
-        ├── IdempotencyKeyInUse   409   a request with this key is still being answered
         ├── RunSealed             410   the run has ended
         ├── BodyTooLarge          413   the body is larger than the service reads
         ├── TooManyRequests       429   the operator's rate limit
@@ -242,12 +241,6 @@ class EvaluationNotDeclared(Problem):
     """The run declared the budgets of its evaluations, and this one is not among those left."""
 
     status, code = 409, "evaluation-not-declared"
-
-
-class IdempotencyKeyInUse(Problem):
-    """A request of this run with the same Idempotency-Key is still being answered."""
-
-    status, code = 409, "idempotency-key-in-use"
 
 
 class RunSealed(Problem):

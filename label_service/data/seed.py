@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, Field
 from sqlalchemy import Connection, insert, select
 
 from label_service.data import idx
@@ -39,23 +40,21 @@ from label_service.store import tables
 LOG_ID_BYTES = 8
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What the service knows of its data set: everything `GET /v1/dataset` tells, and nothing that needs a label.
-
-    Attributes:
-        fingerprint: SHA-256 over the content hashes of the two image files, None if they are not known here.
-        log_id: id of the log that began with this seeding.
-    """
+class DatasetInfo(BaseModel, frozen=True):
+    """The data set the service holds the labels of."""
 
     name: str
-    official: bool
+    official: bool = Field(description="The four files are the published Fashion-MNIST files.")
     redraw_seed: int | None
-    pool_size: int
-    test_size: int
+    pool_size: int = Field(description="Labels that can be asked for: ids 0 to pool_size - 1.")
+    test_size: int = Field(description="Predictions an evaluation needs.")
     class_names: tuple[str, ...]
-    fingerprint: str | None
-    log_id: str
+    fingerprint: str | None = Field(
+        description="SHA-256 of `A\\nB\\n`, A and B the SHA-256 (hex) of the unpacked training and test image files; "
+        "null if the service does not know them."
+    )
+    # Of the log that began with this seeding. Answers about the log have it, those about the data set do not.
+    log_id: str = Field(exclude=True)
 
 
 @dataclass(frozen=True)

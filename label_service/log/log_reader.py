@@ -6,10 +6,11 @@ No function here reads a label table.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, Field, computed_field
 from sqlalchemy import Connection, Engine, Row, Select, false, func, select
 
 from label_service.log.entries import DONE
@@ -18,6 +19,7 @@ from label_service.store import tables
 EXPORT_PAGE = 1000
 # No run and no operation has it in its name, and PostgreSQL takes no text with it, not even to compare.
 _ZERO = "\x00"
+_EVALUATIONS = select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
 
 
 @dataclass(frozen=True)
@@ -29,32 +31,56 @@ class Filter:
     op: str | None = None
 
 
-@dataclass(frozen=True)
-class RunCounts:
-    """What the log says of one run.
+class Evaluation(BaseModel, frozen=True):
+    """One evaluation that a run has made."""
 
-    Attributes:
-        queries: labels charged, summed over the entries.
-        distinct_labels: distinct labels revealed, counted from the reveals; equal to `queries` or something is wrong.
-        replays: entries that charged nothing because the run had the labels already.
-        refusals: entries that refused something.
-        evaluations: test accuracies the run has seen.
-        entries: entries of the run.
-    """
+    evaluation: int = Field(description="Number of this evaluation within the run, from 1.")
+    budget: int | None = Field(description="The point of the learning curve that it was for.")
+    correct: int
+    total: int
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @property
+    def accuracy(self) -> float:
+        """Share of the test predictions that are right."""
+        return self.correct / self.total
+
+
+class RunInfo(BaseModel, frozen=True):
+    """The state of a run, as anybody may see it."""
 
     run_id: str
-    queries: int
-    distinct_labels: int
-    replays: int
-    refusals: int
+    name: str
+    budget: int
+    queries: int = Field(description="Labels charged to the run so far.")
+    remaining: int = Field(description="Labels left of the run's budget.")
+    evaluation_budgets: tuple[int, ...]
+    evaluations_allowed: int
+    evaluations_used: int
+    evaluations: tuple[Evaluation, ...]
+    querying_closed: bool
+    opened_at: str
+    sealed_at: str | None
+
+
+class RunCounts(BaseModel, frozen=True):
+    """What the log says of one run."""
+
+    run_id: str
+    queries: int = Field(description="Labels charged, summed over the log's entries.")
+    distinct_labels: int = Field(
+        description="Distinct labels revealed, counted from the reveals; equal to `queries` or something is wrong."
+    )
+    replays: int = Field(description="Entries that charged nothing because the run had the labels already.")
+    refusals: int = Field(description="Entries that refused something.")
     evaluations: int
     entries: int
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The log as a whole: each run, and the labels that anybody has seen."""
+class Summary(BaseModel, frozen=True):
+    """The log, counted: each run, and the labels that anybody has seen."""
 
+    log_id: str
     runs: tuple[RunCounts, ...]
     queries: int
     distinct_labels_revealed_to_anybody: int
@@ -107,27 +133,21 @@ class LogReader:
         with self._engine.connect() as connection:
             return _summarise(connection)
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[RunInfo]:
         """Return the state of every run, oldest first."""
         with self._engine.connect() as connection:
             rows = connection.execute(select(tables.runs).order_by(tables.runs.c.opened_at, tables.runs.c.run_id)).all()
-            made = connection.execute(
-                select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
-            ).all()
-        return [_state(row, [item for item in made if item.run_id == row.run_id]) for row in rows]
+            made = connection.execute(_EVALUATIONS).all()
+        return [_describe(row, [evaluation for evaluation in made if evaluation.run_id == row.run_id]) for row in rows]
 
-    def run(self, run_id: str) -> dict[str, Any] | None:
+    def run(self, run_id: str) -> RunInfo | None:
         """Return the state of one run, or None if there is no such run."""
         if _ZERO in run_id:
             return None
         with self._engine.connect() as connection:
             row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one_or_none()
-            made = connection.execute(
-                select(tables.evaluations)
-                .where(tables.evaluations.c.run_id == run_id)
-                .order_by(tables.evaluations.c.number)
-            ).all()
-        return None if row is None else _state(row, list(made))
+            made = connection.execute(_EVALUATIONS.where(tables.evaluations.c.run_id == run_id)).all()
+        return None if row is None else _describe(row, made)
 
     def token_hash(self, run_id: str) -> str | None:
         """Return the stored hash of a run's token; None if the run is unknown or has no token."""
@@ -180,9 +200,18 @@ def _summarise(connection: Connection) -> Summary:
     evaluations = _by_run(connection, select(made.run_id, func.count()).group_by(made.run_id))
     union = connection.execute(select(func.count(reveals.label_id.distinct()))).scalar_one()
     return Summary(
+        log_id=connection.execute(select(tables.dataset.c.log_id)).scalar_one(),
         runs=tuple(
-            RunCounts(run, queries, distinct.get(run, 0), replays, refusals, evaluations.get(run, 0), total)
-            for run, (queries, replays, refusals, total) in sorted(counts.items())
+            RunCounts(
+                run_id=run_id,
+                queries=queries,
+                distinct_labels=distinct.get(run_id, 0),
+                replays=replays,
+                refusals=refusals,
+                evaluations=evaluations.get(run_id, 0),
+                entries=total,
+            )
+            for run_id, (queries, replays, refusals, total) in sorted(counts.items())
         ),
         queries=sum(row[0] for row in counts.values()),
         distinct_labels_revealed_to_anybody=union,
@@ -195,27 +224,20 @@ def _by_run(connection: Connection, counted: Select[Any]) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.execute(counted)}
 
 
-def _state(row: Row[Any], made: list[Row[Any]]) -> dict[str, Any]:
-    return {
-        "run_id": row.run_id,
-        "name": row.name,
-        "budget": row.budget,
-        "queries": row.spent,
-        "remaining": max(0, row.budget - row.spent),
-        "evaluation_budgets": json.loads(row.evaluation_budgets),
-        "evaluations_allowed": row.evaluations_allowed,
-        "evaluations_used": len(made),
-        "evaluations": [
-            {
-                "evaluation": item.number,
-                "budget": item.budget,
-                "correct": item.correct,
-                "total": item.total,
-                "accuracy": item.correct / item.total,
-            }
-            for item in made
-        ],
-        "querying_closed": bool(made) or row.sealed_at is not None,
-        "opened_at": row.opened_at,
-        "sealed_at": row.sealed_at,
-    }
+def _describe(row: Row[Any], made: Sequence[Row[Any]]) -> RunInfo:
+    return RunInfo(
+        run_id=row.run_id,
+        name=row.name,
+        budget=row.budget,
+        queries=row.spent,
+        remaining=max(0, row.budget - row.spent),
+        evaluation_budgets=json.loads(row.evaluation_budgets),
+        evaluations_allowed=row.evaluations_allowed,
+        evaluations_used=len(made),
+        evaluations=tuple(
+            Evaluation(evaluation=row.number, budget=row.budget, correct=row.correct, total=row.total) for row in made
+        ),
+        querying_closed=bool(made) or row.sealed_at is not None,
+        opened_at=row.opened_at,
+        sealed_at=row.sealed_at,
+    )

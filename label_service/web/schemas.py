@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
+from label_service.data.seed import DatasetInfo
+from label_service.ledger.ledger import Evaluated
+from label_service.log.log_reader import RunInfo
 from label_service.settings import MAX_IDS_PER_BATCH
 
 # Longer than any count, short enough that refused ids do not fill the log.
@@ -208,81 +211,30 @@ class LabelsAnswer(BaseModel):
     receipt: Receipt
 
 
-class DatasetAnswer(BaseModel):
-    """The data set the service holds the labels of."""
-
-    name: str
-    official: bool = Field(description="The four files are the published Fashion-MNIST files.")
-    redraw_seed: int | None
-    pool_size: int = Field(description="Labels that can be asked for: ids 0 to pool_size - 1.")
-    test_size: int = Field(description="Predictions an evaluation needs.")
-    class_names: list[str]
-    fingerprint: str | None = Field(
-        description="SHA-256 of `A\\nB\\n`, A and B the SHA-256 (hex) of the unpacked training and test image files; "
-        "null if the service was not told them."
-    )
-
-
-class EvaluationResult(BaseModel):
-    """One evaluation a run has made."""
-
-    evaluation: int
-    budget: int | None
-    correct: int
-    total: int
-    accuracy: float
-
-
-class RunAnswer(BaseModel):
-    """The state of a run."""
-
-    run_id: str
-    name: str
-    budget: int
-    queries: int
-    remaining: int
-    evaluation_budgets: list[int]
-    evaluations_allowed: int
-    evaluations_used: int
-    evaluations: list[EvaluationResult]
-    querying_closed: bool
-    opened_at: str
-    sealed_at: str | None
-
-
 class RunsAnswer(BaseModel):
     """All runs, oldest first; the first is the guest run."""
 
-    runs: list[RunAnswer]
+    runs: list[RunInfo]
 
 
-class RunOpenedAnswer(RunAnswer):
+class RunOpenedAnswer(RunInfo):
     """A fresh run. The token is shown here and never again."""
 
     token: str
-    dataset: DatasetAnswer
+    dataset: DatasetInfo
     receipt: Receipt
 
 
-class RunSealedAnswer(RunAnswer):
+class RunSealedAnswer(RunInfo):
     """A run that has ended."""
 
     receipt: Receipt
     evidence: Evidence
 
 
-class EvaluationAnswer(BaseModel):
-    """A test accuracy. Which predictions were right is never told."""
+class EvaluationAnswer(Evaluated):
+    """A test accuracy. The service never says which predictions were right."""
 
-    run_id: str
-    evaluation: int = Field(description="Number of this evaluation within the run, from 1.")
-    budget: int | None
-    accuracy: float
-    correct: int
-    total: int
-    evaluations_used: int
-    evaluations_allowed: int
-    replayed: bool = Field(description="This repeats an earlier answer under the same Idempotency-Key.")
     receipt: Receipt
 
 
@@ -291,29 +243,6 @@ class LogPage(BaseModel):
 
     entries: list[dict[str, Any]]
     next: int | None = Field(description="Pass as `after` for the next page; null: this was the last.")
-
-
-class RunCountsAnswer(BaseModel):
-    """What the log says of one run."""
-
-    run_id: str
-    queries: int = Field(description="Labels charged, summed over the log's entries.")
-    distinct_labels: int = Field(description="Distinct labels revealed, counted from the reveals.")
-    replays: int
-    refusals: int
-    evaluations: int
-    entries: int
-
-
-class SummaryAnswer(BaseModel):
-    """The log, counted."""
-
-    log_id: str
-    runs: list[RunCountsAnswer]
-    queries: int
-    distinct_labels_revealed_to_anybody: int
-    evaluations: int
-    entries: int
 
 
 class HealthAnswer(BaseModel):

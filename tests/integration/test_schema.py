@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from label_service.data.seed import LabelFiles, read_label_files, seed
 from label_service.ledger import ledger, runs
+from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import canonical_json
@@ -108,9 +109,9 @@ def test_rows_counts_terms_and_sequence_cannot_be_bent(engine: Engine, files: La
     migrate(engine)
     with UnitOfWork.begin(engine) as unit:
         info = seed(unit.connection, files)
-        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
+        rules = Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
         runs.set_guest_budget(unit, rules, 5)
-        opened = runs.open_run(unit, rules, runs.Opening("x", 5, ()), "r")
+        opened = runs.open_run(unit, rules, "r", name="x", budget=5)
         ledger.reveal(unit, rules, ledger.Request(opened.run_id, "r", key="k"), [1, 2])
         ledger.evaluate(unit, rules, ledger.Request(opened.run_id, "r"), [0] * 50, None)
         unit.connection.execute(insert(tables.heads).values(size=1, signature="x"))

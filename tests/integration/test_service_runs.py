@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.settings import Settings
 from tests.support.datasets import read_test_labels
 from tests.support.services import RunningService, run_service
@@ -231,18 +234,44 @@ def test_evaluation_repeated_under_its_key_is_counted_once(running: RunningServi
     assert other.json()["code"] == "idempotency-key-reused"
 
 
-def test_key_still_in_flight_is_409_and_charged_once(running: RunningService) -> None:
-    """Many copies of one request at once: each gets the answer or 409, and the labels are charged once."""
+@pytest.mark.parametrize(
+    ("call", "body"),
+    [
+        ("/v1/labels:query", {"ids": [1, 2]}),
+        ("/v1/runs/{run_id}/evaluations", {"predictions": [2] * 50}),
+    ],
+)
+def test_requests_under_one_key_that_arrive_together_get_one_answer(
+    running: RunningService, call: str, body: dict[str, Any]
+) -> None:
+    """Copies that come while the first is still being answered wait for it; it is charged or counted once."""
     run_id, token = running.open_run()
     keyed = {**token, "Idempotency-Key": "k"}
+    holding, release = threading.Event(), threading.Event()
 
-    def ask(_: int) -> int:
-        return httpx.post(f"{running.base_url}/v1/labels:query", json={"ids": [1, 2]}, headers=keyed).status_code
+    def hold(_unit: UnitOfWork) -> None:
+        holding.set()
+        release.wait(3)
 
+    def ask() -> httpx.Response:
+        return httpx.post(running.base_url + call.format(run_id=run_id), json=body, headers=keyed, timeout=30)
+
+    # One writer's open transaction holds up the writers of all workers.
+    running.service.writer.submit(hold)
+    assert holding.wait(3)
     with ThreadPoolExecutor(6) as pool:
-        statuses = list(pool.map(ask, range(18)))
-    assert set(statuses) <= {200, 409} and 200 in statuses
-    assert running.client.get(f"/v1/runs/{run_id}").json()["queries"] == 2
+        asked = [pool.submit(ask) for _ in range(6)]
+        assert not wait(asked, timeout=0.5).done, "nobody is answered before the first answer is durable"
+        release.set()
+        answers = [future.result() for future in asked]
+    assert {answer.status_code for answer in answers} == {200}
+    told = [answer.json() for answer in answers]
+    outcomes = [json.loads(answer.pop("receipt")["entry"])["outcome"] for answer in told]
+    assert sorted(answer.pop("replayed") for answer in told) == [False] + [True] * 5
+    assert outcomes.count("replayed") == 5
+    assert all(answer == told[0] for answer in told)
+    state = running.client.get(f"/v1/runs/{run_id}").json()
+    assert state["queries"] + state["evaluations_used"] == (2 if "ids" in body else 1)
 
 
 def test_operators_limits_hold_for_runs(start_service: Callable[..., RunningService]) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, func, select
 from label_service.data.seed import read_label_files, seed
 from label_service.errors import Problem
 from label_service.ledger import ledger, runs
+from label_service.ledger.append import Rules
 from label_service.ledger.limits import GUEST
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.answer_key import open_answer_key
@@ -46,7 +47,7 @@ class LedgerMachine(RuleBasedStateMachine):
         migrate(self.engine)
         with UnitOfWork.begin(self.engine) as unit:
             info = seed(unit.connection, read_label_files(data, True))
-            self.rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), POOL, total_budget=TOTAL_BUDGET)
+            self.rules = Rules(info.log_id, open_answer_key(unit.connection), POOL, total_budget=TOTAL_BUDGET)
             runs.set_guest_budget(unit, self.rules, GUEST_BUDGET)
         self.budget = {GUEST: GUEST_BUDGET}
         self.has: dict[str, set[int]] = {GUEST: set()}
@@ -66,7 +67,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def open_run(self, budget: int) -> str:
         """A fresh run has nothing."""
         with UnitOfWork.begin(self.engine) as unit:
-            run = runs.open_run(unit, self.rules, runs.Opening("r", budget, ()), "req").run_id
+            run = runs.open_run(unit, self.rules, "req", name="r", budget=budget).run_id
         self.budget[run], self.has[run], self.evaluated[run] = budget, set(), 0
         self.entries += 1
         return run

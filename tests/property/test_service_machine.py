@@ -16,6 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from label_service.errors import DatabaseRefused, LabelBudgetExhausted, Problem, QueryingClosed, RunSealed
 from label_service.ledger import ledger, runs
+from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.verify import verify
 from label_service.service import LabelService, open_service
@@ -58,7 +59,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.service: LabelService = self.stack.enter_context(open_service(self.settings))
 
-    def _do(self, work: Callable[[UnitOfWork, ledger.Rules], object]) -> object:
+    def _do(self, work: Callable[[UnitOfWork, Rules], object]) -> object:
         return self.service.writer.submit(lambda unit: work(unit, self.service.rules)).result()
 
     def teardown(self) -> None:
@@ -70,7 +71,7 @@ class ServiceMachine(RuleBasedStateMachine):
     @rule(target=opened)
     def open_run(self) -> str:
         """A run of five labels."""
-        run = self._do(lambda c, rules: runs.open_run(c, rules, runs.Opening("r", BUDGET, ()), "req"))
+        run = self._do(lambda c, rules: runs.open_run(c, rules, "req", name="r", budget=BUDGET))
         assert isinstance(run, runs.Opened)
         self.has[run.run_id] = set()
         return run.run_id

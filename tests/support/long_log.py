@@ -6,6 +6,7 @@ from pathlib import Path
 
 from label_service.data.seed import read_label_files, seed
 from label_service.ledger import ledger, runs
+from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.answer_key import open_answer_key
 from label_service.service import open_service
@@ -26,7 +27,7 @@ def make_long_log(data: Path, folder: Path, entries: int) -> Path:
     migrate(engine)
     with UnitOfWork.begin(engine) as unit:
         info = seed(unit.connection, read_label_files(data, True))
-        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
+        rules = Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
         runs.set_guest_budget(unit, rules, entries)
         for number in range(entries - 1):
             ledger.reveal(unit, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])

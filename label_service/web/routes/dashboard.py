@@ -28,12 +28,13 @@ SHOWN_RUNS = 50
 def overview(request: Request, service: Service) -> HTMLResponse:
     """Show the data set, the runs and the latest entries of the log."""
     summary, runs = service.reader.summary(), service.reader.runs()
+    counts = {run.run_id: run for run in summary.runs}
     page = _templates.get_template("dashboard.html").render(
         dataset=service.dataset,
         summary=summary,
-        counts={run.run_id: run for run in summary.runs},
+        counts=counts,
         # A run opened between the two reads has no counts yet; the next look shows it.
-        runs=[run for run in runs if any(run["run_id"] == known.run_id for known in summary.runs)][-SHOWN_RUNS:],
+        runs=[run for run in runs if run.run_id in counts][-SHOWN_RUNS:],
         hidden_runs=max(0, len(runs) - SHOWN_RUNS),
         latest=service.reader.latest(SHOWN_ENTRIES),
         done=DONE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,7 +10,6 @@ from pydantic import BaseModel
 from label_service.data.seed import DatasetInfo
 from label_service.errors import (
     GuestClosed,
-    IdempotencyKeyInUse,
     IdempotencyKeyReused,
     InvalidToken,
     LabelBudgetExhausted,
@@ -27,7 +25,6 @@ from label_service.service import LabelService
 from label_service.web.callers import Caller, Service, label_headers, ledger_request, receipt
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
-    DatasetAnswer,
     Label,
     LabelAnswer,
     LabelOpening,
@@ -48,15 +45,14 @@ _REVEALING = (
     TooManyRequests,
     TotalBudgetExhausted,
     UnknownId,
-    IdempotencyKeyInUse,
     IdempotencyKeyReused,
 )
 
 
 @router.get("/v1/dataset", responses=problems())
-def read_dataset(service: Service) -> DatasetAnswer:
-    """Tell what data set the labels belong to. Charges and logs nothing."""
-    return dataset_answer(service.dataset)
+def read_dataset(service: Service) -> DatasetInfo:
+    """Say what data set the labels belong to. Charges and logs nothing."""
+    return service.dataset
 
 
 @router.get(
@@ -101,13 +97,6 @@ async def query_labels(query: LabelQuery, request: Request, service: Service, ru
         receipt=receipt(service, answer.entry),
     )
     return _written(told, answer)
-
-
-def dataset_answer(dataset: DatasetInfo) -> DatasetAnswer:
-    """Return what is told of a data set (the log's id is told with the log)."""
-    told = asdict(dataset)
-    del told["log_id"]
-    return DatasetAnswer(**told)
 
 
 def _label(service: LabelService, item: ledger.RevealedLabel) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -12,7 +11,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from label_service.errors import LogNotWritable, NotSigned
-from label_service.log.log_reader import Filter
+from label_service.log.log_reader import Filter, Summary
 from label_service.log.merkle import encode_hash
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import problems
@@ -24,7 +23,6 @@ from label_service.web.schemas import (
     InclusionAnswer,
     KeyAnswer,
     LogPage,
-    SummaryAnswer,
 )
 
 router = APIRouter(prefix="/v1/log", tags=["log"])
@@ -73,10 +71,10 @@ async def read_evidence(service: Service, response: Response) -> Evidence:
 
 
 @router.get("/summary", responses=problems())
-def summarise_log(service: Service, response: Response) -> SummaryAnswer:
+def summarise_log(service: Service, response: Response) -> Summary:
     """Count the log: each run, and the labels that anybody has seen. Nothing is logged."""
     response.headers.update(NO_STORE)
-    return SummaryAnswer(log_id=service.dataset.log_id, **asdict(service.reader.summary()))
+    return service.reader.summary()
 
 
 @router.get("/key", responses=problems())

@@ -15,6 +15,7 @@ from alembic.migration import MigrationContext
 from label_service.data.seed import read_label_files, seed
 from label_service.errors import DatabaseRefused
 from label_service.ledger import ledger, runs
+from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.answer_key import open_answer_key
 from label_service.store import tables
@@ -30,9 +31,9 @@ def database(tmp_path: Path) -> Iterator[Path]:
     migrate(engine)
     with UnitOfWork.begin(engine) as unit:
         info = seed(unit.connection, read_label_files(make_idx_dataset(tmp_path / "data", pool=20, test=5), True))
-        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
+        rules = Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
         runs.set_guest_budget(unit, rules, 5)
-        opened = runs.open_run(unit, rules, runs.Opening("x", 5, ()), "r")
+        opened = runs.open_run(unit, rules, "r", name="x", budget=5)
         request = ledger.Request(opened.run_id, "r", key="k")
         ledger.reveal(unit, rules, request, [1, 2])
         ledger.evaluate(unit, rules, ledger.Request(opened.run_id, "r"), [0] * 5, None)
