@@ -11,29 +11,16 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select
 
 from label_service.errors import DatabaseRefused, LogChanged
-from label_service.log.entries import canonical_json, now
+from label_service.log.entries import now
+from label_service.log.evidence import LabelOpening, label_leaf
 from label_service.log.merkle import MerkleTree, encode_hash, leaf_hash
 from label_service.store import tables
 
 _SECRET_BYTES = 32
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What shows that a label is the one committed to.
-
-    Attributes:
-        salt: of its leaf, 64 hexadecimal digits.
-        proof: hashes from the leaf's sibling up, base64.
-    """
-
-    salt: str
-    proof: tuple[str, ...]
 
 
 class AnswerKey:
@@ -52,7 +39,7 @@ class AnswerKey:
         """
         self._secret = secret
         self._tree = MerkleTree(
-            leaf_hash(leaf(index, labels[index], self._salt(index))) for index in range(len(labels))
+            leaf_hash(label_leaf(index, labels[index], self._salt(index))) for index in range(len(labels))
         )
         self.commitment = encode_hash(self._tree.root())
 
@@ -62,21 +49,16 @@ class AnswerKey:
         Raises:
             LogChanged: it is not.
         """
-        if leaf_hash(leaf(label_id, label, self._salt(label_id))) != self._tree.leaf(label_id):
+        if leaf_hash(label_leaf(label_id, label, self._salt(label_id))) != self._tree.leaf(label_id):
             raise LogChanged(f"The label of image {label_id} is not the one that was committed to.")
 
-    def open(self, label_id: int) -> Opening:
+    def open(self, label_id: int) -> LabelOpening:
         """Return what shows a label to be the one committed to."""
         proof = self._tree.inclusion_proof(label_id)
-        return Opening(self._salt(label_id), tuple(encode_hash(one) for one in proof))
+        return LabelOpening(salt=self._salt(label_id), proof=[encode_hash(node) for node in proof])
 
     def _salt(self, label_id: int) -> str:
         return hmac.digest(self._secret, b"%d" % label_id, "sha256").hex()
-
-
-def leaf(label_id: int, label: int, salt: str) -> bytes:
-    """Return the leaf of one label."""
-    return canonical_json({"id": label_id, "label": label, "salt": salt})
 
 
 def open_answer_key(connection: Connection) -> AnswerKey:

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from label_service.log.merkle import HASH_BYTES, VerificationError
 
+# A log is named after its id: this prefix, then the id.
+ORIGIN_PREFIX = "labelmeter/"
 _ED25519 = b"\x01"
 _KEY_BYTES = 32
 _KEY_ID_BYTES = 4

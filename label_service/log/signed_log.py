@@ -24,15 +24,14 @@ from sqlalchemy import Connection, Engine, exists, func, insert, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, LogChanged
-from label_service.log.checkpoint import Checkpoint, SigningKey
+from label_service.log.checkpoint import ORIGIN_PREFIX, Checkpoint, SigningKey
 from label_service.log.entries import Entry
+from label_service.log.evidence import Receipt
 from label_service.log.merkle import MerkleTree, VerificationError, encode_hash, leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
 from label_service.store import tables
 
 logger = logging.getLogger(__name__)
-
-ORIGIN_PREFIX = "labelmeter/"
 
 
 @dataclass(frozen=True)
@@ -46,23 +45,6 @@ class SignedHead:
     def signature(self) -> str:
         """Key id and signature, base64: the end of the note."""
         return self.note.rstrip("\n").rpartition(" ")[2]
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """Proof that an entry is in the log.
-
-    Attributes:
-        entry: its exact text.
-        index: its number.
-        inclusion_proof: hashes from the leaf's sibling up, base64.
-        checkpoint: the signed head that the proof leads to.
-    """
-
-    entry: str
-    index: int
-    inclusion_proof: tuple[str, ...]
-    checkpoint: str
 
 
 class SignedLog:
@@ -153,7 +135,12 @@ class SignedLog:
         """Prove that a committed entry is under the newest head."""
         head = self.head
         proof = self._tree.inclusion_proof(entry.seq, head.checkpoint.size)
-        return Receipt(entry.data.decode("ascii"), entry.seq, tuple(encode_hash(one) for one in proof), head.note)
+        return Receipt(
+            entry=entry.data.decode("ascii"),
+            index=entry.seq,
+            inclusion_proof=[encode_hash(node) for node in proof],
+            checkpoint=head.note,
+        )
 
     def inclusion_proof(self, index: int, size: int) -> list[bytes]:
         """Prove an entry under a signed size; ValueError if there is no such entry or size."""

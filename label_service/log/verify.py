@@ -16,11 +16,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from label_service.log.account import Account, EntryFails, RunAccount, play
-from label_service.log.answer_key import leaf
-from label_service.log.checkpoint import Checkpoint, Verifier
+from label_service.log.checkpoint import ORIGIN_PREFIX, Checkpoint, Verifier
+from label_service.log.evidence import EarlierHead, Evidence, KeptAnswer, Receipt, label_leaf
 from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash, verify_inclusion
-from label_service.log.signed_log import ORIGIN_PREFIX
-from label_service.web.schemas import EarlierHead, Evidence, KeptAnswer, Receipt
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ class _Log:
 
 def _check_labels(answer: KeptAnswer, commitment: str | None, pool_size: int) -> int:
     """Check the labels of an answer against its entry and the answer key; return how many there were."""
-    labels, seq = answer.told, answer.receipt.index
+    labels, seq = answer.opened_labels, answer.receipt.index
     if not labels:
         return 0
     if sorted(label.id for label in labels) != sorted(json.loads(answer.receipt.entry)["ids"]):
@@ -200,7 +198,7 @@ def _check_labels(answer: KeptAnswer, commitment: str | None, pool_size: int) ->
         raise VerificationError(f"entry {seq}: its answer opens a commitment, and no entry binds one")
     (answer_root,) = _proof([commitment], "the commitment to the answer key")
     for label in labels:
-        opened = leaf_hash(leaf(label.id, label.label, label.opening.salt))
+        opened = leaf_hash(label_leaf(label.id, label.label, label.opening.salt))
         proof = _proof(label.opening.proof, f"entry {seq}: the opening of label {label.id}")
         try:
             verify_inclusion(opened, label.id, pool_size, proof, answer_root)

@@ -20,9 +20,7 @@ from label_service.errors import (
 from label_service.ledger import ledger
 from label_service.ledger.limits import GUEST
 from label_service.ledger.tokens import matches, run_of, token_hash
-from label_service.log.entries import Entry
 from label_service.service import LabelService
-from label_service.web.schemas import Receipt
 
 # RFC 6750 section 2.1 names the characters a bearer token may have.
 BEARER = re.compile(r"Bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
@@ -123,11 +121,6 @@ def label_headers(budget: int, remaining: int) -> dict[str, str]:
     The two fields are those of draft-ietf-httpapi-ratelimit-headers; the budget has no window, so none is named.
     """
     return {**NO_STORE, "RateLimit-Policy": f'"labels";q={budget}', "RateLimit": f'"labels";r={remaining}'}
-
-
-def receipt(service: LabelService, entry: Entry) -> Receipt:
-    """Return the proof that a request's entry is in the log."""
-    return Receipt.model_validate(service.log.receipt(entry))
 
 
 def problem_headers(problem: Problem) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from label_service.data.seed import DatasetInfo
 from label_service.ledger.ledger import Evaluated
+from label_service.log.evidence import Evidence, OpenedLabel, Receipt
 from label_service.log.log_reader import RunInfo
 from label_service.settings import MAX_IDS_PER_BATCH
 
@@ -91,53 +92,6 @@ class EvaluationRequest(_Request):
     budget: Budget | None = Field(None, description="The declared budget this evaluation is for.")
 
 
-class Receipt(BaseModel):
-    """Proof that the entry of this request is in the log: hash the entry, follow the proof, compare the root."""
-
-    model_config = ConfigDict(from_attributes=True)
-    entry: str = Field(description="The entry's exact text: the leaf of the tree.")
-    index: int = Field(description="Its number, which is its place among the leaves.")
-    inclusion_proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64.")
-    checkpoint: str = Field(description="The signed head the proof leads to (C2SP tlog-checkpoint).")
-
-
-class EarlierHead(BaseModel):
-    """The signature under an earlier size of the log; its root follows from the entries."""
-
-    size: int
-    signature: str = Field(description="Key id and Ed25519 signature, base64, as in a signed note.")
-
-
-class Evidence(BaseModel):
-    """The whole log under one signed head: all that offline verification needs beside the pinned key."""
-
-    bundle: Literal[1] = 1
-    key: str = Field(description="The log's verifier key. Compare it with the one you pinned.")
-    pool_size: int = Field(description="Leaves of the answer key.")
-    checkpoint: str
-    entries: list[str] = Field(description="Every entry's exact text, in order, up to the checkpoint's size.")
-    heads: list[EarlierHead] = Field(description="One a commit; they name the entry that was changed, if one was.")
-
-
-class LabelOpening(BaseModel):
-    """Proof that a label is the one committed to before the first query.
-
-    The leaf is `{"id":…,"label":…,"salt":"…"}` without white space; its tree's root is the entry's `label_commitment`.
-    """
-
-    model_config = ConfigDict(from_attributes=True)
-    salt: str = Field(description="64 hexadecimal digits that nobody could guess.")
-    proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64; the index is the id.")
-
-
-class OpenedLabel(BaseModel):
-    """One label and the proof that it was committed to."""
-
-    id: int
-    label: int
-    opening: LabelOpening
-
-
 class Label(OpenedLabel):
     """One label, and whether this request was charged for it."""
 
@@ -179,24 +133,6 @@ class LabelAnswer(Label):
     run_id: str
     replayed: bool = Field(description="Nothing was charged: the run had the label already.")
     receipt: Receipt
-
-
-class KeptAnswer(BaseModel):
-    """What verification reads of an answer that a client kept: its receipt, and the labels it told."""
-
-    receipt: Receipt
-    labels: list[OpenedLabel] = Field(default_factory=list)
-    # The answer about a single label has these at its top.
-    id: int | None = None
-    label: int | None = None
-    opening: LabelOpening | None = None
-
-    @property
-    def told(self) -> list[OpenedLabel]:
-        """Every label of the answer."""
-        if self.id is None or self.label is None or self.opening is None:
-            return self.labels
-        return [OpenedLabel(id=self.id, label=self.label, opening=self.opening)]
 
 
 class LabelsAnswer(BaseModel):

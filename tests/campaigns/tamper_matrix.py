@@ -18,10 +18,10 @@ from typing import Any
 
 from label_service.log.checkpoint import Checkpoint, SigningKey, Verifier
 from label_service.log.entries import canonical_json
+from label_service.log.evidence import Evidence, KeptAnswer
 from label_service.log.merkle import VerificationError, leaf_hash, root
 from label_service.log.verify import verify
 from label_service.settings import Settings
-from label_service.web.schemas import Evidence, KeptAnswer
 from tests.support.datasets import make_idx_dataset
 from tests.support.services import run_service
 
@@ -217,7 +217,7 @@ def _old_backup(case: Case) -> Iterator[Trial]:
 
 def _changed_labels(case: Case) -> Iterator[Trial]:
     """A label answered that is not the one committed to, with everything else as it was."""
-    told = [n for n, answer in enumerate(case.kept) if answer.told]
+    told = [n for n, answer in enumerate(case.kept) if answer.opened_labels]
     for place, at in zip(PLACES, (told[0], told[1], told[-1]), strict=True):
         answer = case.kept[at]
         label = answer.labels[0].model_copy(update={"label": (answer.labels[0].label + 1) % 3})

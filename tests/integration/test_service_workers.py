@@ -26,12 +26,12 @@ from label_service.errors import DatabaseRefused
 from label_service.ledger import ledger
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.checkpoint import Checkpoint, Verifier
+from label_service.log.evidence import Evidence, KeptAnswer
 from label_service.log.merkle import verify_consistency
 from label_service.log.verify import verify
 from label_service.service import open_service
 from label_service.settings import Settings
 from label_service.store.backends import WRITER_LOCK, find_database
-from label_service.web.schemas import Evidence, KeptAnswer
 from label_service.web.server import WORKER_TIMEOUT_S
 from tests.integration.test_service_failures import assert_nothing_leaves_and_then_recovers, free_port, wait_until_live
 from tests.support.postgres import PostgresServer, why_not

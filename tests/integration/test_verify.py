@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from label_service.cli import app
 from label_service.log.checkpoint import SigningKey
 from label_service.log.entries import canonical_json
+from label_service.log.evidence import Evidence
 from label_service.log.merkle import VerificationError
 from label_service.log.verify import verify
 from label_service.settings import Settings
-from label_service.web.schemas import Evidence
 from tests.campaigns.tamper_matrix import LAST, Case, edited, honest_case, judge, trials
 from tests.support.datasets import make_idx_dataset
 from tests.support.services import run_service

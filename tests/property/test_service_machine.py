@@ -18,10 +18,10 @@ from label_service.errors import DatabaseRefused, LabelBudgetExhausted, Problem,
 from label_service.ledger import ledger, runs
 from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log.evidence import KeptAnswer, OpenedLabel
 from label_service.log.verify import verify
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
-from label_service.web.schemas import KeptAnswer, LabelOpening, OpenedLabel, Receipt
 from tests.support.datasets import make_idx_dataset
 
 POOL, TEST, CLASSES, BUDGET = 12, 6, 3, 5
@@ -98,16 +98,11 @@ class ServiceMachine(RuleBasedStateMachine):
             self._keep(answer)
 
     def _keep(self, answer: ledger.Revealed) -> None:
-        proved = self.service.log.receipt(answer.entry)
         opened = [
-            OpenedLabel(
-                id=label.id,
-                label=label.label,
-                opening=LabelOpening.model_validate(self.service.rules.answer_key.open(label.id)),
-            )
+            OpenedLabel(id=label.id, label=label.label, opening=self.service.rules.answer_key.open(label.id))
             for label in answer.labels
         ]
-        self.kept.append(KeptAnswer(receipt=Receipt.model_validate(proved, from_attributes=True), labels=opened))
+        self.kept.append(KeptAnswer(receipt=self.service.log.receipt(answer.entry), labels=opened))
 
     @rule(run=opened)
     def evaluate(self, run: str) -> None:

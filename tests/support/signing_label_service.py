@@ -114,5 +114,4 @@ class SigningLabelService(FakeLabelService):
         return status, document | {"receipt": self.log.append(**entry)}
 
     def _open(self, label_id: int) -> dict[str, Any]:
-        opening = self.log.answer_key.open(label_id)
-        return {"salt": opening.salt, "proof": list(opening.proof)}
+        return self.log.answer_key.open(label_id).model_dump()

@@ -22,12 +22,11 @@ from label_service.errors import (
 )
 from label_service.ledger import ledger
 from label_service.service import LabelService
-from label_service.web.callers import Caller, Service, label_headers, ledger_request, receipt
+from label_service.web.callers import Caller, Service, label_headers, ledger_request
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
     Label,
     LabelAnswer,
-    LabelOpening,
     LabelQuery,
     LabelsAnswer,
     PathLabelId,
@@ -74,7 +73,7 @@ async def reveal_label(label_id: PathLabelId, request: Request, service: Service
         remaining=answer.remaining,
         run_id=answer.run_id,
         replayed=answer.replayed,
-        receipt=receipt(service, answer.entry),
+        receipt=service.log.receipt(answer.entry),
     )
     return _written(told, answer)
 
@@ -94,7 +93,7 @@ async def query_labels(query: LabelQuery, request: Request, service: Service, ru
         remaining=answer.remaining,
         run_id=answer.run_id,
         replayed=answer.replayed,
-        receipt=receipt(service, answer.entry),
+        receipt=service.log.receipt(answer.entry),
     )
     return _written(told, answer)
 
@@ -105,7 +104,7 @@ def _label(service: LabelService, item: ledger.RevealedLabel) -> dict[str, Any]:
         "label": item.label,
         "label_name": service.dataset.class_names[item.label],
         "charged": item.charged,
-        "opening": LabelOpening.model_validate(service.rules.answer_key.open(item.id)),
+        "opening": service.rules.answer_key.open(item.id),
     }
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from label_service.errors import LogNotWritable, NotSigned
+from label_service.log.evidence import Evidence
 from label_service.log.log_reader import Filter, Summary
 from label_service.log.merkle import encode_hash
 from label_service.web.callers import NO_STORE, Service
@@ -19,7 +20,6 @@ from label_service.web.schemas import (
     MAX_ID,
     MAX_SEQ,
     ConsistencyAnswer,
-    Evidence,
     InclusionAnswer,
     KeyAnswer,
     LogPage,

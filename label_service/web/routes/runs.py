@@ -25,7 +25,7 @@ from label_service.errors import (
 from label_service.ledger.limits import GUEST
 from label_service.log.log_reader import RunInfo
 from label_service.service import LabelService
-from label_service.web.callers import NO_STORE, OwnRun, Service, ledger_request, may_open_run, receipt
+from label_service.web.callers import NO_STORE, OwnRun, Service, ledger_request, may_open_run
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
     EvaluationAnswer,
@@ -60,7 +60,7 @@ async def open_run(body: RunRequest, request: Request, response: Response, servi
     run = await run_in_threadpool(find_run, service, opened.run_id)
     response.headers.update({**NO_STORE, "Location": f"/v1/runs/{opened.run_id}"})
     return RunOpenedAnswer(
-        **dict(run), token=opened.token, dataset=service.dataset, receipt=receipt(service, opened.entry)
+        **dict(run), token=opened.token, dataset=service.dataset, receipt=service.log.receipt(opened.entry)
     )
 
 
@@ -87,7 +87,7 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
     entry = await service.seal(ledger_request(request, run_id))
     run = await run_in_threadpool(find_run, service, run_id)
     evidence = await run_in_threadpool(service.evidence)
-    return RunSealedAnswer(**dict(run), receipt=receipt(service, entry), evidence=evidence)
+    return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry), evidence=evidence)
 
 
 @router.post(
@@ -116,7 +116,7 @@ async def evaluate_run(
     """
     answer = await service.evaluate(ledger_request(request, run_id), body.predictions, body.budget)
     response.headers.update(NO_STORE)
-    return EvaluationAnswer(**dict(answer), receipt=receipt(service, answer.entry))
+    return EvaluationAnswer(**dict(answer), receipt=service.log.receipt(answer.entry))
 
 
 def find_run(service: LabelService, run_id: str) -> RunInfo:
