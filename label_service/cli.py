@@ -14,8 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, SetupError
 from label_service.settings import Settings
-from label_service.store.backends import find_database
-from label_service.store.sqlite import reason_of
+from label_service.store.backends import find_database, reason_of
 
 app = typer.Typer(
     help="The label database: prepares data, reveals labels over HTTP, charges and logs every query.",
