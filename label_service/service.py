@@ -34,8 +34,8 @@ from label_service.log.log_reader import LogReader
 from label_service.log.signed_log import SignedHead, SignedLog, open_signed_log
 from label_service.metrics import Metrics
 from label_service.settings import Settings
-from label_service.store.backends import find_database, heads_path, key_path
-from label_service.store.sqlite import migrate, reason_of
+from label_service.store.backends import find_database, heads_path, key_path, reason_of
+from label_service.store.migrations import migrate
 
 T = TypeVar("T")
 

@@ -11,7 +11,8 @@ from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.answer_key import open_answer_key
 from label_service.service import open_service
 from label_service.settings import Settings
-from label_service.store.sqlite import database_path, migrate, open_writing_engine
+from label_service.store.backends import find_database
+from label_service.store.migrations import migrate
 from tests.support.load import POOL
 
 
@@ -23,7 +24,7 @@ def make_long_log(data: Path, folder: Path, entries: int) -> Path:
     database = folder / "long" / "labels.sqlite3"
     database.parent.mkdir()
     settings = Settings(data=data, other_data=True, database_url=f"sqlite:///{database}", guest_budget=entries)
-    engine = open_writing_engine(database_path(settings.database_url), 5.0)
+    engine = find_database(settings).open_writing_engine()
     migrate(engine)
     with UnitOfWork.begin(engine) as unit:
         info = seed(unit.connection, read_label_files(data, True))

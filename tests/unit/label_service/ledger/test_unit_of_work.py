@@ -15,7 +15,8 @@ from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.answer_key import open_answer_key
 from label_service.store import tables
-from label_service.store.sqlite import migrate, open_writing_engine
+from label_service.store.migrations import migrate
+from label_service.store.sqlite import open_writing_engine
 from tests.support.datasets import make_idx_dataset
 
 ASKED = 20
