@@ -12,11 +12,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, SetupError
 from label_service.settings import Settings
-from label_service.store.backends import find_database, reason_of
 
 app = typer.Typer(
     help="The label database: prepares data, reveals labels over HTTP, charges and logs every query.",
@@ -147,6 +145,7 @@ def seed(settings: Settings) -> None:
     """Fill an empty database with the labels of a prepared folder. Doing it twice changes nothing."""
     from label_service.data.seed import read_label_files
     from label_service.service import open_service
+    from label_service.store.backends import find_database
 
     # Unlike serve, seed has nothing to do without label files, even if the database is seeded already.
     read_label_files(settings.data, settings.other_data)
@@ -174,7 +173,10 @@ def export(
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
 ) -> None:
     """Write the query log as one JSON entry a line, from the database itself; the service need not run."""
+    from sqlalchemy.exc import SQLAlchemyError
+
     from label_service.log.log_reader import LogReader
+    from label_service.store.backends import find_database, reason_of
 
     database = find_database(settings)
     engine = database.open_reading_engine()

@@ -9,7 +9,7 @@ import pytest
 
 LIST_HEAVY_MODULES = """
 import sys
-import label_service.log.verify
+import label_service.cli, label_service.log.verify
 {more}
 heavy = ("fastapi", "starlette", "sqlalchemy", "label_service.web", "label_service.ledger", "label_service.store")
 print([name for name in heavy if name in sys.modules])
@@ -21,7 +21,7 @@ print([name for name in heavy if name in sys.modules])
     [("", "[]"), ("import label_service.web.schemas", "label_service.web"), ("import sqlalchemy", "sqlalchemy")],
 )
 def test_the_verifier_needs_no_database_and_no_web(more: str, loaded: str) -> None:
-    """A fresh process imports the verifier; the twins import more and are found out."""
+    """A fresh process imports the verifier and its command; the twins import more and are found out."""
     code = LIST_HEAVY_MODULES.format(more=more)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded in done.stdout
