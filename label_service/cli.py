@@ -199,8 +199,8 @@ def verify(
     ] = None,
 ) -> None:
     """Verify an evidence bundle offline: signature, tree, and every entry by the rules. Exit code 1 if it fails."""
-    from label_service.log.checkpoint import Verifier
     from label_service.log.merkle import VerificationError
+    from label_service.log.signed_note import Verifier
     from label_service.log.verify import read_bundle, read_receipts
     from label_service.log.verify import verify as check
 

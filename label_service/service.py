@@ -29,9 +29,10 @@ from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.ledger.writer import Work, Writer
 from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import Entry
-from label_service.log.evidence import EarlierHead, Evidence
+from label_service.log.evidence import Evidence
 from label_service.log.log_reader import LogReader
-from label_service.log.signed_log import SignedHead, SignedLog, open_signed_log
+from label_service.log.signed_log import SignedLog, open_signed_log
+from label_service.log.tree_head import TreeHead
 from label_service.metrics import Metrics
 from label_service.settings import Settings
 from label_service.store.backends import find_database, heads_path, key_path, reason_of
@@ -134,13 +135,12 @@ class LabelService:
     def evidence(self) -> Evidence:
         """Return the whole log under its newest signed head."""
         head = self.log.head
-        size = head.checkpoint.size
         return Evidence(
             key=self.log.verifier.vkey,
             pool_size=self.dataset.pool_size,
             checkpoint=head.note,
-            entries=[entry.decode("ascii") for entry in self.reader.export(size)],
-            heads=[EarlierHead(size=one, signature=signature) for one, signature in self.reader.heads(size)],
+            entries=[entry.decode("ascii") for entry in self.reader.export(head.size)],
+            heads=self.reader.heads(head.size),
         )
 
     async def token_hash(self, run_id: str) -> str | None:
@@ -159,11 +159,11 @@ class LabelService:
         Raises:
             LogNotWritable: the tree cannot be brought up to date.
         """
-        if self.shared and await asyncio.to_thread(self.reader.size) > self.log.head.checkpoint.size:
+        if self.shared and await asyncio.to_thread(self.reader.size) > self.log.head.size:
             # A transaction without work: the writer takes in new entries before the work.
             await self._write(_do_nothing)
 
-    async def head(self) -> SignedHead:
+    async def head(self) -> TreeHead:
         """Return the newest signed head; with other workers, one over everything that is committed now.
 
         A client that got a head from one worker and asks another must not be shown an older one.
@@ -180,7 +180,7 @@ class LabelService:
         Raises:
             LogNotWritable: the tree cannot be brought up to date.
         """
-        if size > self.log.head.checkpoint.size:
+        if size > self.log.head.size:
             await self.catch_up()
 
     async def ready(self) -> bool:
@@ -262,7 +262,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         )
         writer = Writer(engine, log, settings.queue_size, settings.max_group, metrics.observe_commit)
         stack.callback(writer.close)
-        metrics.watch(lambda: writer.waiting, reader.entries_count)
+        metrics.watch(lambda: writer.waiting, reader.size)
         logger.info(
             "%s: %d labels in %s, log %s, key %s, %s",
             dataset.name,

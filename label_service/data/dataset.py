@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -174,13 +173,3 @@ def check_class_names(names: tuple[str, ...] | None, classes: int) -> tuple[str,
     if len(names) != classes:
         raise DataRefused(f"{len(names)} class names were given for {classes} classes; give one name for each class.")
     return names
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

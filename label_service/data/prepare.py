@@ -32,11 +32,11 @@ from label_service.data.dataset import (
     read_card,
     sha256,
     stored_path,
-    write_atomically,
 )
 from label_service.data.redraw import REDRAWN_TEST_SIZE, redraw
 from label_service.data.sources import DEBIAN_PACKAGE, Say, Sources, has_all_files
 from label_service.errors import DataRefused
+from label_service.files import write_atomically
 
 # Only the service's user may look into the labels.
 LABELS_MODE = 0o700

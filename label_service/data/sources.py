@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from label_service.data.dataset import FILES, OFFICIAL_GZIP_SHA256, find_file, sha256, write_atomically
+from label_service.data.dataset import FILES, OFFICIAL_GZIP_SHA256, find_file, sha256
 from label_service.errors import DataRefused
+from label_service.files import write_atomically
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

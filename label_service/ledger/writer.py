@@ -159,7 +159,7 @@ class Writer:
                     for job in jobs:
                         _run(job, unit)
                     unit.flush()
-                    self._log.keep_head(connection)
+                    self._log.store_head(connection)
                     new = self._log.new_entries(connection)
                 # One signature for the whole group: after the commit, before the first answer.
                 self._log.grow(new)
@@ -184,7 +184,7 @@ class Writer:
         logger.error("log not writable, %d request(s) refused: %s: %s", len(jobs), type(reason).__name__, reason)
         # After a failed write nothing is assumed of the connection; the next transaction opens a new one.
         self._engine.dispose()
-        self._log.doubt()
+        self._log.recheck()
         for job in jobs:
             job.future.set_exception(
                 LogNotWritable(

@@ -1,6 +1,6 @@
-"""The reading side: the log, its summary and the runs, from read-only connections that never see an open transaction.
+"""Reading the log, its summary and the runs, over read-only connections that never see an open transaction.
 
-No function here reads a label table.
+Nothing here reads a table of labels.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from pydantic import BaseModel, Field, computed_field
 from sqlalchemy import Connection, Engine, Row, Select, false, func, select
 
 from label_service.log.entries import DONE
+from label_service.log.evidence import EarlierHead
 from label_service.store import tables
 
 EXPORT_PAGE = 1000
-# No run and no operation has it in its name, and PostgreSQL takes no text with it, not even to compare.
-_ZERO = "\x00"
+# No run and no operation has this character in its name, and PostgreSQL accepts no text that contains it.
+_NUL = "\x00"
 _EVALUATIONS = select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which entries are wanted; None leaves a field open."""
+    """Which entries to return; None accepts every value of a field."""
 
     run: str | None = None
     label_id: int | None = None
@@ -89,38 +90,38 @@ class Summary(BaseModel, frozen=True):
 
 
 class LogReader:
-    """Answers questions about the log; each answer is one consistent state."""
+    """Reads the log and the runs; each method sees one consistent state."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def page(self, after: int, limit: int, wanted: Filter) -> tuple[list[bytes], int | None]:
-        """Return up to `limit` entries with a number above `after`, and the number to go on after (None: no more)."""
+        """Return up to `limit` entries numbered above `after`, and the number to continue after (None: no more)."""
         with self._engine.connect() as connection:
-            rows = connection.execute(_wanted(wanted, after).limit(limit + 1)).all()
+            rows = connection.execute(_query(wanted, after).limit(limit + 1)).all()
         page = rows[:limit]
         return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
 
     def export(self, size: int | None = None) -> Iterator[bytes]:
-        """Yield the exact bytes of the first `size` entries, in order; None takes all there are now.
+        """Yield the exact bytes of the first `size` entries, in order; None means all that there are now.
 
-        Read page by page: one long transaction would keep the writer from ever truncating its journal.
+        The entries are read page by page, because one long transaction would keep SQLite from truncating its journal.
         """
         with self._engine.connect() as connection:
             last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one() if size is None else size - 1
         after = -1
         while last is not None and after < last:
             with self._engine.connect() as connection:
-                rows = connection.execute(_wanted(Filter(), after).limit(min(EXPORT_PAGE, last - after))).all()
+                rows = connection.execute(_query(Filter(), after).limit(min(EXPORT_PAGE, last - after))).all()
             yield from (row.entry for row in rows)
             after = rows[-1].seq
 
-    def heads(self, size: int) -> list[tuple[int, str]]:
-        """Return sizes below `size` at which a head was signed, in order, each with its signature."""
+    def heads(self, size: int) -> list[EarlierHead]:
+        """Return the heads that were signed over fewer than `size` entries, in order."""
         heads = tables.heads.c
         earlier = select(heads.size, heads.signature).where(heads.size < size).order_by(heads.size)
         with self._engine.connect() as connection:
-            return [(row.size, row.signature) for row in connection.execute(earlier)]
+            return [EarlierHead(size=row.size, signature=row.signature) for row in connection.execute(earlier)]
 
     def latest(self, count: int) -> list[dict[str, Any]]:
         """Return the latest entries, newest first, as parsed JSON."""
@@ -142,7 +143,7 @@ class LogReader:
 
     def run(self, run_id: str) -> RunInfo | None:
         """Return the state of one run, or None if there is no such run."""
-        if _ZERO in run_id:
+        if _NUL in run_id:
             return None
         with self._engine.connect() as connection:
             row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one_or_none()
@@ -157,23 +158,18 @@ class LogReader:
             ).scalar_one_or_none()
 
     def size(self) -> int:
-        """Return the number of entries by the last one's number: numbers have no gap."""
+        """Return the number of entries. It follows from the number of the last one, because numbers have no gap."""
         with self._engine.connect() as connection:
             last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
         return 0 if last is None else last + 1
 
-    def entries_count(self) -> int:
-        """Return the number of entries."""
-        with self._engine.connect() as connection:
-            return connection.execute(select(func.count()).select_from(tables.entries)).scalar_one()
 
-
-def _wanted(wanted: Filter, after: int) -> Select[tuple[int, bytes]]:
+def _query(wanted: Filter, after: int) -> Select[tuple[int, bytes]]:
     entries = tables.entries.c
     query = select(entries.seq, entries.entry).where(entries.seq > after).order_by(entries.seq)
     for column, text in ((entries.run_id, wanted.run), (entries.op, wanted.op)):
         if text is not None:
-            query = query.where(column == text if _ZERO not in text else false())
+            query = query.where(column == text if _NUL not in text else false())
     if wanted.label_id is not None:
         asked = select(tables.entry_ids.c.seq).where(tables.entry_ids.c.label_id == wanted.label_id)
         query = query.where(entries.seq.in_(asked))

@@ -22,8 +22,8 @@ from typing import Any
 
 import httpx
 
-from label_service.log.checkpoint import Verifier
 from label_service.log.evidence import Evidence, KeptAnswer
+from label_service.log.signed_note import Verifier
 from label_service.log.verify import verify
 from tests.support.datasets import make_idx_dataset
 from tests.support.service_process import start, stop_at_once

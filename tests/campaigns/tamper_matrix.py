@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from label_service.log.checkpoint import Checkpoint, SigningKey, Verifier
 from label_service.log.entries import canonical_json
 from label_service.log.evidence import Evidence, KeptAnswer
-from label_service.log.merkle import VerificationError, leaf_hash, root
+from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash
+from label_service.log.signed_note import SigningKey, Verifier
+from label_service.log.tree_head import TreeHead
 from label_service.log.verify import verify
 from label_service.settings import Settings
 from tests.support.datasets import make_idx_dataset
@@ -46,10 +47,9 @@ class Case:
         """Make a bundle of other entries; signed anew by someone who holds the key, or under the old heads."""
         if not signed:
             return self.evidence.model_copy(update={"entries": entries})
-        head = Checkpoint(self.key.name, len(entries), root([leaf_hash(entry.encode()) for entry in entries]))
-        return self.evidence.model_copy(
-            update={"entries": entries, "checkpoint": head.sign(self.signing_key), "heads": []}
-        )
+        root = MerkleTree(leaf_hash(entry.encode()) for entry in entries).root()
+        head = TreeHead.sign(self.signing_key, len(entries), root)
+        return self.evidence.model_copy(update={"entries": entries, "checkpoint": head.note, "heads": []})
 
 
 def honest_case(folder: Path) -> Case:
@@ -197,9 +197,10 @@ def judge(trial: Trial, key: Verifier) -> Trial:
 
 def _other_key(case: Case) -> Iterator[Trial]:
     other = SigningKey.generate(case.key.name)
-    head = Checkpoint.open(case.evidence.checkpoint, case.key)
+    head = TreeHead.open(case.evidence.checkpoint, case.key)
+    note = TreeHead.sign(other, head.size, head.root).note
     for named, vkey in (("named", other.verifier.vkey), ("hidden", case.evidence.key)):
-        forged = case.evidence.model_copy(update={"key": vkey, "checkpoint": head.sign(other), "heads": []})
+        forged = case.evidence.model_copy(update={"key": vkey, "checkpoint": note, "heads": []})
         for receipts in (False, True):
             yield Trial("key swap", f"the other key {named}", None, False, receipts, forged, case.kept)
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from label_service.errors import DatabaseRefused
-from label_service.log.checkpoint import Checkpoint, SigningKey, Verifier
 from label_service.log.entries import canonical_json
-from label_service.log.merkle import VerificationError, leaf_hash, root, verify_consistency, verify_inclusion
+from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash, verify_consistency, verify_inclusion
+from label_service.log.signed_note import SigningKey, Verifier
+from label_service.log.tree_head import TreeHead, head_text
 from label_service.service import open_service
 from label_service.settings import Settings
 from tests.support.services import POSTGRESQL, RunningService, run_service
@@ -31,14 +32,14 @@ def verifier_of(running: RunningService) -> Verifier:
     return Verifier.from_vkey(running.client.get("/v1/log/key").json()["key"])
 
 
-def head_of(running: RunningService) -> Checkpoint:
+def head_of(running: RunningService) -> TreeHead:
     """Read the newest signed head."""
-    return Checkpoint.open(running.client.get("/v1/log/checkpoint").text, verifier_of(running))
+    return TreeHead.open(running.client.get("/v1/log/checkpoint").text, verifier_of(running))
 
 
 def check_receipt(running: RunningService, receipt: dict[str, Any]) -> dict[str, Any]:
     """Verify a receipt as an outsider would and return its entry."""
-    head = Checkpoint.open(receipt["checkpoint"], verifier_of(running))
+    head = TreeHead.open(receipt["checkpoint"], verifier_of(running))
     proof = [base64.b64decode(one) for one in receipt["inclusion_proof"]]
     verify_inclusion(leaf_hash(receipt["entry"].encode()), receipt["index"], head.size, proof, head.root)
     entry: dict[str, Any] = json.loads(receipt["entry"])
@@ -75,7 +76,7 @@ def test_receipts_of_many_clients_at_once_hold_and_their_heads_are_one_history(r
         receipts = list(pool.map(ask, range(64)))
     assert sorted(check_receipt(running, receipt)["ids"][0] for receipt in receipts) == list(range(64))
     verifier = verifier_of(running)
-    heads = sorted({Checkpoint.open(one["checkpoint"], verifier) for one in receipts}, key=lambda head: head.size)
+    heads = sorted({TreeHead.open(one["checkpoint"], verifier) for one in receipts}, key=lambda head: head.size)
     assert len({head.size for head in heads}) == len(heads)
     for older, newer in pairwise(heads):
         answer = running.client.get("/v1/log/proof/consistency", params={"first": older.size, "second": newer.size})
@@ -89,7 +90,7 @@ def test_the_head_is_over_the_exported_entries(running: RunningService) -> None:
     running.client.get("/label/900")
     entries = running.client.get("/v1/log/export.ndjson").content.splitlines()
     head = head_of(running)
-    assert head.size == len(entries) and head.root == root([leaf_hash(entry) for entry in entries])
+    assert head.size == len(entries) and head.root == MerkleTree(leaf_hash(entry) for entry in entries).root()
 
 
 def test_any_entry_is_proved_at_any_signed_size(running: RunningService) -> None:
@@ -97,12 +98,13 @@ def test_any_entry_is_proved_at_any_signed_size(running: RunningService) -> None
     for label_id in range(6):
         running.client.get(f"/label/{label_id}")
     leaves = [leaf_hash(entry) for entry in running.client.get("/v1/log/export.ndjson").content.splitlines()]
+    tree = MerkleTree(leaves)
     for size in range(1, len(leaves) + 1):
         for index in range(size):
             answer = running.client.get("/v1/log/proof/inclusion", params={"index": index, "size": size}).json()
             proof = [base64.b64decode(one) for one in answer["proof"]]
-            assert base64.b64decode(answer["root"]) == root(leaves[:size])
-            verify_inclusion(leaves[index], index, size, proof, root(leaves[:size]))
+            assert base64.b64decode(answer["root"]) == tree.root(size)
+            verify_inclusion(leaves[index], index, size, proof, tree.root(size))
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,9 @@ def test_sealing_answers_the_log_under_a_head(running: RunningService) -> None:
     run_id, token = running.open_run()
     running.client.get("/label/3", headers=token)
     evidence = running.client.post(f"/v1/runs/{run_id}:seal", headers=token).json()["evidence"]
-    head = Checkpoint.open(evidence["checkpoint"], Verifier.from_vkey(evidence["key"]))
+    head = TreeHead.open(evidence["checkpoint"], Verifier.from_vkey(evidence["key"]))
     assert evidence["key"] == verifier_of(running).vkey
-    assert head.root == root([leaf_hash(entry.encode()) for entry in evidence["entries"]])
+    assert head.root == MerkleTree(leaf_hash(entry.encode()) for entry in evidence["entries"]).root()
     assert json.loads(evidence["entries"][-1])["op"] == "run-sealed"
 
 
@@ -347,9 +349,9 @@ def test_the_evidence_names_a_head_for_every_commit(service_settings: Any) -> No
                 running.client.get(f"/label/{label_id}", headers=token)
             evidence = running.client.get("/v1/log/evidence").json()
     assert len(evidence["entries"]) == 9
-    entries = [leaf_hash(entry.encode()) for entry in evidence["entries"]]
-    assert [head["size"] for head in evidence["heads"]] == list(range(1, len(entries)))
+    tree = MerkleTree(leaf_hash(entry.encode()) for entry in evidence["entries"])
+    assert [head["size"] for head in evidence["heads"]] == list(range(1, tree.size))
     verifier = Verifier.from_vkey(evidence["key"])
     for head in evidence["heads"]:
-        text = Checkpoint(verifier.name, head["size"], root(entries[: head["size"]])).text
+        text = head_text(verifier.name, head["size"], tree.root(head["size"]))
         assert verifier.has_signed(text, base64.b64decode(head["signature"]))

@@ -25,9 +25,10 @@ from label_service.cli import app
 from label_service.errors import DatabaseRefused
 from label_service.ledger import ledger
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.checkpoint import Checkpoint, Verifier
 from label_service.log.evidence import Evidence, KeptAnswer
 from label_service.log.merkle import verify_consistency
+from label_service.log.signed_note import Verifier
+from label_service.log.tree_head import TreeHead
 from label_service.log.verify import verify
 from label_service.service import open_service
 from label_service.settings import Settings
@@ -57,14 +58,14 @@ def workers(shared_settings: Settings) -> Iterator[list[RunningService]]:
         yield [stack.enter_context(run_service(shared_settings)) for _ in range(WORKERS)]
 
 
-def head_of(answer: httpx.Response, verifier: Verifier) -> Checkpoint:
+def head_of(answer: httpx.Response, verifier: Verifier) -> TreeHead:
     """Read the head that an answer carries: a checkpoint's own, or its receipt's."""
     note = (
         answer.text
         if answer.headers["content-type"].startswith("text/plain")
         else answer.json()["receipt"]["checkpoint"]
     )
-    return Checkpoint.open(note, verifier)
+    return TreeHead.open(note, verifier)
 
 
 def test_a_client_switched_between_workers_sees_one_growing_history(workers: list[RunningService]) -> None:
@@ -108,7 +109,7 @@ def test_an_entry_of_a_worker_that_died_before_signing_is_signed_by_the_next(wor
         unit = UnitOfWork(connection)
         ledger.reveal(unit, dying.service.rules, request, [5])
         unit.flush()
-        dying.service.log.keep_head(connection)
+        dying.service.log.store_head(connection)
     head = head_of(third.client.get("/v1/log/checkpoint"), third.service.log.verifier)
     assert head.size == 3
     again = other.client.get("/label/5", headers=token).json()

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from label_service.cli import app
-from label_service.log.checkpoint import SigningKey
 from label_service.log.entries import canonical_json
 from label_service.log.evidence import Evidence
 from label_service.log.merkle import VerificationError
+from label_service.log.signed_note import SigningKey
 from label_service.log.verify import verify
 from label_service.settings import Settings
 from tests.campaigns.tamper_matrix import LAST, Case, edited, honest_case, judge, trials
