@@ -127,12 +127,12 @@ def prepare(
     Looks in --from; else in DIR itself; else in Debian's package dataset-fashion-mnist, installed or installable; else
     downloads the published files. Every file is checked by its SHA-256.
     """
-    from label_service.data.prepare import Wish
+    from label_service.data.prepare import PrepareOptions
     from label_service.data.prepare import prepare as make
 
     names = tuple(part.strip() for part in class_names.split(",")) if class_names is not None else None
     with one_sentence():
-        card = make(data, Wish(source, redraw, redraw_from, other_data, names, name, install), say)
+        card = make(data, PrepareOptions(source, redraw, redraw_from, other_data, names, name, install), say)
     say(
         f"{data} holds {card.name}: {card.pool_size:,} pool and {card.test_size:,} test images, "
         f"{len(card.class_names)} classes (from: {card.source})."
