@@ -36,7 +36,7 @@ class Evidence(BaseModel):
     pool_size: int = Field(description="Leaves of the answer key.")
     checkpoint: str
     entries: list[str] = Field(description="Every entry's exact text, in order, up to the checkpoint's size.")
-    heads: list[EarlierHead] = Field(description="One a commit; they name the entry that was changed, if one was.")
+    heads: list[EarlierHead] = Field(description="One for each commit; they narrow down a changed entry.")
 
 
 class LabelOpening(BaseModel):

@@ -188,7 +188,7 @@ def verify_consistency(first: int, second: int, root1: bytes, root2: bytes, proo
         VerificationError: the proof does not show it.
     """
     if not 1 <= first <= second:
-        raise VerificationError(f"a tree of {second} leaves does not grow from one of {first} in a way to prove")
+        raise VerificationError(f"no proof can show that a tree of {second} leaves begins with one of {first}")
     if first == second:
         if proof:
             raise VerificationError("the consistency proof is too long")

@@ -136,7 +136,7 @@ class SignedLog:
         """Prove that an entry is in the log of a signed size.
 
         Raises:
-            ValueError: there is no such entry, or the size was never signed.
+            ValueError: there is no such entry, or fewer entries are signed.
         """
         self._require_signed(size)
         return self._tree.inclusion_proof(index, size)
@@ -145,7 +145,7 @@ class SignedLog:
         """Prove that the log of the second size begins with the log of the first.
 
         Raises:
-            ValueError: the sizes are out of order or were never signed.
+            ValueError: the sizes are out of order, or fewer entries are signed.
         """
         self._require_signed(second)
         return self._tree.consistency_proof(first, second)
@@ -154,7 +154,7 @@ class SignedLog:
         """Return the root of a signed size.
 
         Raises:
-            ValueError: the size was never signed.
+            ValueError: fewer entries are signed.
         """
         self._require_signed(size)
         return self._tree.root(size)

@@ -21,9 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument(
-        "--folder", type=Path, default=Path(), help="on the disk to use; default: the current folder"
-    )
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to use; default: the current folder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         data = make_idx_dataset(Path(scratch) / "data", pool=POOL, test=10, classes=10, side=1)

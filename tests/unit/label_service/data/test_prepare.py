@@ -49,7 +49,7 @@ def no_sources(tmp_path: Path, **override: object) -> Sources:
 
 
 def silent(_: str) -> None:
-    """Say nothing."""
+    """Ignore the sentence."""
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def test_other_data_is_parted_and_described(tmp_path: Path, flat: Path) -> None:
-    """Images and labels land in their own folders, the labels' one closed, with a card beside each."""
+    """Images and labels get their own folders, with a card; only the owner may open the folder of the labels."""
     data = tmp_path / "data"
     names = ("left", "middle", "right")
     card = prepare(data, PrepareOptions(flat, other_data=True, class_names=names, name="bars"), silent)
@@ -98,15 +98,15 @@ def test_preparing_twice_only_verifies(tmp_path: Path, flat: Path) -> None:
 
 
 def test_plain_files_lying_in_the_folder_are_moved_into_its_parts(tmp_path: Path, flat: Path) -> None:
-    """No label file stays beside the images, gzipped or not, and what was moved is said."""
+    """No label file stays beside the images, gzipped or not, and each move is reported."""
     for name in FILES:
         (flat / name).write_bytes(gzip.decompress((flat / f"{name}.gz").read_bytes()))
         (flat / f"{name}.gz").unlink()
-    said: list[str] = []
-    prepare(flat, OTHER, said.append, no_sources(tmp_path))
+    sentences: list[str] = []
+    prepare(flat, OTHER, sentences.append, no_sources(tmp_path))
     assert sorted(path.name for path in flat.iterdir()) == ["dataset.json", "images", "labels"]
     assert all((flat / stored_path(name)).is_file() for name in FILES)
-    assert len(said) == 4
+    assert len(sentences) == 4
 
 
 def test_files_that_were_not_the_source_are_left_alone(tmp_path: Path, flat: Path) -> None:
@@ -195,7 +195,7 @@ def test_wrong_number_of_class_names_is_refused(tmp_path: Path, flat: Path) -> N
 
 
 def test_sources_are_tried_in_order(tmp_path: Path, flat: Path) -> None:
-    """The package's folder, else its installation, else the download; each only if the one before has nothing."""
+    """The package's folder, its installation, the download: each is tried only if those before it fail."""
     steps: list[str] = []
 
     def install(notify: Notify) -> bool:
@@ -276,7 +276,7 @@ def test_official_files_in_each_others_places_are_always_refused(tmp_path: Path)
 @pytest.mark.realdata
 @needs_fashion_mnist
 def test_redrawn_split_is_made_named_and_accepted_without_a_flag(tmp_path: Path) -> None:
-    """A re-drawn folder says what it is, seeds without --other-data, and is not mistaken for another split."""
+    """The card names the split, seeding needs no --other-data, and another split is refused."""
     data = tmp_path / "data"
     card = prepare(data, PrepareOptions(redraw_seed=7, install=False), silent)
     assert (card.name, card.official) == ("Fashion-MNIST re-drawn split 7", False)
@@ -296,7 +296,7 @@ def test_redrawn_split_is_made_named_and_accepted_without_a_flag(tmp_path: Path)
 @pytest.mark.realdata
 @needs_fashion_mnist
 def test_a_split_of_all_images_has_the_official_sizes_and_is_not_mistaken_for_another(tmp_path: Path) -> None:
-    """Each of the 70,000 images is in one part, with its label; the folder says where from, and so must the caller."""
+    """Each of the 70,000 images is in one part, with its label; the card records that all images were used."""
     data = tmp_path / "data"
     card = prepare(data, PrepareOptions(redraw_seed=7, redraw_from="all", install=False), silent)
     assert (card.name, card.official) == ("Fashion-MNIST re-drawn split 7 of all 70,000", False)
@@ -329,7 +329,7 @@ def test_a_split_of_all_images_has_the_official_sizes_and_is_not_mistaken_for_an
 @pytest.mark.realdata
 @needs_fashion_mnist
 def test_a_split_made_before_there_was_a_choice_is_one_of_the_training_images(tmp_path: Path) -> None:
-    """Cards that do not say what was parted are still read, and mean what they meant."""
+    """Older cards do not record the source of the split; they are still read and mean the training images."""
     data = tmp_path / "data"
     prepare(data, PrepareOptions(redraw_seed=7, install=False), silent)
     for path in (data / CARD, data / "labels" / CARD):
@@ -343,7 +343,7 @@ def test_a_split_made_before_there_was_a_choice_is_one_of_the_training_images(tm
 
 
 def _parts(folder: Path) -> list[bytes]:
-    """Return a digest of each image with its label, over both parts, in an order that tells nothing of the parts."""
+    """Return a digest of each image with its label, from both parts, sorted."""
     pairs: list[bytes] = []
     for images_name, labels_name in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
         images = idx.parse_images(_content(folder, images_name), images_name)
