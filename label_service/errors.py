@@ -6,7 +6,7 @@
     │   │   └── DataMissing             there are no label files in it
     │   ├── DatabaseRefused             the database cannot be opened, is in use, or holds other data
     │   └── PortTaken                   the address cannot be listened on
-    ├── LogChanged                      entries that were signed are not in the database any more: nothing is written
+    ├── LogChanged                      the database does not hold what was signed or committed to: nothing is written
     └── Problem                         a client sees it: RFC 9457 problem details
         ├── InvalidRequest        422   path, header or body is not what the contract says
         ├── InvalidPredictions    422   wrong number of predictions, or a class that does not exist
@@ -47,7 +47,7 @@ from typing import Any, ClassVar
 
 
 class LabelServiceError(Exception):
-    """Base of everything this package raises on purpose. Its text is one sentence for the reader."""
+    """Base of every error that this package raises on purpose. Its text is one sentence for the reader."""
 
 
 class SetupError(LabelServiceError):
@@ -71,7 +71,7 @@ class PortTaken(SetupError):  # noqa: N818 - says what happened, as its siblings
 
 
 class LogChanged(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
-    """Raised when entries that were signed are not in the database as they were; no label leaves until they are."""
+    """Raised when signed entries or committed labels have changed in the database; until mended, no label leaves."""
 
 
 class Problem(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do

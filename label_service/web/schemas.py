@@ -1,7 +1,8 @@
 """Request and response models: the HTTP contract. Requests forbid what they do not know.
 
-Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that
-asking for one outside the data set is a logged 404; SQLite never sees it.
+Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that a query
+for an id outside the data set gets a logged 404; SQLite never sees such an id. Where an answer is a fact of the log,
+the ledger or the data, its model stands there, and this module only adds to it.
 """
 
 from __future__ import annotations
