@@ -162,11 +162,6 @@ class LogReader:
             last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
         return 0 if last is None else last + 1
 
-    def entries_count(self) -> int:
-        """Return the number of entries."""
-        with self._engine.connect() as connection:
-            return connection.execute(select(func.count()).select_from(tables.entries)).scalar_one()
-
 
 def _wanted(wanted: Filter, after: int) -> Select[tuple[int, bytes]]:
     entries = tables.entries.c
