@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from label_service.data.seed import DatasetInfo
 from label_service.ledger.ledger import Evaluated
+from label_service.ledger.runs import Opened
 from label_service.log.log_reader import RunInfo
 from label_service.settings import MAX_IDS_PER_BATCH
 
@@ -218,10 +219,9 @@ class RunsAnswer(BaseModel):
     runs: list[RunInfo]
 
 
-class RunOpenedAnswer(RunInfo):
+class RunOpenedAnswer(Opened):
     """A fresh run. The token is shown here and never again."""
 
-    token: str
     dataset: DatasetInfo
     receipt: Receipt
 
