@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.data.seed import DatasetInfo, load_info, read_label_files, seed
@@ -161,7 +161,7 @@ class LabelService:
         """
         if self.shared and await asyncio.to_thread(self.reader.size) > self.log.head.size:
             # A transaction without work: the writer takes in new entries before the work.
-            await self._write(_do_nothing)
+            await self._write(lambda _unit: None)
 
     async def head(self) -> TreeHead:
         """Return the newest signed head; with other workers, one over everything that is committed now.
@@ -234,18 +234,8 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         engine = database.open_writing_engine()
         stack.callback(engine.dispose)
         version = database.version()
-        migrate(engine)
         try:
-            with UnitOfWork.begin(engine) as unit:
-                dataset = _seed(unit.connection, settings)
-                rules = Rules(
-                    dataset.log_id,
-                    open_answer_key(unit.connection),
-                    dataset.pool_size,
-                    settings.total_budget,
-                    settings.total_evaluations,
-                )
-                runs.set_guest_budget(unit, rules, settings.guest_budget)
+            dataset, rules = begin_log(engine, settings)
         except SQLAlchemyError as error:
             raise DatabaseRefused(
                 f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
@@ -275,6 +265,26 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         yield LabelService(settings, dataset, rules, reader, writer, log, metrics, database.shared, version)
 
 
+def begin_log(engine: Engine, settings: Settings) -> tuple[DatasetInfo, Rules]:
+    """Migrate a database, seed it if it is empty, commit to its labels, and set the guest's budget.
+
+    Returns:
+        What was seeded, and the rules of the log.
+
+    Raises:
+        DatabaseRefused: the database cannot be migrated, or holds another data set than the folder.
+        DataRefused: the database is empty and the data folder cannot fill it.
+        SQLAlchemyError: the database cannot be written.
+    """
+    migrate(engine)
+    with UnitOfWork.begin(engine) as unit:
+        dataset = _seed(unit.connection, settings)
+        key = open_answer_key(unit.connection)
+        rules = Rules(dataset.log_id, key, dataset.pool_size, settings.total_budget, settings.total_evaluations)
+        runs.set_guest_budget(unit, rules, settings.guest_budget)
+    return dataset, rules
+
+
 def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
     """Seed an empty database; check a seeded one against the folder if the folder has labels."""
     existing = load_info(connection)
@@ -286,7 +296,3 @@ def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
             return existing
         raise
     return seed(connection, files)
-
-
-def _do_nothing(_unit: UnitOfWork) -> None:
-    pass

@@ -7,13 +7,14 @@ raise it, because a refusal is an entry of the log too and is committed like a r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import Field
 from sqlalchemy import func, insert, select, update
 
-from label_service.data.dataset import sha256
 from label_service.errors import Problem, UnknownId
 from label_service.ledger.append import Rules, append
 from label_service.ledger.idempotency import find_key, keep_key
@@ -91,7 +92,7 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
     """
     asked = list(dict.fromkeys(ids))
     run = unit.run(request.run_id)
-    fingerprint = sha256(canonical_json({"op": "query", "ids": asked})) if request.key is not None else ""
+    fingerprint = _sha256({"op": "query", "ids": asked}) if request.key is not None else ""
     earlier = find_key(unit, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
@@ -144,8 +145,8 @@ def evaluate(
         The number of right predictions, or the refusal.
     """
     run = unit.run(request.run_id)
-    predictions_sha256 = sha256(canonical_json(list(predictions)))
-    fingerprint = sha256(canonical_json({"op": "evaluation", "predictions": predictions_sha256, "budget": budget}))
+    predictions_sha256 = _sha256(list(predictions))
+    fingerprint = _sha256({"op": "evaluation", "predictions": predictions_sha256, "budget": budget})
     earlier = find_key(unit, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
@@ -202,6 +203,10 @@ def seal(unit: UnitOfWork, rules: Rules, request: Request) -> Entry:
         return Entry(row.seq, bytes(row.entry))
     unit.connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
     return append(unit, rules, run, request.request_id, "run-sealed", "sealed")
+
+
+def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def _totals(unit: UnitOfWork, rules: Rules) -> Totals:

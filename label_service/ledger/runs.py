@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from pydantic import Field
 from sqlalchemy import insert, select, update
 
 from label_service.errors import InvalidRequest, Problem, RunBudgetTooLarge, TooManyEvaluations
@@ -14,19 +14,19 @@ from label_service.ledger.limits import GUEST, RunState
 from label_service.ledger.tokens import new_run_id, new_token, token_hash
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.entries import Entry, now
+from label_service.log.log_reader import RunInfo, describe_run
 from label_service.store import tables
 
 # Entries that no HTTP request caused carry this instead of a request id.
 NO_REQUEST = "service"
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A fresh run, its token, which the service cannot say again, and the entry of its opening."""
+class Opened(RunInfo, frozen=True):
+    """A fresh run and its token, which the service stores only as a hash."""
 
-    run_id: str
     token: str
-    entry: Entry
+    # That logs the opening; a client gets it inside the receipt.
+    entry: Entry = Field(exclude=True)
 
 
 def refuse_opening(
@@ -81,7 +81,9 @@ def open_run(
     declared = tuple(evaluation_budgets)
     run = RunState(new_run_id(), budget, 0, evaluation_budgets=declared, evaluations_allowed=max(1, len(declared)))
     token = new_token(run.run_id)
-    return Opened(run.run_id, token, _open(unit, rules, request_id, run, name, token_hash(token)))
+    entry = _open(unit, rules, request_id, run, name, token_hash(token))
+    row = unit.connection.execute(select(tables.runs).where(tables.runs.c.run_id == run.run_id)).one()
+    return Opened(**dict(describe_run(row)), token=token, entry=entry)
 
 
 def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int) -> None:

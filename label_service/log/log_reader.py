@@ -139,7 +139,9 @@ class LogReader:
         with self._engine.connect() as connection:
             rows = connection.execute(select(tables.runs).order_by(tables.runs.c.opened_at, tables.runs.c.run_id)).all()
             made = connection.execute(_EVALUATIONS).all()
-        return [_describe(row, [evaluation for evaluation in made if evaluation.run_id == row.run_id]) for row in rows]
+        return [
+            describe_run(row, [evaluation for evaluation in made if evaluation.run_id == row.run_id]) for row in rows
+        ]
 
     def run(self, run_id: str) -> RunInfo | None:
         """Return the state of one run, or None if there is no such run."""
@@ -148,7 +150,7 @@ class LogReader:
         with self._engine.connect() as connection:
             row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one_or_none()
             made = connection.execute(_EVALUATIONS.where(tables.evaluations.c.run_id == run_id)).all()
-        return None if row is None else _describe(row, made)
+        return None if row is None else describe_run(row, made)
 
     def token_hash(self, run_id: str) -> str | None:
         """Return the stored hash of a run's token; None if the run is unknown or has no token."""
@@ -220,7 +222,8 @@ def _by_run(connection: Connection, counted: Select[Any]) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.execute(counted)}
 
 
-def _describe(row: Row[Any], made: Sequence[Row[Any]]) -> RunInfo:
+def describe_run(row: Row[Any], made: Sequence[Row[Any]] = ()) -> RunInfo:
+    """Return the state of a run from its row and the rows of its evaluations."""
     return RunInfo(
         run_id=row.run_id,
         name=row.name,

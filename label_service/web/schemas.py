@@ -1,7 +1,8 @@
 """Request and response models: the HTTP contract. Requests forbid what they do not know.
 
-Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that
-asking for one outside the data set is a logged 404; SQLite never sees it.
+Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that a query
+for an id outside the data set gets a logged 404; SQLite never sees such an id. Where an answer is a fact of the log,
+the ledger or the data, its model stands there, and this module only adds to it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from label_service.data.seed import DatasetInfo
 from label_service.ledger.ledger import Evaluated
+from label_service.ledger.runs import Opened
 from label_service.log.evidence import Evidence, OpenedLabel, Receipt
 from label_service.log.log_reader import RunInfo
 from label_service.settings import MAX_IDS_PER_BATCH
@@ -153,10 +155,9 @@ class RunsAnswer(BaseModel):
     runs: list[RunInfo]
 
 
-class RunOpenedAnswer(RunInfo):
+class RunOpenedAnswer(Opened):
     """A fresh run. The token is shown here and never again."""
 
-    token: str
     dataset: DatasetInfo
     receipt: Receipt
 

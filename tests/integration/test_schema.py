@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
-from label_service.data.seed import LabelFiles, read_label_files, seed
 from label_service.ledger import ledger, runs
-from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.answer_key import open_answer_key
+from label_service.service import begin_log
 from label_service.settings import Settings
 from label_service.store import tables
 from label_service.store.backends import find_database
-from label_service.store.migrations import migrate
 from tests.support.services import POSTGRESQL
 
 pytestmark = pytest.mark.every_database
@@ -44,18 +40,17 @@ ATTACKS = (
 
 
 @pytest.fixture
-def engine(service_settings: Callable[..., Settings]) -> Iterator[Engine]:
-    """The writing engine of a migrated, empty database."""
-    engine = find_database(service_settings(workers=1)).open_writing_engine()
-    migrate(engine)
+def settings(service_settings: Callable[..., Settings]) -> Settings:
+    """The settings of one worker on an empty database."""
+    return service_settings(workers=1)
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    """The writing engine of the empty database."""
+    engine = find_database(settings).open_writing_engine()
     yield engine
     engine.dispose()
-
-
-@pytest.fixture(scope="module")
-def files(tiny_data: Path) -> LabelFiles:
-    """The label files of the tiny data set."""
-    return read_label_files(tiny_data, True)
 
 
 def refused(engine: Engine, statement: str) -> None:
@@ -96,12 +91,10 @@ def require_append_only(engine: Engine) -> None:
         assert snapshot(connection) == before
 
 
-def test_rows_counts_terms_and_sequence_cannot_be_bent(engine: Engine, files: LabelFiles) -> None:
+def test_rows_counts_terms_and_sequence_cannot_be_bent(engine: Engine, settings: Settings) -> None:
     """Rows are written once, a run only goes forward, the log has no gap, labels are complete, a seal holds."""
+    _, rules = begin_log(engine, settings)
     with UnitOfWork.begin(engine) as unit:
-        info = seed(unit.connection, files)
-        rules = Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
-        runs.set_guest_budget(unit, rules, 5)
         opened = runs.open_run(unit, rules, "r", name="x", budget=5)
         ledger.reveal(unit, rules, ledger.Request(opened.run_id, "r", key="k"), [1, 2])
         ledger.evaluate(unit, rules, ledger.Request(opened.run_id, "r"), [0] * 50, None)
@@ -114,10 +107,9 @@ def test_rows_counts_terms_and_sequence_cannot_be_bent(engine: Engine, files: La
     refused(engine, "UPDATE runs SET sealed_at = 'later' WHERE run_id <> 'guest'")
 
 
-def test_bytes_come_back_as_bytes(engine: Engine, files: LabelFiles) -> None:
+def test_bytes_come_back_as_bytes(engine: Engine, settings: Settings) -> None:
     """Both drivers answer a column of bytes as `bytes`, which is what is hashed."""
-    with UnitOfWork.begin(engine) as unit:
-        info = seed(unit.connection, files)
-        runs.set_guest_budget(unit, Rules(info.log_id, open_answer_key(unit.connection), info.pool_size), 9)
-        entry = unit.connection.execute(select(tables.entries.c.entry)).scalar_one()
-    assert type(entry) is bytes and entry.startswith(b'{"budget":9')
+    begin_log(engine, settings)
+    with engine.begin() as connection:
+        entry = connection.execute(select(tables.entries.c.entry)).scalar_one()
+    assert type(entry) is bytes and entry.startswith(b'{"budget":100')

@@ -25,7 +25,7 @@ from label_service.settings import Settings
 from tests.support.datasets import make_idx_dataset
 
 POOL, TEST, CLASSES, BUDGET = 12, 6, 3, 5
-# Each is a change that the triggers would refuse; whoever owns the file can drop them.
+# Changes that the triggers refuse; the owner of the file can drop the triggers.
 TAMPERINGS = {
     "edit": ("entries_no_update", "UPDATE entries SET entry = replace(entry, 'query', 'QUERY') || x'20' WHERE seq = 0"),
     "delete": ("entries_no_delete", "DELETE FROM entries WHERE seq = (SELECT max(seq) FROM entries)"),
@@ -34,7 +34,7 @@ TAMPERINGS = {
 
 
 class ServiceMachine(RuleBasedStateMachine):
-    """Whatever happens, counts, receipts and evidence say what a dict says."""
+    """Counts, receipts and evidence agree with a model made of dicts, whatever happens."""
 
     opened = Bundle("opened")
 

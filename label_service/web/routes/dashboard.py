@@ -1,4 +1,4 @@
-"""The pages people look at: an overview, and what each error code means. Plain HTML made here; no script, no label."""
+"""The pages for people: an overview, and the meaning of each error code. Plain HTML without scripts and labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from label_service.web.openapi import first_line, problems
 
 router = APIRouter(include_in_schema=False)
 
-# Names of runs are written by strangers: everything is escaped, and the page may load and run nothing.
+# Strangers choose the names of runs, so everything is escaped, and the page may load and run nothing.
 _templates = Environment(loader=PackageLoader("label_service.web"), autoescape=True, undefined=StrictUndefined)
 PAGE_HEADERS = {
     **NO_STORE,

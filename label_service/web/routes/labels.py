@@ -1,11 +1,10 @@
-"""Labels: reveal one, or a batch. And what data set they belong to."""
+"""Labels: reveal one or a batch, and describe the data set they belong to."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from label_service.data.seed import DatasetInfo
 from label_service.errors import (
@@ -67,15 +66,8 @@ async def reveal_label(label_id: PathLabelId, request: Request, service: Service
     no entry.
     """
     answer = await service.reveal(ledger_request(request, run_id), [label_id])
-    told = LabelAnswer(
-        **_label(service, answer.labels[0]),
-        queries=answer.queries,
-        remaining=answer.remaining,
-        run_id=answer.run_id,
-        replayed=answer.replayed,
-        receipt=service.log.receipt(answer.entry),
-    )
-    return _written(told, answer)
+    label = _label(service, answer.labels[0])
+    return _respond(LabelAnswer(**label, **_counts(service, answer)), answer)
 
 
 @router.post("/v1/labels:query", response_model=LabelsAnswer, responses=problems(*_REVEALING))
@@ -86,29 +78,32 @@ async def query_labels(query: LabelQuery, request: Request, service: Service, ru
     on budget and log as for a single label.
     """
     answer = await service.reveal(ledger_request(request, run_id), query.ids)
-    told = LabelsAnswer(
-        labels=[Label(**_label(service, item)) for item in answer.labels],
-        charged=answer.charged,
-        queries=answer.queries,
-        remaining=answer.remaining,
-        run_id=answer.run_id,
-        replayed=answer.replayed,
-        receipt=service.log.receipt(answer.entry),
-    )
-    return _written(told, answer)
+    labels = [Label(**_label(service, label)) for label in answer.labels]
+    return _respond(LabelsAnswer(labels=labels, charged=answer.charged, **_counts(service, answer)), answer)
 
 
-def _label(service: LabelService, item: ledger.RevealedLabel) -> dict[str, Any]:
+def _label(service: LabelService, revealed: ledger.RevealedLabel) -> dict[str, Any]:
     return {
-        "id": item.id,
-        "label": item.label,
-        "label_name": service.dataset.class_names[item.label],
-        "charged": item.charged,
-        "opening": service.rules.answer_key.open(item.id),
+        "id": revealed.id,
+        "label": revealed.label,
+        "label_name": service.dataset.class_names[revealed.label],
+        "charged": revealed.charged,
+        "opening": service.rules.answer_key.open(revealed.id),
     }
 
 
-def _written(told: BaseModel, answer: ledger.Revealed) -> Response:
-    # Written here, because the framework would check and copy the checked model once more: most of an answer's time.
+def _counts(service: LabelService, answer: ledger.Revealed) -> dict[str, Any]:
+    """Return the fields that both answers about labels share."""
+    return {
+        "queries": answer.queries,
+        "remaining": answer.remaining,
+        "run_id": answer.run_id,
+        "replayed": answer.replayed,
+        "receipt": service.log.receipt(answer.entry),
+    }
+
+
+def _respond(body: LabelAnswer | LabelsAnswer, answer: ledger.Revealed) -> Response:
+    # Written here: FastAPI would validate and copy the model again, which takes most of an answer's time.
     headers = label_headers(answer.budget, answer.remaining)
-    return Response(told.model_dump_json(), media_type="application/json", headers=headers)
+    return Response(body.model_dump_json(), media_type="application/json", headers=headers)

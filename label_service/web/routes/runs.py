@@ -57,11 +57,8 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
 async def open_run(body: RunRequest, request: Request, response: Response, service: Service) -> RunOpenedAnswer:
     """Open a run and answer its token, once. 201 is logged; the errors are not."""
     opened = await service.open_run(request.state.request_id, body.name, body.budget, body.evaluation_budgets)
-    run = await run_in_threadpool(find_run, service, opened.run_id)
     response.headers.update({**NO_STORE, "Location": f"/v1/runs/{opened.run_id}"})
-    return RunOpenedAnswer(
-        **dict(run), token=opened.token, dataset=service.dataset, receipt=service.log.receipt(opened.entry)
-    )
+    return RunOpenedAnswer(**dict(opened), dataset=service.dataset, receipt=service.log.receipt(opened.entry))
 
 
 @router.get("", responses=problems())

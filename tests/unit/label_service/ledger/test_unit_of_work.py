@@ -1,4 +1,4 @@
-"""The unit of work: what one transaction collects counts at once, and is written before anybody reads past it."""
+"""The unit of work: what a transaction has collected counts in it, and is written before any other statement reads."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event, func, select
 
-from label_service.data.seed import read_label_files, seed
 from label_service.errors import Problem
 from label_service.ledger import ledger, runs
 from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.answer_key import open_answer_key
+from label_service.service import begin_log
+from label_service.settings import Settings
 from label_service.store import tables
-from label_service.store.migrations import migrate
 from label_service.store.sqlite import open_writing_engine
 from tests.support.datasets import make_idx_dataset
 
@@ -24,21 +23,17 @@ ASKED = 20
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """A migrated, empty database."""
+    """An empty database."""
     engine = open_writing_engine(tmp_path / "labels.sqlite3", 0.1)
-    migrate(engine)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
 def rules(engine: Engine, tmp_path: Path) -> Rules:
-    """Those of a seeded log of 40 labels, with a guest who may ask nothing."""
+    """The rules of a seeded log of 40 labels."""
     data = make_idx_dataset(tmp_path / "data", pool=40, test=5)
-    with UnitOfWork.begin(engine) as unit:
-        info = seed(unit.connection, read_label_files(data, True))
-        rules = Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
-        runs.set_guest_budget(unit, rules, 0)
+    _, rules = begin_log(engine, Settings(data=data, other_data=True))
     return rules
 
 
@@ -70,12 +65,12 @@ def test_a_label_asked_twice_in_one_transaction_is_charged_once(engine: Engine, 
 
 def test_runs_of_one_transaction_do_not_pay_for_each_other(engine: Engine, rules: Rules) -> None:
     """The same label is charged to each run that asks for it."""
-    one, other = open_run(engine, rules, 5), open_run(engine, rules, 5)
+    first, second = open_run(engine, rules, 5), open_run(engine, rules, 5)
     with UnitOfWork.begin(engine) as unit:
-        answers = [ledger.reveal(unit, rules, request, [7]) for request in (one, other, one)]
+        answers = [ledger.reveal(unit, rules, request, [7]) for request in (first, second, first)]
     assert [isinstance(answer, ledger.Revealed) and answer.charged for answer in answers] == [1, 1, 0]
     with UnitOfWork.begin(engine) as unit:
-        assert [unit.run(request.run_id).spent for request in (one, other)] == [1, 1]
+        assert [unit.run(request.run_id).spent for request in (first, second)] == [1, 1]
 
 
 def test_a_budget_ends_inside_a_transaction(engine: Engine, rules: Rules) -> None:

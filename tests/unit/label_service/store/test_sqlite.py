@@ -61,7 +61,7 @@ def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    """A schema this version does not know is not guessed at."""
+    """A schema that this version does not know is refused, whether newer or from an earlier development version."""
     path = tmp_path / "labels.sqlite3"
     engine = open_writing_engine(path, 0.1)
     migrate(engine)
