@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, SetupError
 from label_service.settings import Settings
-from label_service.store.backends import find_database
-from label_service.store.sqlite import reason_of
 
 app = typer.Typer(
     help="The label database: prepares data, reveals labels over HTTP, charges and logs every query.",
@@ -26,7 +25,7 @@ app = typer.Typer(
 
 
 def say(sentence: str) -> None:
-    """Tell the operator something; stdout is left to the data that `export` writes."""
+    """Print a sentence for the operator on stderr; stdout is for the data that `export` writes."""
     typer.echo(sentence, err=True)
 
 
@@ -56,15 +55,44 @@ def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - each setting has 
         ) from error
 
 
-def _setting(name: str, flag: str | None = None) -> Any:  # noqa: ANN401 - what typer's own Option returns
-    """Return the option of a setting; its help is the setting's description and its variable's name."""
-    described = Settings.model_fields[name]
-    default = "" if described.default is None else f"default {described.default}; "
-    return typer.Option(
-        flag or f"--{name.replace('_', '-')}",
-        # Round brackets: square ones would be taken for markup.
-        help=f"{described.description} ({default}LABEL_SERVICE_{name.upper()})",
+def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each named field of `Settings`, and call it with the settings they make.
+
+    The command's first parameter is `settings`; its other parameters stay options of its own. What it raises as a
+    `SetupError` is printed as one sentence.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:  # noqa: ANN401 - each option has its own type
+            with one_sentence():
+                settings = load_settings(**{name: given.pop(name) for name in names})
+                command(settings, **given)
+
+        _, *own = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = [*map(_option, names), *own]
+        # Typer reads both: the signature for names and defaults, the annotations for types and help.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _option(name: str) -> inspect.Parameter:
+    """Return the option of a setting; its help is the setting's description, default and variable."""
+    field = Settings.model_fields[name]
+    default = "" if field.default is None else f"default {field.default}; "
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        # Round brackets: Typer reads square ones as markup.
+        help=f"{field.description} ({default}LABEL_SERVICE_{name.upper()})",
         show_default=False,
+    )
+    # Any: the type of a field is known only while the program runs.
+    kind: Any = field.annotation
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[kind | None, option]
     )
 
 
@@ -99,12 +127,12 @@ def prepare(
     Looks in --from; else in DIR itself; else in Debian's package dataset-fashion-mnist, installed or installable; else
     downloads the published files. Every file is checked by its SHA-256.
     """
-    from label_service.data.prepare import Wish
+    from label_service.data.prepare import PrepareOptions
     from label_service.data.prepare import prepare as make
 
     names = tuple(part.strip() for part in class_names.split(",")) if class_names is not None else None
     with one_sentence():
-        card = make(data, Wish(source, redraw, redraw_from, other_data, names, name, install), say)
+        card = make(data, PrepareOptions(source, redraw, redraw_from, other_data, names, name, install), say)
     say(
         f"{data} holds {card.name}: {card.pool_size:,} pool and {card.test_size:,} test images, "
         f"{len(card.class_names)} classes (from: {card.source})."
@@ -112,77 +140,54 @@ def prepare(
 
 
 @app.command()
-def seed(
-    data: Annotated[Path | None, _setting("data")] = None,
-    database_url: Annotated[str | None, _setting("database_url")] = None,
-    other_data: Annotated[bool | None, _setting("other_data", "--other-data")] = None,
-) -> None:
+@takes_settings("data", "database_url", "other_data")
+def seed(settings: Settings) -> None:
     """Fill an empty database with the labels of a prepared folder. Doing it twice changes nothing."""
     from label_service.data.seed import read_label_files
     from label_service.service import open_service
+    from label_service.store.backends import find_database
 
-    with one_sentence():
-        settings = load_settings(data=data, database_url=database_url, other_data=other_data)
-        # Unlike serve, seed has nothing to do without label files: a seeded database does not excuse their absence.
-        read_label_files(settings.data, settings.other_data)
-        with open_service(settings) as service:
-            dataset = service.dataset
+    # Unlike serve, seed has nothing to do without label files, even if the database is seeded already.
+    read_label_files(settings.data, settings.other_data)
+    with open_service(settings) as service:
+        dataset = service.dataset
     say(f"{find_database(settings).name} holds {dataset.name}: {dataset.pool_size:,} labels to ask for.")
 
 
 @app.command()
-def serve(
-    host: Annotated[str | None, _setting("host")] = None,
-    port: Annotated[int | None, _setting("port")] = None,
-    data: Annotated[Path | None, _setting("data")] = None,
-    other_data: Annotated[bool | None, _setting("other_data", "--other-data")] = None,
-    database_url: Annotated[str | None, _setting("database_url")] = None,
-    workers: Annotated[int | None, _setting("workers")] = None,
-    key_folder: Annotated[Path | None, _setting("key_folder")] = None,
-    heads_folder: Annotated[Path | None, _setting("heads_folder")] = None,
-    guest_budget: Annotated[int | None, _setting("guest_budget")] = None,
-    default_run_budget: Annotated[int | None, _setting("default_run_budget")] = None,
-    max_run_budget: Annotated[int | None, _setting("max_run_budget")] = None,
-    total_budget: Annotated[int | None, _setting("total_budget")] = None,
-    max_evaluations: Annotated[int | None, _setting("max_evaluations")] = None,
-    total_evaluations: Annotated[int | None, _setting("total_evaluations")] = None,
-    rate_limit_labels_per_minute: Annotated[int | None, _setting("rate_limit_labels_per_minute")] = None,
-    max_body_bytes: Annotated[int | None, _setting("max_body_bytes")] = None,
-    queue_size: Annotated[int | None, _setting("queue_size")] = None,
-    max_group: Annotated[int | None, _setting("max_group")] = None,
-    busy_timeout_s: Annotated[float | None, _setting("busy_timeout_s")] = None,
-) -> None:
+@takes_settings(*(name for name in Settings.model_fields if name != "registration_token"))
+def serve(settings: Settings) -> None:
     """Serve the labels; seeds an empty database from the data folder first.
 
     LABEL_SERVICE_REGISTRATION_TOKEN (environment only) makes opening a run need that bearer token.
     """
-    # First, before anything else adds a name.
-    given = dict(locals())
     from label_service.web.server import serve as run
 
-    with one_sentence():
-        run(load_settings(**given), say)
+    run(settings, say)
 
 
 @app.command()
+@takes_settings("database_url")
 def export(
-    database_url: Annotated[str | None, _setting("database_url")] = None,
+    settings: Settings,
     out: Annotated[Path | None, typer.Option(help="File to write; default: standard output.")] = None,
 ) -> None:
     """Write the query log as one JSON entry a line, from the database itself; the service need not run."""
-    from label_service.log.log_reader import LogReader
+    from sqlalchemy.exc import SQLAlchemyError
 
-    with one_sentence():
-        database = find_database(load_settings(database_url=database_url))
-        engine = database.open_reading_engine()
-        try:
-            with out.open("wb") if out is not None else nullcontext(sys.stdout.buffer) as target:
-                for entry in LogReader(engine).export():
-                    target.write(entry + b"\n")
-        except (SQLAlchemyError, OSError) as error:
-            raise DatabaseRefused(f"The log of {database.name} cannot be exported ({reason_of(error)}).") from error
-        finally:
-            engine.dispose()
+    from label_service.log.log_reader import LogReader
+    from label_service.store.backends import find_database, reason_of
+
+    database = find_database(settings)
+    engine = database.open_reading_engine()
+    try:
+        with out.open("wb") if out is not None else nullcontext(sys.stdout.buffer) as target:
+            for entry in LogReader(engine).export():
+                target.write(entry + b"\n")
+    except (SQLAlchemyError, OSError) as error:
+        raise DatabaseRefused(f"The log of {database.name} cannot be exported ({reason_of(error)}).") from error
+    finally:
+        engine.dispose()
 
 
 @app.command()
@@ -194,8 +199,8 @@ def verify(
     ] = None,
 ) -> None:
     """Verify an evidence bundle offline: signature, tree, and every entry by the rules. Exit code 1 if it fails."""
-    from label_service.log.checkpoint import Verifier
     from label_service.log.merkle import VerificationError
+    from label_service.log.signed_note import Verifier
     from label_service.log.verify import read_bundle, read_receipts
     from label_service.log.verify import verify as check
 

@@ -6,36 +6,8 @@
     │   │   └── DataMissing             there are no label files in it
     │   ├── DatabaseRefused             the database cannot be opened, is in use, or holds other data
     │   └── PortTaken                   the address cannot be listened on
-    ├── LogChanged                      entries that were signed are not in the database any more: nothing is written
-    └── Problem                         a client sees it: RFC 9457 problem details
-        ├── InvalidRequest        422   path, header or body is not what the contract says
-        ├── InvalidPredictions    422   wrong number of predictions, or a class that does not exist
-        ├── IdempotencyKeyReused  422   the key came before with another body
-        ├── InvalidToken          401   unknown token, or a malformed Authorization header
-        ├── TokenRequired         401   a call that belongs to a run came without a token
-        ├── RegistrationClosed    401   opening a run needs the operator's registration token
-        ├── NotYourRun            403   the token belongs to another run
-        ├── LabelBudgetExhausted  403   the run has spent its labels
-        ├── TotalBudgetExhausted  403   the operator's total over all runs is spent
-        ├── GuestClosed           403   queries without a token are switched off
-        ├── GuestHasNoEvaluations 403   the guest run may not see an accuracy
-        ├── RunBudgetTooLarge     403   more labels than the operator allows a run
-        ├── TooManyEvaluations    403   more evaluations than the operator allows a run
-        ├── EvaluationsExhausted  403   the run, or the service as a whole, has used its evaluations
-        ├── UnknownId             404   no image has this id
-        ├── UnknownRun            404   no run has this id
-        ├── NotSigned             404   no proof: the log was never signed at this size
-        ├── NotFound              404   no such path
-        ├── MethodNotAllowed      405   the path exists, the method does not
-        ├── QueryingClosed        409   the run has been evaluated: no new labels
-        ├── EvaluationNotDeclared 409   this budget was not declared, or was evaluated already
-        ├── IdempotencyKeyInUse   409   a request with this key is still being answered
-        ├── RunSealed             410   the run has ended
-        ├── BodyTooLarge          413   the body is larger than the service reads
-        ├── TooManyRequests       429   the operator's rate limit
-        ├── InternalError         500   a fault of the service
-        ├── LogNotWritable        503   the log cannot be written, so no label leaves
-        └── LogNotReadable        503   the database cannot be read
+    ├── LogChanged                      the database does not hold what was signed or committed to: nothing is written
+    └── Problem                         a client sees it: RFC 9457 problem details, one class for each code
 
 A `Problem` never carries a label, a token, or the input that caused it.
 """
@@ -48,7 +20,7 @@ from typing import Any, ClassVar
 
 
 class LabelServiceError(Exception):
-    """Base of everything this package raises on purpose. Its text is one sentence for the reader."""
+    """Base of every error that this package raises on purpose. Its text is one sentence for the reader."""
 
 
 class SetupError(LabelServiceError):
@@ -72,7 +44,7 @@ class PortTaken(SetupError):  # noqa: N818 - says what happened, as its siblings
 
 
 class LogChanged(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
-    """Raised when entries that were signed are not in the database as they were; no label leaves until they are."""
+    """Raised when signed entries or committed labels have changed in the database; until mended, no label leaves."""
 
 
 class Problem(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
@@ -242,12 +214,6 @@ class EvaluationNotDeclared(Problem):
     """The run declared the budgets of its evaluations, and this one is not among those left."""
 
     status, code = 409, "evaluation-not-declared"
-
-
-class IdempotencyKeyInUse(Problem):
-    """A request of this run with the same Idempotency-Key is still being answered."""
-
-    status, code = 409, "idempotency-key-in-use"
 
 
 class RunSealed(Problem):

@@ -1,6 +1,6 @@
 """Prometheus metrics, on a registry of the service's own (several services may live in one test process).
 
-No metric names a label, an id, a token or a run: what is counted here cannot become an oracle.
+No metric names a label, an id, a token or a run, so nobody can read a label out of the counters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ COMMIT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 
 
 class Metrics:
-    """The counters of one service; `docs/service.md` explains each (a test compares the two)."""
+    """The counters of one service. `docs/service.md` explains each; a test compares the two."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -57,7 +57,7 @@ class Metrics:
         self.group_size.observe(requests)
 
     def watch(self, waiting: Callable[[], int], entries: Callable[[], int]) -> None:
-        """Take the two gauges from the service whenever they are read."""
+        """Let the two gauges ask the service for their values whenever they are read."""
         self.queue.set_function(waiting)
         self.entries.set_function(entries)
 

@@ -1,4 +1,4 @@
-"""One label service: database, lock, writer, readers and settings, opened and closed together. No HTTP here."""
+"""One label service: database, lock, writer, readers and settings, opened and closed together."""
 
 from __future__ import annotations
 
@@ -7,40 +7,43 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 
 from label_service.data.seed import DatasetInfo, load_info, read_label_files, seed
 from label_service.errors import (
     DatabaseRefused,
     DataMissing,
-    IdempotencyKeyInUse,
+    InvalidPredictions,
     LogNotWritable,
     Problem,
     TooManyRequests,
 )
 from label_service.ledger import ledger, runs
+from label_service.ledger.append import Rules
 from label_service.ledger.limits import TokenBucket
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.ledger.writer import Work, Writer
-from label_service.log.answer_key import AnswerKey, open_answer_key
+from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import Entry
+from label_service.log.evidence import Evidence
 from label_service.log.log_reader import LogReader
-from label_service.log.signed_log import SignedHead, SignedLog, open_signed_log
+from label_service.log.signed_log import SignedLog, open_signed_log
+from label_service.log.tree_head import TreeHead
 from label_service.metrics import Metrics
 from label_service.settings import Settings
-from label_service.store.backends import find_database, heads_path, key_path
-from label_service.store.sqlite import migrate, reason_of
-from label_service.web.schemas import EarlierHead, Evidence
+from label_service.store.backends import find_database, heads_path, key_path, reason_of
+from label_service.store.migrations import migrate
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class LabelService:
     """What the routes talk to. Make it with `open_service`.
 
@@ -56,31 +59,17 @@ class LabelService:
         database_version: product and version.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        dataset: DatasetInfo,
-        rules: ledger.Rules,
-        reader: LogReader,
-        writer: Writer,
-        log: SignedLog,
-        metrics: Metrics,
-        shared: bool,
-        database_version: str,
-    ) -> None:
-        self.settings = settings
-        self.dataset = dataset
-        self.reader = reader
-        self.log = log
-        self.writer = writer
-        self.metrics = metrics
-        self.shared = shared
-        self.database_version = database_version
-        self.rules = rules
-        self._token_hashes: dict[str, str] = {}
-        self._buckets: dict[str, TokenBucket] = {}
-        # Keys whose first request is still being answered. Touched by the event loop's thread only.
-        self._keys_in_use: set[tuple[str, str]] = set()
+    settings: Settings
+    dataset: DatasetInfo
+    rules: Rules
+    reader: LogReader
+    writer: Writer
+    log: SignedLog
+    metrics: Metrics
+    shared: bool
+    database_version: str
+    _token_hashes: dict[str, str] = field(default_factory=dict, init=False)
+    _buckets: dict[str, TokenBucket] = field(default_factory=dict, init=False)
 
     async def reveal(self, request: ledger.Request, ids: Sequence[int]) -> ledger.Revealed:
         """Reveal labels to a run; see `ledger.reveal`.
@@ -89,8 +78,7 @@ class LabelService:
             Problem: the refusal, after its entry is durable.
         """
         self._pace(request.run_id, len(ids))
-        with self._key(request):
-            answer = await self._write(lambda unit: ledger.reveal(unit, self.rules, request, ids))
+        answer = await self._write(lambda unit: ledger.reveal(unit, self.rules, request, ids))
         if answer.replayed:
             self.metrics.replayed.inc(len(answer.labels))
         else:
@@ -104,24 +92,39 @@ class LabelService:
         """Evaluate a run's test predictions; see `ledger.evaluate`.
 
         Raises:
+            InvalidPredictions: not one known class number for each test image; no entry is made.
             Problem: the refusal, after its entry is durable.
         """
-        with self._key(request):
-            answer = await self._write(lambda unit: ledger.evaluate(unit, self.rules, request, predictions, budget))
+        self._check_predictions(predictions)
+        answer = await self._write(lambda unit: ledger.evaluate(unit, self.rules, request, predictions, budget))
         if not answer.replayed:
             self.metrics.evaluations.inc()
         return answer
 
-    async def open_run(self, opening: runs.Opening, request_id: str) -> runs.Opened:
-        """Open a run.
+    async def open_run(
+        self, request_id: str, name: str, budget: int | None, evaluation_budgets: Sequence[int]
+    ) -> runs.Opened:
+        """Open a run; see `runs.open_run`.
+
+        Args:
+            request_id: the id of the HTTP request.
+            name: what the client calls the run.
+            budget: labels the run may be charged; None takes the operator's default.
+            evaluation_budgets: ascending.
 
         Raises:
-            Problem: the operator's limits do not allow it.
+            Problem: the run is not opened; see `runs.refuse_opening`.
         """
-        refusal = runs.refuse_opening(opening, self.settings.max_run_budget, self.settings.max_evaluations)
+        settings = self.settings
+        granted = settings.default_run_budget if budget is None else budget
+        refusal = runs.refuse_opening(granted, evaluation_budgets, settings.max_run_budget, settings.max_evaluations)
         if refusal is not None:
             raise refusal
-        opened = await self._write(lambda unit: runs.open_run(unit, self.rules, opening, request_id))
+        opened = await self._write(
+            lambda unit: runs.open_run(
+                unit, self.rules, request_id, name=name, budget=granted, evaluation_budgets=evaluation_budgets
+            )
+        )
         self.metrics.runs_opened.inc()
         return opened
 
@@ -132,36 +135,35 @@ class LabelService:
     def evidence(self) -> Evidence:
         """Return the whole log under its newest signed head."""
         head = self.log.head
-        size = head.checkpoint.size
         return Evidence(
             key=self.log.verifier.vkey,
             pool_size=self.dataset.pool_size,
             checkpoint=head.note,
-            entries=[entry.decode("ascii") for entry in self.reader.export(size)],
-            heads=[EarlierHead(size=one, signature=signature) for one, signature in self.reader.heads(size)],
+            entries=[entry.decode("ascii") for entry in self.reader.export(head.size)],
+            heads=self.reader.heads(head.size),
         )
 
     async def token_hash(self, run_id: str) -> str | None:
         """Return the stored hash of a run's token; None if the run is unknown or has no token."""
         known = self._token_hashes.get(run_id)
         if known is None:
-            known = await run_in_threadpool(self.reader.token_hash, run_id)
+            known = await asyncio.to_thread(self.reader.token_hash, run_id)
             if known is not None:
                 # An unknown run is not remembered: it may be opened later, and strangers could fill the memory.
                 self._token_hashes[run_id] = known
         return known
 
     async def catch_up(self) -> None:
-        """Take in and sign what other workers have committed; where there are none, there is nothing to do.
+        """Take in and sign what other workers have committed; without other workers, do nothing.
 
         Raises:
             LogNotWritable: the tree cannot be brought up to date.
         """
-        if self.shared and await asyncio.to_thread(self.reader.size) > self.log.head.checkpoint.size:
-            # A transaction of no work: the writer takes in what is new before it would begin.
-            await self._write(_do_nothing)
+        if self.shared and await asyncio.to_thread(self.reader.size) > self.log.head.size:
+            # A transaction without work: the writer takes in new entries before the work.
+            await self._write(lambda _unit: None)
 
-    async def head(self) -> SignedHead:
+    async def head(self) -> TreeHead:
         """Return the newest signed head; with other workers, one over everything that is committed now.
 
         A client that got a head from one worker and asks another must not be shown an older one.
@@ -173,12 +175,12 @@ class LabelService:
         return self.log.head
 
     async def cover(self, size: int) -> None:
-        """Make sure that `size` entries are under a head, if they are committed, by whichever worker.
+        """Make sure that `size` entries are under a head, if any worker has committed them.
 
         Raises:
             LogNotWritable: the tree cannot be brought up to date.
         """
-        if size > self.log.head.checkpoint.size:
+        if size > self.log.head.size:
             await self.catch_up()
 
     async def ready(self) -> bool:
@@ -208,23 +210,14 @@ class LabelService:
                 headers={"Retry-After": f"{wait_s:.0f}"},
             )
 
-    @contextmanager
-    def _key(self, request: ledger.Request) -> Iterator[None]:
-        """Hold the request's Idempotency-Key while its answer is on the way."""
-        if request.key is None:
-            yield
-            return
-        key = (request.run_id, request.key)
-        if key in self._keys_in_use:
-            raise IdempotencyKeyInUse(
-                "A request with this Idempotency-Key is still being answered; wait for it or try again in a moment.",
-                headers={"Retry-After": "1"},
+    def _check_predictions(self, predictions: Sequence[int]) -> None:
+        expected, classes = self.dataset.test_size, len(self.dataset.class_names)
+        if len(predictions) != expected:
+            raise InvalidPredictions(
+                f"{len(predictions)} predictions were sent and there are {expected} test images; send one for each."
             )
-        self._keys_in_use.add(key)
-        try:
-            yield
-        finally:
-            self._keys_in_use.discard(key)
+        if min(predictions) < 0 or max(predictions) >= classes:
+            raise InvalidPredictions(f"Predictions are class numbers from 0 to {classes - 1}, and at least one is not.")
 
 
 @contextmanager
@@ -241,12 +234,8 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         engine = database.open_writing_engine()
         stack.callback(engine.dispose)
         version = database.version()
-        migrate(engine)
         try:
-            with UnitOfWork.begin(engine) as unit:
-                dataset = _seed(unit.connection, settings)
-                rules = _rules(settings, dataset, open_answer_key(unit.connection))
-                runs.set_guest_budget(unit, rules, settings.guest_budget)
+            dataset, rules = begin_log(engine, settings)
         except SQLAlchemyError as error:
             raise DatabaseRefused(
                 f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
@@ -263,7 +252,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         )
         writer = Writer(engine, log, settings.queue_size, settings.max_group, metrics.observe_commit)
         stack.callback(writer.close)
-        metrics.watch(lambda: writer.waiting, reader.entries_count)
+        metrics.watch(lambda: writer.waiting, reader.size)
         logger.info(
             "%s: %d labels in %s, log %s, key %s, %s",
             dataset.name,
@@ -276,22 +265,34 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         yield LabelService(settings, dataset, rules, reader, writer, log, metrics, database.shared, version)
 
 
+def begin_log(engine: Engine, settings: Settings) -> tuple[DatasetInfo, Rules]:
+    """Migrate a database, seed it if it is empty, commit to its labels, and set the guest's budget.
+
+    Returns:
+        What was seeded, and the rules of the log.
+
+    Raises:
+        DatabaseRefused: the database cannot be migrated, or holds another data set than the folder.
+        DataRefused: the database is empty and the data folder cannot fill it.
+        SQLAlchemyError: the database cannot be written.
+    """
+    migrate(engine)
+    with UnitOfWork.begin(engine) as unit:
+        dataset = _seed(unit.connection, settings)
+        key = open_answer_key(unit.connection)
+        rules = Rules(dataset.log_id, key, dataset.pool_size, settings.total_budget, settings.total_evaluations)
+        runs.set_guest_budget(unit, rules, settings.guest_budget)
+    return dataset, rules
+
+
 def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
     """Seed an empty database; check a seeded one against the folder if the folder has labels."""
     existing = load_info(connection)
     try:
         files = read_label_files(settings.data, settings.other_data)
     except DataMissing:
-        # A seeded database needs its label files no more; they may be gone or kept elsewhere.
+        # A seeded database does not need its label files: the operator may have moved or deleted them.
         if existing is not None:
             return existing
         raise
     return seed(connection, files)
-
-
-def _do_nothing(_unit: UnitOfWork) -> None:
-    pass
-
-
-def _rules(settings: Settings, dataset: DatasetInfo, key: AnswerKey) -> ledger.Rules:
-    return ledger.Rules(dataset.log_id, key, dataset.pool_size, settings.total_budget, settings.total_evaluations)

@@ -1,6 +1,6 @@
-"""The operator's settings: environment variables `LABEL_SERVICE_*`, each also a flag of `serve` where that is wise.
+"""The operator's settings: environment variables `LABEL_SERVICE_*`, each also a flag of `serve` unless it is a secret.
 
-The descriptions below are the only place where a setting is explained in code: `--help` prints them, and
+This is the one declaration of a setting: the command line makes its flags and their help from these fields, and
 `docs/service.md` lists every one (a test compares the two).
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-# Design: up to 1,000 ids in one batch. A contract with clients, hence no setting.
+# Part of the contract with clients, hence no setting.
 MAX_IDS_PER_BATCH = 1000
 
 

@@ -1,21 +1,20 @@
-"""What a data set is: its four files, its card (`dataset.json`), and how a folder is read and checked.
+"""What a data set is: its four files, its card (`dataset.json`), and how a folder of files is read.
 
-A prepared folder is parted so that the trainer can be given its images and nothing else:
+A prepared folder separates images from labels, so that the trainer can be given the images and nothing else:
 
     DIR/images/train-images-idx3-ubyte.gz, t10k-images-idx3-ubyte.gz
     DIR/labels/train-labels-idx1-ubyte.gz, t10k-labels-idx1-ubyte.gz, dataset.json     (mode 0700)
     DIR/dataset.json
 
-Files are known by the SHA-256 of their *unpacked* content, so that a re-compressed copy is still the official file.
-The service opens label files only; the images are opened by `prepare`, never by `seed` or `serve`.
+A file is recognised by the SHA-256 of its unpacked content, so that a re-compressed copy is still the official file.
+The service opens label files only. `prepare` opens the images; `seed` and `serve` never do.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -29,10 +28,11 @@ TRAIN_IMAGES = "train-images-idx3-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
-FILES = (TRAIN_IMAGES, TEST_IMAGES, TRAIN_LABELS, TEST_LABELS)
+# The part of a prepared folder that each file is in.
 PART = {TRAIN_IMAGES: "images", TEST_IMAGES: "images", TRAIN_LABELS: "labels", TEST_LABELS: "labels"}
+FILES = tuple(PART)
 CARD = "dataset.json"
-# What a re-drawn split parts: the training images, for development, or all of them, for checks from outside.
+# The images that a re-drawn split is drawn from.
 RedrawFrom = Literal["training", "all"]
 
 FASHION_MNIST = "Fashion-MNIST"
@@ -40,14 +40,14 @@ FASHION_MNIST = "Fashion-MNIST"
 FASHION_MNIST_CLASSES: tuple[str, ...] = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-# SHA-256 of the unpacked official files, computed from Debian's package dataset-fashion-mnist.
+# SHA-256 of the official files, unpacked. Computed from Debian's package dataset-fashion-mnist.
 OFFICIAL_CONTENT_SHA256 = {
     TRAIN_IMAGES: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     TEST_IMAGES: "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     TRAIN_LABELS: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     TEST_LABELS: "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-# SHA-256 of the gzipped files as published, from the same package: what a download must match byte for byte.
+# SHA-256 of the official files as they are published, gzipped, from the same package. A download must match it.
 OFFICIAL_GZIP_SHA256 = {
     TRAIN_IMAGES: "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
     TEST_IMAGES: "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
@@ -57,7 +57,7 @@ OFFICIAL_GZIP_SHA256 = {
 
 
 class FileCard(BaseModel):
-    """Identity of one file: SHA-256 of the bytes on disk and of the unpacked content, and its size in bytes."""
+    """Identity of a file: SHA-256 of the bytes on disk and of the unpacked content, and its size on disk."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     sha256: str
@@ -66,16 +66,16 @@ class FileCard(BaseModel):
 
 
 class DatasetCard(BaseModel):
-    """What `dataset.json` says of a prepared folder.
+    """The content of `dataset.json`, which describes a prepared folder.
 
     Attributes:
-        official: the four files are the published Fashion-MNIST files in their places.
-        pool_size: training images, the ones whose labels can be asked for; ids run from 0 to pool_size - 1.
+        official: the four files are the published Fashion-MNIST files.
+        pool_size: training images, whose labels can be asked for; ids run from 0 to pool_size - 1.
         test_size: test images.
         image_shape: height and width in pixels.
-        redraw_seed: seed of the re-drawn split, None for any other data.
-        redrawn_from: the images that it parts: the training images, or all; None for any other data.
-        source: where the files came from, in words.
+        redraw_seed: seed of a re-drawn split, None for other data.
+        redrawn_from: the images that the split was drawn from, None for other data and on older cards.
+        source: where the files came from, for people.
         files: one card for each file, by its path inside the folder.
     """
 
@@ -92,13 +92,14 @@ class DatasetCard(BaseModel):
     source: str
     files: dict[str, FileCard]
 
-    def content_sha256(self, name: str) -> str | None:
-        """Return the recorded content hash of one of the four files, or None if the card has none."""
-        card = self.files.get(stored_path(name))
-        return card.content_sha256 if card else None
+    @property
+    def content_sha256(self) -> dict[str, str]:
+        """The content hash of each of the four files that the card lists, by the file's name."""
+        listed = {name: self.files.get(stored_path(name)) for name in FILES}
+        return {name: card.content_sha256 for name, card in listed.items() if card is not None}
 
     def to_json(self) -> str:
-        """Return the card as it is written to disk."""
+        """Return the text of `dataset.json`."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
@@ -108,47 +109,62 @@ def stored_path(name: str) -> str:
 
 
 def sha256(content: bytes) -> str:
-    """Return the SHA-256 of some bytes as lower-case hexadecimal."""
+    """Return the SHA-256 of bytes in lower-case hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
-def images_fingerprint(train_content_sha256: str, test_content_sha256: str) -> str:
-    """Return a data set's fingerprint, made of its images only.
+def describe_file(stored: bytes, content: bytes) -> FileCard:
+    """Return the card of a file with these bytes on disk and this unpacked content."""
+    return FileCard(sha256=sha256(stored), content_sha256=sha256(content), bytes=len(stored))
 
-    It lets a trainer, which holds images and no label, check that it speaks to the service of the same images; made
-    of labels it would be an oracle for small data sets.
+
+def images_fingerprint(content_sha256: Mapping[str, str]) -> str | None:
+    """Return a data set's fingerprint, made of its images only, or None if their hashes are not known.
+
+    With it a trainer, which has images and no label, checks that the service has the labels of the same images. A
+    fingerprint made of the labels would let anybody guess the labels of a small data set.
+
+    Args:
+        content_sha256: hashes of the unpacked files, by the file's name.
     """
-    return sha256(f"{train_content_sha256}\n{test_content_sha256}\n".encode())
+    train, test = (content_sha256.get(name) for name in (TRAIN_IMAGES, TEST_IMAGES))
+    return sha256(f"{train}\n{test}\n".encode()) if train and test else None
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """Return where one of the four files lies in a folder, flat or parted, gzipped or plain, or None."""
-    for candidate in (folder / PART[name], folder):
-        for suffix in (".gz", ""):
-            path = candidate / f"{name}{suffix}"
-            if path.is_file():
-                return path
-    return None
+    """Find one of the four files in a folder, prepared or flat, gzipped or plain; None if it is not there."""
+    return find_flat_file(folder / PART[name], name) or find_flat_file(folder, name)
 
 
-def check_place(name: str, content: bytes, where: Path) -> bool:
-    """Refuse a known file in another file's place; return whether it is the known file in its own place.
+def find_flat_file(folder: Path, name: str) -> Path | None:
+    """Find one of the four files in exactly this folder, gzipped or plain; None if it is not there."""
+    paths = (folder / f"{name}{suffix}" for suffix in (".gz", ""))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def is_official(name: str, content: bytes, path: Path) -> bool:
+    """Return whether a file is the official Fashion-MNIST file of its name.
+
+    Args:
+        name: one of the four files.
+        content: its unpacked content.
+        path: where it was read, for the error.
 
     Raises:
-        DataRefused: the content is one of the four official files, but not this one.
+        DataRefused: it is an official file under the name of another.
     """
     digest = sha256(content)
     for known, expected in OFFICIAL_CONTENT_SHA256.items():
         if digest == expected and known != name:
-            raise DataRefused(f"{where} holds the official {known} under the name of {name}: put the files right.")
+            raise DataRefused(f"{path} holds the official {known} under the name of {name}: put the files right.")
     return digest == OFFICIAL_CONTENT_SHA256[name]
 
 
 def read_card(path: Path) -> DatasetCard | None:
-    """Return the card at `path`, or None if there is none.
+    """Read a card; None if there is no file.
 
     Raises:
-        DataRefused: the file is there but is no card.
+        DataRefused: the file is not a card.
     """
     try:
         return DatasetCard.model_validate_json(path.read_bytes())
@@ -160,27 +176,17 @@ def read_card(path: Path) -> DatasetCard | None:
 
 def count_classes(labels: Iterable[idx.Bytes]) -> int:
     """Return the number of classes: the largest label plus one."""
-    return 1 + max(int(np.max(part)) if len(part) else 0 for part in labels)
+    return 1 + max(int(np.max(array, initial=0)) for array in labels)
 
 
 def check_class_names(names: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:
-    """Return the class names to use: those given, or the class numbers.
+    """Return the class names: those given, or the class numbers.
 
     Raises:
-        DataRefused: the number of names is not the number of classes.
+        DataRefused: there are more or fewer names than classes.
     """
     if names is None:
         return tuple(str(number) for number in range(classes))
     if len(names) != classes:
         raise DataRefused(f"{len(names)} class names were given for {classes} classes; give one name for each class.")
     return names
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

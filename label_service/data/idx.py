@@ -1,7 +1,7 @@
-"""IDX files, the format of the MNIST family: parse, check and write.
+"""IDX files, the format of the MNIST family: read, check and write.
 
-The format: a four-byte magic number (two zero bytes, element type, number of axes), one big-endian 32-bit size per
-axis, then the elements. Only unsigned bytes are used here: one axis for labels, three for images.
+An IDX file is a four-byte magic number (two zero bytes, element type, number of axes), one big-endian 32-bit size for
+each axis, then the elements. Only unsigned bytes are used here, with one axis for labels and three for images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from label_service.errors import DataRefused
 
-# https://yann.lecun.com/exdb/mnist/ (the format's own page): 0x08 is unsigned byte, the last byte counts the axes.
+# Source: https://yann.lecun.com/exdb/mnist/. 0x08 means unsigned byte; the last byte is the number of axes.
 LABELS_MAGIC = 0x00000801
 IMAGES_MAGIC = 0x00000803
 GZIP_MAGIC = b"\x1f\x8b"
@@ -25,7 +25,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def read_content(path: Path) -> bytes:
-    """Return the IDX bytes of a file, unpacked if it is gzipped (told by its first bytes, not by its name).
+    """Return the IDX bytes of a file, unpacked if its first bytes are those of gzip.
 
     Raises:
         DataRefused: the file cannot be read, or its gzip stream is cut short or damaged.

@@ -1,14 +1,20 @@
-"""`prepare`: get the four files, check them, and part them into DIR/labels and DIR/images.
+"""`prepare`: find the four files, check them, and divide them into DIR/labels and DIR/images.
 
-Every file is checked before any is written, each is written atomically, and a folder that is already prepared is only
-verified, so the command can be repeated and interrupted at will.
+All files are checked before any is written. Each is written atomically and the card comes last, so a command that was
+interrupted can be repeated. A folder that is prepared already is only verified.
+
+A re-drawn split has a pool and a test set drawn anew. For development its test set comes out of the training images, so
+that the official test set stays unread. For a check from outside, pool and test set can be drawn from all images, which
+gives a split that nobody has developed on.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,28 +29,29 @@ from label_service.data.dataset import (
     TRAIN_IMAGES,
     TRAIN_LABELS,
     DatasetCard,
-    FileCard,
     RedrawFrom,
     check_class_names,
-    check_place,
     count_classes,
+    describe_file,
     find_file,
+    is_official,
     read_card,
     sha256,
     stored_path,
-    write_atomically,
 )
-from label_service.data.redraw import REDRAWN_TEST_SIZE, redraw
-from label_service.data.sources import DEBIAN_PACKAGE, Say, Sources, has_all_files
+from label_service.data.sources import DEBIAN_PACKAGE, Notify, Sources, has_all_files
 from label_service.errors import DataRefused
+from label_service.files import write_atomically
 
-# Only the service's user may look into the labels.
+# Only the service's user may read the labels.
 LABELS_MODE = 0o700
+# As many as the official test set has: a split of all 70,000 images then has the official sizes.
+REDRAWN_TEST_SIZE = 10_000
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the caller of `prepare` asked for; see the command's help."""
+class PrepareOptions:
+    """The options of `prepare`; the command's help describes them."""
 
     source: Path | None = None
     redraw_seed: int | None = None
@@ -55,134 +62,189 @@ class Wish:
     install: bool = True
 
 
-def prepare(data: Path, wish: Wish, say: Say, sources: Sources | None = None) -> DatasetCard:
+class Split(NamedTuple):
+    """Images (N, height, width) and labels (N,) of a pool and of a test set, uint8, in the order of `FILES`."""
+
+    pool_images: idx.Bytes
+    test_images: idx.Bytes
+    pool_labels: idx.Bytes
+    test_labels: idx.Bytes
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the source: where it is, its unpacked content, and whether it is the official Fashion-MNIST file."""
+
+    path: Path
+    content: bytes
+    official: bool
+
+
+def prepare(data: Path, options: PrepareOptions, notify: Notify, sources: Sources | None = None) -> DatasetCard:
     """Make `data` a prepared folder, or verify that it is one.
 
     Args:
         data: the folder to make.
-        wish: where from, and what to accept.
-        say: gets one sentence for each step that takes time or changes the machine.
-        sources: where to look when no folder is given.
+        options: where the files are, and which data to accept.
+        notify: called with a sentence before each step that takes time or changes the machine.
+        sources: where to look if the options name no folder.
 
     Returns:
         The folder's card.
 
     Raises:
-        DataRefused: no source has the files, or they are damaged, swapped, inconsistent or unknown; or the wish
-            contradicts itself.
+        DataRefused: no source has the files; or they are damaged, swapped, inconsistent or unknown; or the options
+            contradict one another.
     """
-    if wish.redraw_from == "all" and wish.redraw_seed is None:
+    if options.redraw_from == "all" and options.redraw_seed is None:
         raise DataRefused("--redraw-from all is for a re-drawn split; add --redraw SEED, or leave it out.")
     existing = read_card(data / CARD)
     if existing is not None:
-        return _verify(data, existing, wish)
+        return _verify(data, existing, options)
     with tempfile.TemporaryDirectory(prefix="labelmeter-") as scratch:
-        folder, words = _find_source(data, wish, say, sources or Sources(), Path(scratch))
-        contents = {name: idx.read_content(_required(folder, name)) for name in FILES}
-        card, stored = _check(contents, folder, words, wish, say)
+        folder, source = _find_source(data, options, notify, sources or Sources(), Path(scratch))
+        files = _read_files(folder)
+        split = _parse(files)
+        name, class_names = _identify(folder, files, split, options)
+        if options.redraw_seed is None:
+            contents = {file: files[file].content for file in FILES}
+            stored = {file: _pack(files[file]) for file in FILES}
+        else:
+            name = _split_name(options.redraw_seed, options.redraw_from)
+            split = _redraw(split, options.redraw_seed, options.redraw_from, notify)
+            contents = {file: idx.to_bytes(array) for file, array in zip(FILES, split, strict=True)}
+            stored = {file: idx.compress(contents[file]) for file in FILES}
+        card = DatasetCard(
+            name=name,
+            official=options.redraw_seed is None and all(file.official for file in files.values()),
+            class_names=class_names,
+            pool_size=len(split.pool_images),
+            test_size=len(split.test_images),
+            image_shape=(split.pool_images.shape[1], split.pool_images.shape[2]),
+            redraw_seed=options.redraw_seed,
+            redrawn_from=None if options.redraw_seed is None else options.redraw_from,
+            source=source,
+            files={stored_path(file): describe_file(stored[file], contents[file]) for file in FILES},
+        )
         _write(data, card, stored)
         if folder.resolve() == data.resolve():
-            _remove_flat_copies(data, say)
+            _remove_flat_copies(data, notify)
     return card
 
 
-def _find_source(data: Path, wish: Wish, say: Say, sources: Sources, scratch: Path) -> tuple[Path, str]:
-    """Return the folder that has the files, and where that is in words."""
-    if wish.source is not None:
-        if not wish.source.is_dir():
-            raise DataRefused(f"{wish.source} is not a folder; pass --from the folder with the four IDX files.")
-        return wish.source, str(wish.source)
+def redraw(images: idx.Bytes, labels: idx.Bytes, seed: int, test_size: int = REDRAWN_TEST_SIZE) -> Split:
+    """Divide images at random into a pool and a test set.
+
+    Args:
+        images: (N, height, width), uint8.
+        labels: (N,), uint8.
+        seed: of `numpy.random.default_rng`; the same seed gives the same split on every machine.
+        test_size: images in the test set, fewer than N.
+
+    Returns:
+        The split. The first `test_size` images of the random permutation are the test set; both parts keep its order.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    test, pool = order[:test_size], order[test_size:]
+    return Split(images[pool], images[test], labels[pool], labels[test])
+
+
+def _find_source(
+    data: Path, options: PrepareOptions, notify: Notify, sources: Sources, scratch: Path
+) -> tuple[Path, str]:
+    """Return the folder that has the files, and a description of it for the card."""
+    if options.source is not None:
+        if not options.source.is_dir():
+            raise DataRefused(f"{options.source} is not a folder; pass --from the folder with the four IDX files.")
+        return options.source, str(options.source)
     if any(find_file(data, name) for name in FILES):
         return data, "files found in the folder itself"
     debian = f"Debian package {DEBIAN_PACKAGE}"
     if has_all_files(sources.debian_folder):
         return sources.debian_folder, debian
-    if wish.install and sources.may_install() and sources.install(say) and has_all_files(sources.debian_folder):
+    if options.install and sources.may_install() and sources.install(notify) and has_all_files(sources.debian_folder):
         return sources.debian_folder, debian
-    sources.download(scratch, say)
+    sources.download(scratch, notify)
     return scratch, "published download"
 
 
-def _required(folder: Path, name: str) -> Path:
-    path = find_file(folder, name)
-    if path is None:
-        raise DataRefused(f"{folder} has no {name}.gz (or plain {name}); a data set needs all of {', '.join(FILES)}.")
-    return path
+def _read_files(folder: Path) -> dict[str, _File]:
+    files = {}
+    for name in FILES:
+        path = find_file(folder, name)
+        if path is None:
+            raise DataRefused(
+                f"{folder} has no {name}.gz (or plain {name}); a data set needs all of {', '.join(FILES)}."
+            )
+        content = idx.read_content(path)
+        files[name] = _File(path, content, is_official(name, content, path))
+    return files
 
 
-def _check(
-    contents: dict[str, bytes], folder: Path, words: str, wish: Wish, say: Say
-) -> tuple[DatasetCard, dict[str, bytes]]:
-    """Check four contents against each other and the known hashes; return the card and the bytes to store."""
-    known = [check_place(name, contents[name], _required(folder, name)) for name in FILES]
-    pool_images, test_images = (idx.parse_images(contents[n], n) for n in (TRAIN_IMAGES, TEST_IMAGES))
-    pool_labels, test_labels = (idx.parse_labels(contents[n], n) for n in (TRAIN_LABELS, TEST_LABELS))
-    for images, labels, part in ((pool_images, pool_labels, "training"), (test_images, test_labels, "test")):
+def _parse(files: dict[str, _File]) -> Split:
+    """Parse the files and check that they belong together."""
+
+    def parse(name: str, parser: Callable[[bytes, str], idx.Bytes]) -> idx.Bytes:
+        return parser(files[name].content, name)
+
+    split = Split(
+        parse(TRAIN_IMAGES, idx.parse_images),
+        parse(TEST_IMAGES, idx.parse_images),
+        parse(TRAIN_LABELS, idx.parse_labels),
+        parse(TEST_LABELS, idx.parse_labels),
+    )
+    for images, labels, part in (
+        (split.pool_images, split.pool_labels, "training"),
+        (split.test_images, split.test_labels, "test"),
+    ):
         if len(images) != len(labels):
             raise DataRefused(f"There are {len(images):,} {part} images and {len(labels):,} labels: they do not match.")
         if not len(images):
             raise DataRefused(f"The {part} files hold no image at all; check which data set this is.")
-    if pool_images.shape[1:] != test_images.shape[1:]:
+    if split.pool_images.shape[1:] != split.test_images.shape[1:]:
         raise DataRefused("Training and test images have different sizes in pixels; check that they belong together.")
-    official = all(known)
-    if not official and not wish.other_data:
-        unknown = ", ".join(name for name, is_known in zip(FILES, known, strict=True) if not is_known)
+    return split
+
+
+def _identify(
+    folder: Path, files: dict[str, _File], split: Split, options: PrepareOptions
+) -> tuple[str, tuple[str, ...]]:
+    """Return the data set's name and class names, after checking that the options accept this data set."""
+    unknown = ", ".join(name for name, file in files.items() if not file.official)
+    if not unknown:
+        return FASHION_MNIST, FASHION_MNIST_CLASSES
+    if not options.other_data:
         raise DataRefused(f"{unknown}: not the known Fashion-MNIST file(s); pass --other-data if this is meant.")
-    name, classes = FASHION_MNIST, FASHION_MNIST_CLASSES
-    if not official:
-        name = wish.name or folder.resolve().name
-        classes = check_class_names(wish.class_names, count_classes((pool_labels, test_labels)))
-    if wish.redraw_seed is not None:
-        if not official:
-            raise DataRefused("--redraw parts the official Fashion-MNIST images; other data was given.")
-        if wish.redraw_from == "all":
-            pool_images = np.concatenate([pool_images, test_images])
-            pool_labels = np.concatenate([pool_labels, test_labels])
-        say(
-            f"Drawing split {wish.redraw_seed} of {len(pool_labels):,} images: {REDRAWN_TEST_SIZE:,} for the test set, "
-            "the rest for the pool …"
-        )
-        name, official = _split_name(wish.redraw_seed, wish.redraw_from), False
-        pool_images, pool_labels, test_images, test_labels = redraw(pool_images, pool_labels, wish.redraw_seed)
-        arrays = {TRAIN_IMAGES: pool_images, TEST_IMAGES: test_images}
-        arrays |= {TRAIN_LABELS: pool_labels, TEST_LABELS: test_labels}
-        contents = {file: idx.to_bytes(array) for file, array in arrays.items()}
-    stored = {file: _as_gzip(_required(folder, file), contents[file], wish.redraw_seed is None) for file in FILES}
-    card = DatasetCard(
-        name=name,
-        official=official,
-        class_names=classes,
-        pool_size=len(pool_images),
-        test_size=len(test_images),
-        image_shape=(pool_images.shape[1], pool_images.shape[2]),
-        redraw_seed=wish.redraw_seed,
-        redrawn_from=None if wish.redraw_seed is None else wish.redraw_from,
-        source=words,
-        files={
-            stored_path(file): FileCard(
-                sha256=sha256(stored[file]), content_sha256=sha256(contents[file]), bytes=len(stored[file])
-            )
-            for file in FILES
-        },
+    if options.redraw_seed is not None:
+        raise DataRefused("--redraw parts the official Fashion-MNIST images; other data was given.")
+    classes = count_classes((split.pool_labels, split.test_labels))
+    return options.name or folder.resolve().name, check_class_names(options.class_names, classes)
+
+
+def _redraw(split: Split, seed: int, source: RedrawFrom, notify: Notify) -> Split:
+    images, labels = split.pool_images, split.pool_labels
+    if source == "all":
+        images = np.concatenate([images, split.test_images])
+        labels = np.concatenate([labels, split.test_labels])
+    notify(
+        f"Drawing split {seed} of {len(labels):,} images: {REDRAWN_TEST_SIZE:,} for the test set, "
+        "the rest for the pool …"
     )
-    return card, stored
+    return redraw(images, labels, seed)
 
 
 def _split_name(seed: int, source: RedrawFrom) -> str:
     return f"{FASHION_MNIST} re-drawn split {seed}{' of all 70,000' if source == 'all' else ''}"
 
 
-def _as_gzip(path: Path, content: bytes, unchanged: bool) -> bytes:
-    """Return the bytes to store: the source's own if it is gzipped and unchanged, else the content compressed."""
-    if unchanged:
-        raw = path.read_bytes()
-        if raw.startswith(idx.GZIP_MAGIC):
-            return raw
-    return idx.compress(content)
+def _pack(file: _File) -> bytes:
+    """Return a file gzipped: byte for byte as it is if it is gzipped already."""
+    raw = file.path.read_bytes()
+    return raw if raw.startswith(idx.GZIP_MAGIC) else idx.compress(file.content)
 
 
 def _write(data: Path, card: DatasetCard, stored: dict[str, bytes]) -> None:
-    """Write a prepared folder; the card comes last, so a folder with a card is complete."""
+    """Write a prepared folder. The card comes last, so a folder with a card is complete."""
     try:
         for part in ("images", "labels"):
             (data / part).mkdir(parents=True, exist_ok=True)
@@ -197,33 +259,34 @@ def _write(data: Path, card: DatasetCard, stored: dict[str, bytes]) -> None:
         ) from error
 
 
-def _remove_flat_copies(data: Path, say: Say) -> None:
-    """Remove the files that were read from the folder itself, now that its parts hold them.
+def _remove_flat_copies(data: Path, notify: Notify) -> None:
+    """Remove the files that were found in the folder itself, because labels must not lie beside images.
 
-    Labels must not lie beside images. Files that came from elsewhere are never touched.
+    Files that came from another folder are never touched.
     """
     for name in FILES:
         for path in (data / f"{name}.gz", data / name, *(data / part / name for part in ("images", "labels"))):
             if path.is_file():
                 path.unlink()
-                say(f"Moved {path.relative_to(data)} to {stored_path(name)}.")
+                notify(f"Moved {path.relative_to(data)} to {stored_path(name)}.")
 
 
-def _verify(data: Path, card: DatasetCard, wish: Wish) -> DatasetCard:
-    """Check a prepared folder against its card.
+def _verify(data: Path, card: DatasetCard, options: PrepareOptions) -> DatasetCard:
+    """Check a prepared folder against its card and the options.
 
     Raises:
-        DataRefused: a file is missing or changed, or the folder holds another split than the one asked for.
+        DataRefused: a file is missing or changed, or the folder holds another data set than the options ask for.
     """
-    # Cards of splits made before there was a choice do not say where from.
+    # Older cards of re-drawn splits do not say what was drawn from: it was the training images.
     drawn_from = card.redrawn_from or "training"
-    if wish.redraw_seed is not None and (wish.redraw_seed, wish.redraw_from) != (card.redraw_seed, drawn_from):
-        wished = _split_name(wish.redraw_seed, wish.redraw_from)
-        raise DataRefused(f"{data} already holds {card.name}; choose another --data for {wished}.")
-    if wish.redraw_seed is None and card.redraw_seed is not None:
+    asked = (options.redraw_seed, options.redraw_from)
+    if options.redraw_seed is not None and asked != (card.redraw_seed, drawn_from):
+        other = _split_name(options.redraw_seed, options.redraw_from)
+        raise DataRefused(f"{data} already holds {card.name}; choose another --data for {other}.")
+    if options.redraw_seed is None and card.redraw_seed is not None:
         option = f"--redraw {card.redraw_seed}{' --redraw-from all' if drawn_from == 'all' else ''}"
         raise DataRefused(f"{data} already holds {card.name}; pass {option}, or choose another --data.")
-    if not card.official and card.redraw_seed is None and not wish.other_data:
+    if not card.official and card.redraw_seed is None and not options.other_data:
         raise DataRefused(f"{data} holds {card.name}, not Fashion-MNIST; pass --other-data if this is meant.")
     for name in FILES:
         path = data / stored_path(name)

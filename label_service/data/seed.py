@@ -1,16 +1,18 @@
-"""Seeding: label files in, rows out, once. The only module of the running service that opens a label file.
+"""Seeding: the labels of the label files become rows of the database, once.
 
-Known Fashion-MNIST files are recognised by their SHA-256. Files that `prepare --redraw` made are accepted because the
-folder's card lists them; anything else needs the operator's word (`--other-data`).
+This is the only module of the running service that opens a label file. Fashion-MNIST is recognised by its SHA-256 and
+a re-drawn split by the card in its folder. Any other data needs the operator's option `--other-data`.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, Field
 from sqlalchemy import Connection, insert, select
 
 from label_service.data import idx
@@ -19,16 +21,14 @@ from label_service.data.dataset import (
     FASHION_MNIST,
     FASHION_MNIST_CLASSES,
     OFFICIAL_CONTENT_SHA256,
-    TEST_IMAGES,
     TEST_LABELS,
-    TRAIN_IMAGES,
     TRAIN_LABELS,
     DatasetCard,
     check_class_names,
-    check_place,
     count_classes,
-    find_file,
+    find_flat_file,
     images_fingerprint,
+    is_official,
     read_card,
     sha256,
 )
@@ -39,28 +39,33 @@ from label_service.store import tables
 LOG_ID_BYTES = 8
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What the service knows of its data set: everything `GET /v1/dataset` tells, and nothing that needs a label.
-
-    Attributes:
-        fingerprint: SHA-256 over the content hashes of the two image files, None if they are not known here.
-        log_id: id of the log that began with this seeding.
-    """
+class DatasetInfo(BaseModel, frozen=True):
+    """The data set the service holds the labels of."""
 
     name: str
-    official: bool
+    official: bool = Field(description="The four files are the published Fashion-MNIST files.")
     redraw_seed: int | None
-    pool_size: int
-    test_size: int
+    pool_size: int = Field(description="Labels that can be asked for: ids 0 to pool_size - 1.")
+    test_size: int = Field(description="Predictions an evaluation needs.")
     class_names: tuple[str, ...]
-    fingerprint: str | None
-    log_id: str
+    fingerprint: str | None = Field(
+        description="SHA-256 of `A\\nB\\n`, A and B the SHA-256 (hex) of the unpacked training and test image files; "
+        "null if the service does not know them."
+    )
+    # Of the log that began with this seeding. Answers about the log have it, those about the data set do not.
+    log_id: str = Field(exclude=True)
 
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """Checked label files: what they are, their labels (uint8), and the hash that tells them from others."""
+    """The content of checked label files.
+
+    Attributes:
+        info: the data set.
+        pool: labels of the pool (N,), uint8.
+        test: labels of the test set (N,), uint8.
+        labels_sha256: of both files, unpacked.
+    """
 
     info: DatasetInfo
     pool: idx.Bytes
@@ -68,42 +73,27 @@ class LabelFiles:
     labels_sha256: str
 
 
-def labels_folder(data: Path) -> Path:
-    """Return the folder with the label files: `data` itself, or the labels folder inside it.
-
-    Raises:
-        DataMissing: neither has both label files.
-    """
-    for folder in (data / "labels", data):
-        if all(_find(folder, name) for name in (TRAIN_LABELS, TEST_LABELS)):
-            return folder
-    raise DataMissing(
-        f"{data} has no label files ({TRAIN_LABELS}.gz and {TEST_LABELS}.gz); "
-        f"run `python -m label_service prepare --data {data}` first."
-    )
-
-
 def read_label_files(data: Path, other_data: bool) -> LabelFiles:
-    """Read and check the label files of a prepared folder (or of its labels folder alone).
+    """Read and check the label files of a prepared folder, or of its labels folder alone.
 
     Args:
         data: the folder.
-        other_data: accept files that are neither Fashion-MNIST's nor a re-drawn split of it.
+        other_data: accept files that are neither Fashion-MNIST's nor those of a re-drawn split.
 
     Raises:
-        DataRefused: a file is missing, damaged, swapped, changed since `prepare`, or unknown.
+        DataMissing: there are no label files.
+        DataRefused: a file is damaged, swapped, changed since `prepare`, or unknown.
     """
-    folder = labels_folder(data)
+    paths = _find_label_files(data)
+    folder = paths[TRAIN_LABELS].parent
     card = read_card(folder / CARD) or read_card(folder.parent / CARD)
     contents, official = {}, True
-    for name in (TRAIN_LABELS, TEST_LABELS):
-        path = _find(folder, name)
-        assert path is not None, "labels_folder found both"
+    for name, path in paths.items():
         contents[name] = idx.read_content(path)
-        official &= check_place(name, contents[name], path)
-        if card is not None and card.content_sha256(name) != sha256(contents[name]):
+        official &= is_official(name, contents[name], path)
+        if card is not None and card.content_sha256.get(name) != sha256(contents[name]):
             raise DataRefused(f"{path} is not the file that {CARD} beside it lists; prepare the folder again.")
-    pool, test = (idx.parse_labels(contents[name], name) for name in (TRAIN_LABELS, TEST_LABELS))
+    pool, test = (idx.parse_labels(contents[name], name) for name in paths)
     if not len(pool) or not len(test):
         raise DataRefused(f"The label files in {folder} hold no label; check which data set this is.")
     if not official and not other_data and (card is None or card.redraw_seed is None):
@@ -114,34 +104,44 @@ def read_label_files(data: Path, other_data: bool) -> LabelFiles:
     return LabelFiles(info, pool, test, sha256(contents[TRAIN_LABELS] + contents[TEST_LABELS]))
 
 
+def _find_label_files(data: Path) -> dict[str, Path]:
+    """Return the paths of both label files, in the folder's part for labels or in the folder itself."""
+    for folder in (data / "labels", data):
+        train, test = (find_flat_file(folder, name) for name in (TRAIN_LABELS, TEST_LABELS))
+        if train is not None and test is not None:
+            return {TRAIN_LABELS: train, TEST_LABELS: test}
+    raise DataMissing(
+        f"{data} has no label files ({TRAIN_LABELS}.gz and {TEST_LABELS}.gz); "
+        f"run `python -m label_service prepare --data {data}` first."
+    )
+
+
 def _describe(folder: Path, card: DatasetCard | None, official: bool, pool: idx.Bytes, test: idx.Bytes) -> DatasetInfo:
     classes = count_classes((pool, test))
+    content_sha256: Mapping[str, str] = {}
     if official:
-        name, class_names = FASHION_MNIST, FASHION_MNIST_CLASSES
-        images = (OFFICIAL_CONTENT_SHA256[TRAIN_IMAGES], OFFICIAL_CONTENT_SHA256[TEST_IMAGES])
-        fingerprint: str | None = images_fingerprint(*images)
+        name, class_names, content_sha256 = FASHION_MNIST, FASHION_MNIST_CLASSES, OFFICIAL_CONTENT_SHA256
     elif card is not None:
         name, class_names = card.name, check_class_names(card.class_names, max(classes, len(card.class_names)))
-        train, other = card.content_sha256(TRAIN_IMAGES), card.content_sha256(TEST_IMAGES)
-        fingerprint = images_fingerprint(train, other) if train and other else None
+        content_sha256 = card.content_sha256
     else:
-        # The labels folder of an unprepared data set: its parent is what the operator would call it by.
+        # Data that is not prepared is named after its folder.
         name = folder.resolve().parent.name if folder.name == "labels" else folder.resolve().name
-        class_names, fingerprint = check_class_names(None, classes), None
+        class_names = check_class_names(None, classes)
     return DatasetInfo(
         name=name,
         official=official,
         redraw_seed=card.redraw_seed if card and not official else None,
         pool_size=len(pool),
         test_size=len(test),
-        class_names=tuple(class_names),
-        fingerprint=fingerprint,
+        class_names=class_names,
+        fingerprint=images_fingerprint(content_sha256),
         log_id=f"log-{secrets.token_hex(LOG_ID_BYTES)}",
     )
 
 
 def load_info(connection: Connection) -> DatasetInfo | None:
-    """Return what the database was seeded with, or None if it is empty."""
+    """Return the data set that the database was seeded with, or None if it is empty."""
     row = connection.execute(select(tables.dataset)).one_or_none()
     if row is None:
         return None
@@ -158,15 +158,15 @@ def load_info(connection: Connection) -> DatasetInfo | None:
 
 
 def seed(connection: Connection, files: LabelFiles) -> DatasetInfo:
-    """Write the labels into an empty database, or find that it holds exactly these.
+    """Write the labels into an empty database. If it holds these labels already, change nothing.
 
     Raises:
         DatabaseRefused: the database holds other labels.
     """
     existing = load_info(connection)
     if existing is not None:
-        held = connection.execute(select(tables.dataset.c.labels_sha256)).scalar_one()
-        if held != files.labels_sha256:
+        stored = connection.execute(select(tables.dataset.c.labels_sha256)).scalar_one()
+        if stored != files.labels_sha256:
             raise DatabaseRefused(
                 f"The database holds the labels of {existing.name}, and the data folder those of {files.info.name}; "
                 "give each data set its own database."
@@ -175,7 +175,7 @@ def seed(connection: Connection, files: LabelFiles) -> DatasetInfo:
     for table, labels in ((tables.pool_labels, files.pool), (tables.test_labels, files.test)):
         connection.execute(insert(table), [{"id": row, "label": int(label)} for row, label in enumerate(labels)])
     info = files.info
-    # Last, because the triggers close the label tables once this row is there.
+    # Last: once this row exists, the triggers refuse further labels.
     connection.execute(
         insert(tables.dataset).values(
             singleton=1,
@@ -192,9 +192,3 @@ def seed(connection: Connection, files: LabelFiles) -> DatasetInfo:
         )
     )
     return info
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    """Find a label file in exactly this folder (`find_file` also looks into its parts)."""
-    path = find_file(folder, name)
-    return path if path is not None and path.parent == folder else None

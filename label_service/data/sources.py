@@ -1,7 +1,7 @@
-"""Where Fashion-MNIST comes from when no folder is given: Debian's package, else the published download.
+"""Where Fashion-MNIST comes from if no folder is given: Debian's package, or the published download.
 
-Each source either leaves the four files in a folder or says why it could not. Nothing is trusted: `prepare` checks
-the SHA-256 of whatever a source delivers.
+Each source puts the four files into a folder, or says why it could not. Nothing is trusted: `prepare` checks the
+SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from label_service.data.dataset import FILES, OFFICIAL_GZIP_SHA256, find_file, sha256, write_atomically
+from label_service.data.dataset import FILES, OFFICIAL_GZIP_SHA256, find_file, sha256
 from label_service.errors import DataRefused
+from label_service.files import write_atomically
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -27,28 +28,29 @@ DOWNLOADS = (
 )
 DOWNLOAD_TIMEOUT_S = 60.0
 INSTALL_TIMEOUT_S = 600.0
-# Larger than any of the four files; a longer answer is not one of them.
+# Larger than any of the four files: a longer download is not one of them.
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
-Say = Callable[[str], None]
+# Called with a sentence for the operator.
+Notify = Callable[[str], None]
 
 
 def has_all_files(folder: Path) -> bool:
-    """Return whether a folder holds all four files, flat or parted."""
+    """Return whether a folder has all four files, prepared or flat."""
     return all(find_file(folder, name) for name in FILES)
 
 
 def can_install_package() -> bool:
-    """Return whether this process may install a Debian package: root, with apt-get at hand."""
+    """Return whether this process may install a Debian package: it is root and there is apt-get."""
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
-def install_package(say: Say) -> bool:
-    """Install Debian's data package; return whether the files are there afterwards."""
-    say(f"Installing the Debian package {DEBIAN_PACKAGE} (--no-install prevents this) …")
+def install_package(notify: Notify) -> bool:
+    """Install Debian's data package; return whether that worked."""
+    notify(f"Installing the Debian package {DEBIAN_PACKAGE} (--no-install prevents this) …")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "--yes", "--no-install-recommends", DEBIAN_PACKAGE]
-    # A machine fresh from its image has no package lists yet, so a first failure is tried again after an update.
+    # A fresh container image has no package lists, so after a failure apt-get updates them and tries again.
     for commands in ([install], [["apt-get", "update"], install]):
         try:
             for command in commands:
@@ -59,12 +61,12 @@ def install_package(say: Say) -> bool:
             failure = error
             continue
         return True
-    say(f"apt-get could not install {DEBIAN_PACKAGE} ({type(failure).__name__}); trying the download instead.")
+    notify(f"apt-get could not install {DEBIAN_PACKAGE} ({type(failure).__name__}); trying the download instead.")
     return False
 
 
-def download(folder: Path, say: Say) -> None:
-    """Download the four published files into a folder, each checked against its SHA-256.
+def download(folder: Path, notify: Notify) -> None:
+    """Download the four published files into a folder and check the SHA-256 of each.
 
     Raises:
         DataRefused: no address gave a file with the right content.
@@ -75,7 +77,7 @@ def download(folder: Path, say: Say) -> None:
         reasons = []
         for base in DOWNLOADS:
             address = f"{base}{name}.gz"
-            say(f"Downloading {address} …")
+            notify(f"Downloading {address} …")
             try:
                 with urllib.request.urlopen(address, timeout=DOWNLOAD_TIMEOUT_S) as answer:  # noqa: S310 - constants
                     content = answer.read(MAX_FILE_BYTES)
@@ -95,9 +97,9 @@ def download(folder: Path, say: Say) -> None:
 
 @dataclass(frozen=True)
 class Sources:
-    """The places `prepare` looks in, in order. Tests put their own here; nobody else does."""
+    """The places that `prepare` looks in, in order. Only tests use others."""
 
     debian_folder: Path = DEBIAN_FOLDER
     may_install: Callable[[], bool] = can_install_package
-    install: Callable[[Say], bool] = install_package
-    download: Callable[[Path, Say], None] = download
+    install: Callable[[Notify], bool] = install_package
+    download: Callable[[Path, Notify], None] = download

@@ -1,7 +1,8 @@
 """Idempotency keys: a repeated request gets the answer of the first one and costs nothing.
 
-A key belongs to a run and is bound, in the transaction that does the work, to the entry that first answered it. The
-answer is rebuilt from that entry's rows, so no copy of a label is kept. Refusals are not kept: they are decided anew.
+A key belongs to a run. The transaction that answers its first request binds it to the entry of that answer. A repeat
+gets an answer rebuilt from that entry's rows, so no copy of a label is stored. Writers follow one another, so of two
+requests that arrive together the second finds the key of the first. A refusal binds no key: a repeat is decided anew.
 """
 
 from __future__ import annotations
@@ -18,30 +19,30 @@ from label_service.store import tables
 
 @dataclass(frozen=True)
 class Earlier:
-    """The entry that first answered a key: its number, and the run's count after it."""
+    """The entry that first answered a key: its number, and the labels charged to the run after it."""
 
     seq: int
     spent: int
 
 
 def find_key(
-    work: UnitOfWork, run_id: str, key: str | None, request_sha256: str
+    unit: UnitOfWork, run_id: str, key: str | None, request_sha256: str
 ) -> Earlier | IdempotencyKeyReused | None:
     """Look a key up.
 
     Args:
-        work: the writer's transaction.
+        unit: the writer's transaction.
         run_id: the run that sent the key.
         key: the key, None if none was sent.
         request_sha256: hash of what is asked now.
 
     Returns:
-        None for a fresh key, the entry that answered it before, or the refusal if it came with another body.
+        None for a fresh key, the entry that first answered it, or the refusal if it came with another body.
     """
     if key is None:
         return None
     keys = tables.idempotency_keys
-    row = work.connection.execute(
+    row = unit.connection.execute(
         select(keys.c.request_sha256, keys.c.seq, tables.entries.c.entry)
         .join(tables.entries, tables.entries.c.seq == keys.c.seq)
         .where(keys.c.run_id == run_id, keys.c.key == key)
@@ -55,9 +56,9 @@ def find_key(
     return Earlier(row.seq, json.loads(row.entry)["spent"])
 
 
-def keep_key(work: UnitOfWork, run_id: str, key: str | None, request_sha256: str, seq: int) -> None:
+def keep_key(unit: UnitOfWork, run_id: str, key: str | None, request_sha256: str, seq: int) -> None:
     """Bind a key, if one was sent, to the entry that answered it."""
     if key is not None:
-        work.connection.execute(
+        unit.connection.execute(
             insert(tables.idempotency_keys).values(run_id=run_id, key=key, request_sha256=request_sha256, seq=seq)
         )

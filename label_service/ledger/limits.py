@@ -1,7 +1,7 @@
 """Budget, evaluation and rate decisions: pure functions on frozen dataclasses.
 
-Nothing here reads a clock, a database or a request; the ledger brings the numbers and acts on the answer. A decision
-is `None` (go ahead) or the `Problem` that refuses.
+Nothing here reads a clock, a database or a request; the ledger passes the numbers in and acts on the answer. A decision
+is `None` (allowed) or the `Problem` that refuses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RunState:
         spent: labels it has been charged.
         evaluation_budgets: budgets it declared for its learning curve; empty if it declared none.
         evaluations_allowed: evaluations it may make.
-        evaluated_at: the declared budget of each evaluation made so far (None where none was named).
+        evaluated_at: the budget that each evaluation so far was for (None if the client named none).
         sealed: whether the run has ended.
     """
 
@@ -117,8 +117,8 @@ def refuse_evaluation(run: RunState, totals: Totals, budget: int | None) -> Prob
     Args:
         run: the run as it stands.
         totals: what all runs have used.
-        budget: the point of the learning curve this evaluation is for. A run that declared its points must name
-            one of those left; a run that declared none may name any or none.
+        budget: the point of the learning curve that this evaluation is for. A run that declared points must name one
+            that is left; a run that declared none may name any or none.
 
     Returns:
         None, or the reason to refuse.
@@ -164,7 +164,7 @@ class TokenBucket:
     def take(self, ids: int, now_s: float) -> tuple[TokenBucket, float]:
         """Take `ids` from the bucket at `now_s`.
 
-        A batch larger than the bucket passes when the bucket is full and leaves a debt, so it can pass at all.
+        A batch larger than the bucket passes when the bucket is full, and leaves a debt.
 
         Returns:
             The bucket afterwards, and the whole seconds to wait: 0 if the ids were taken.

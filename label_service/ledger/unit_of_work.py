@@ -1,8 +1,8 @@
 """What the requests of one transaction have done so far, written together at its end.
 
-A group commit answers many requests with one transaction. Its cost is the number of statements, so entries, revealed
-labels and charges are collected here and written by one statement each. Whoever asks the database for more than this
-class offers goes through `connection`, which writes first what is collected: nobody reads a state that is behind.
+A group commit answers many requests with one transaction. Its cost is the number of statements, so this class collects
+entries, revealed labels and charges and writes each kind with one statement. Code that needs another statement takes
+`connection`, which first writes what is collected, so that no statement reads an old state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert
 from label_service.ledger.limits import RunState
 from label_service.store import tables
 
-# Statements are built once: making one anew takes longer than running it.
+# Built once: building a statement takes longer than running it.
 _LAST = select(func.max(tables.entries.c.seq))
 _RUN = select(
     tables.runs, exists().where(tables.evaluations.c.run_id == tables.runs.c.run_id).label("evaluated")
@@ -54,7 +54,7 @@ class UnitOfWork:
         """Begin.
 
         Args:
-            connection: inside a transaction that keeps all others from writing.
+            connection: inside a transaction that keeps all other connections from writing.
         """
         self._connection = connection
         self._last_seq: int | None = None
@@ -67,7 +67,7 @@ class UnitOfWork:
     @classmethod
     @contextmanager
     def begin(cls, engine: Engine) -> Iterator[UnitOfWork]:
-        """Begin a transaction; it is committed at the end, with all that was collected, or undone by an error."""
+        """Begin a transaction. The end of the block writes what was collected and commits; an error undoes it all."""
         with engine.begin() as connection:
             unit = cls(connection)
             yield unit
@@ -75,12 +75,12 @@ class UnitOfWork:
 
     @property
     def connection(self) -> Connection:
-        """The connection, to ask and do anything else: all that is collected is written, nothing is remembered."""
+        """The connection, for any other statement. Taking it writes what is collected and forgets what was read."""
         self.flush()
         return self._connection
 
     def flush(self) -> None:
-        """Write what is collected."""
+        """Write what is collected, and forget what was read."""
         if self._entries:
             self._connection.execute(_INSERT_ENTRY, self._entries)
         if self._entry_ids:
@@ -96,23 +96,22 @@ class UnitOfWork:
 
     def run(self, run_id: str) -> RunState:
         """Return a run as it stands now; the caller has made sure that it exists."""
-        known = self._runs.get(run_id)
-        if known is None:
-            known = self._runs[run_id] = self._load_run(run_id)
-        return known
+        if run_id not in self._runs:
+            self._runs[run_id] = self._load_run(run_id)
+        return self._runs[run_id]
 
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-        """Return the labels of ids, and which of them the run has already, each with the entry that charged it."""
+        """Return the labels of ids, and for those that the run has already the number of the entry that charged it."""
         if len(ids) == 1:
             rows = self._connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
         else:
             rows = self._connection.execute(_LABELS, {"run": run_id, "ids": list(ids)}).all()
-        held: dict[int, int] = {}
+        revealed_by: dict[int, int] = {}
         for label_id, _, stored in rows:
             seq = self._revealed.get((run_id, label_id), stored)
             if seq is not None:
-                held[label_id] = seq
-        return {label_id: label for label_id, label, _ in rows}, held
+                revealed_by[label_id] = seq
+        return {label_id: label for label_id, label, _ in rows}, revealed_by
 
     def next_seq(self) -> int:
         """Return the number of the next entry."""
@@ -122,10 +121,10 @@ class UnitOfWork:
         return self._last_seq + 1
 
     def append(self, row: dict[str, Any], label_ids: Sequence[int]) -> None:
-        """Append the entry `next_seq`.
+        """Collect an entry, whose number must be `next_seq`; `label_service.ledger.append` calls this.
 
         Args:
-            row: of `entries`.
+            row: of the table `entries`.
             label_ids: ids that it asks for, inside the data set.
         """
         seq = self._last_seq = row["seq"]
@@ -133,7 +132,7 @@ class UnitOfWork:
         self._entry_ids += [{"label_id": label_id, "seq": seq} for label_id in label_ids]
 
     def reveal(self, run_id: str, label_ids: Sequence[int], seq: int) -> None:
-        """Charge labels to a run that it does not have yet, by an entry appended before."""
+        """Charge a run for labels that it does not have yet; the entry `seq` has been appended."""
         run = self.run(run_id)
         self._runs[run_id] = replace(run, spent=run.spent + len(label_ids))
         self._charged[run_id] = self._charged.get(run_id, 0) + len(label_ids)
@@ -141,7 +140,7 @@ class UnitOfWork:
 
     def _load_run(self, run_id: str) -> RunState:
         row = self._connection.execute(_RUN, {"run": run_id}).one()
-        # Most runs that ask have not been evaluated yet: the second query is spared them.
+        # Most runs that ask have not been evaluated, so most need no second statement.
         evaluated = self._connection.execute(_EVALUATED_AT, {"run": run_id}).scalars() if row.evaluated else ()
         return RunState(
             run_id=run_id,

@@ -1,10 +1,10 @@
 """The one writer: a thread that runs every change of the database, many requests to one transaction.
 
 Requests put their work into a bounded queue. The thread takes everything that waits, runs it inside one
-`BEGIN IMMEDIATE … COMMIT`, signs one head of the log for all of it, and only then answers (group commit): nobody hears
-of a label whose entry is not durable and signed. If anything fails - locked, read-only, disk full, I/O - nobody in the
-group gets an answer but `LogNotWritable`, the connection is opened anew, and the next group compares the whole log with
-what was signed before it writes.
+`BEGIN IMMEDIATE … COMMIT`, signs one head of the log for all of it, and only then answers (group commit). No label
+leaves before its entry is durable and signed. If anything fails (locked, read-only, disk full, I/O), the whole group is
+answered with `LogNotWritable`, the next group gets a new connection, and it compares the whole log with what was signed
+before it writes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEARTBEAT_FILLER_BYTES = 16 * 1024
 
 
 class CommitObserver(Protocol):
-    """Told of each transaction; the metrics listen here."""
+    """Called after each transaction; the metrics count here."""
 
     def __call__(self, requests: int, seconds: float, written: bool) -> None:
         """Record one transaction of `requests` requests, how long it took, and whether it was committed."""
@@ -68,14 +68,14 @@ class Writer:
             log: grows with each commit.
             queue_size: requests that may wait.
             max_group: most requests in one transaction.
-            observe: told of each transaction.
+            observe: called after each transaction.
         """
         self._engine = engine
         self._log = log
         self._max_group = max_group
         self._queue: queue.Queue[_Job | None] = queue.Queue(maxsize=queue_size)
         self._observe = observe
-        # Guards the hand-over at the end: after `_closed` is set, no job may enter the queue.
+        # Guards the end: after `_closed` is set, no job may enter the queue.
         self._gate = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="label-writer", daemon=True)
@@ -83,18 +83,18 @@ class Writer:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue, about."""
+        """Requests in the queue, approximately."""
         return self._queue.qsize()
 
     def submit(self, work: Work[T]) -> Future[T]:
         """Queue work for the next transaction.
 
         Args:
-            work: called with the transaction's unit of work, perhaps more than once if another job of the
-                group fails. It returns its result, refusals too: what it raises undoes its own changes, entry included.
+            work: called with the transaction's unit of work, and called again if another job of the group fails. It
+                returns refusals as results: an exception undoes its changes, its entry included.
 
         Returns:
-            A future that is answered after the commit. It raises `LogNotWritable` if there was none.
+            A future that has the result after the commit. It raises `LogNotWritable` if the commit failed.
 
         Raises:
             LogNotWritable: the queue is full, or the service is stopping.
@@ -135,7 +135,7 @@ class Writer:
                 self._write(jobs)
 
     def _take(self) -> tuple[list[_Job], bool]:
-        """Wait for a job, then take all others that wait; the second result says that the end was reached."""
+        """Wait for a job, then take all others that wait. The second result is whether the writer was closed."""
         job = self._queue.get()
         jobs: list[_Job] = []
         while job is not None:
@@ -149,7 +149,7 @@ class Writer:
         return jobs, True
 
     def _write(self, jobs: list[_Job]) -> None:
-        """Commit jobs together; one that fails by a fault of its own is left out and the others are run again."""
+        """Commit jobs together. A job that fails by a fault of its own is left out, and the others run again."""
         while jobs:
             started_s, written = time.monotonic(), False
             try:
@@ -159,14 +159,14 @@ class Writer:
                     for job in jobs:
                         _run(job, unit)
                     unit.flush()
-                    self._log.keep_head(connection)
+                    self._log.store_head(connection)
                     new = self._log.new_entries(connection)
                 # One signature for the whole group: after the commit, before the first answer.
                 self._log.grow(new)
                 written = True
             except _JobFault as fault:
-                # The transaction was rolled back. A savepoint for each job would spare the others their second run,
-                # and cost every request of every group a quarter of its time for what happens hardly ever.
+                # The transaction was rolled back. A savepoint for each job would spare the others their second run, but
+                # it would cost every request a quarter of its time, and such faults are rare.
                 fault.job.future.set_exception(fault.error)
                 jobs = [job for job in jobs if job is not fault.job]
                 continue
@@ -182,9 +182,9 @@ class Writer:
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
         reason = getattr(error, "orig", None) or error
         logger.error("log not writable, %d request(s) refused: %s: %s", len(jobs), type(reason).__name__, reason)
-        # After a failed write nothing is assumed of the connection; the next transaction opens a new one.
+        # A connection whose write has failed is not used again; the next transaction opens a new one.
         self._engine.dispose()
-        self._log.doubt()
+        self._log.recheck()
         for job in jobs:
             job.future.set_exception(
                 LogNotWritable(
@@ -196,7 +196,7 @@ class Writer:
 
 
 class _JobFault(Exception):  # noqa: N818 - a signal between the functions of this module, no error
-    """A job raised; the fault is its own."""
+    """A job raised an exception that concerns no other job."""
 
     def __init__(self, job: _Job, error: Exception) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class _JobFault(Exception):  # noqa: N818 - a signal between the functions of th
 
 
 def _run(job: _Job, unit: UnitOfWork) -> None:
-    """Run one job. A database error, or labels that were changed, are everybody's; any other fault is the job's."""
+    """Run one job. A database error and a changed log concern the whole group; any other fault only the job."""
     try:
         job.result = job.work(unit)
     except (SQLAlchemyError, LogChanged):

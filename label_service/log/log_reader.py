@@ -1,60 +1,87 @@
-"""The reading side: the log, its summary and the runs, from read-only connections that never see an open transaction.
+"""Reading the log, its summary and the runs, over read-only connections that never see an open transaction.
 
-No function here reads a label table.
+Nothing here reads a table of labels.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, Field, computed_field
 from sqlalchemy import Connection, Engine, Row, Select, false, func, select
 
 from label_service.log.entries import DONE
+from label_service.log.evidence import EarlierHead
 from label_service.store import tables
 
 EXPORT_PAGE = 1000
-# No run and no operation has it in its name, and PostgreSQL takes no text with it, not even to compare.
-_ZERO = "\x00"
+# No run and no operation has this character in its name, and PostgreSQL accepts no text that contains it.
+_NUL = "\x00"
+_EVALUATIONS = select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which entries are wanted; None leaves a field open."""
+    """Which entries to return; None accepts every value of a field."""
 
     run: str | None = None
     label_id: int | None = None
     op: str | None = None
 
 
-@dataclass(frozen=True)
-class RunCounts:
-    """What the log says of one run.
+class Evaluation(BaseModel, frozen=True):
+    """One evaluation that a run has made."""
 
-    Attributes:
-        queries: labels charged, summed over the entries.
-        distinct_labels: distinct labels revealed, counted from the reveals; equal to `queries` or something is wrong.
-        replays: entries that charged nothing because the run had the labels already.
-        refusals: entries that refused something.
-        evaluations: test accuracies the run has seen.
-        entries: entries of the run.
-    """
+    evaluation: int = Field(description="Number of this evaluation within the run, from 1.")
+    budget: int | None = Field(description="The point of the learning curve that it was for.")
+    correct: int
+    total: int
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
+    @property
+    def accuracy(self) -> float:
+        """Share of the test predictions that are right."""
+        return self.correct / self.total
+
+
+class RunInfo(BaseModel, frozen=True):
+    """The state of a run, as anybody may see it."""
 
     run_id: str
-    queries: int
-    distinct_labels: int
-    replays: int
-    refusals: int
+    name: str
+    budget: int
+    queries: int = Field(description="Labels charged to the run so far.")
+    remaining: int = Field(description="Labels left of the run's budget.")
+    evaluation_budgets: tuple[int, ...]
+    evaluations_allowed: int
+    evaluations_used: int
+    evaluations: tuple[Evaluation, ...]
+    querying_closed: bool
+    opened_at: str
+    sealed_at: str | None
+
+
+class RunCounts(BaseModel, frozen=True):
+    """What the log says of one run."""
+
+    run_id: str
+    queries: int = Field(description="Labels charged, summed over the log's entries.")
+    distinct_labels: int = Field(
+        description="Distinct labels revealed, counted from the reveals; equal to `queries` or something is wrong."
+    )
+    replays: int = Field(description="Entries that charged nothing because the run had the labels already.")
+    refusals: int = Field(description="Entries that refused something.")
     evaluations: int
     entries: int
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The log as a whole: each run, and the labels that anybody has seen."""
+class Summary(BaseModel, frozen=True):
+    """The log, counted: each run, and the labels that anybody has seen."""
 
+    log_id: str
     runs: tuple[RunCounts, ...]
     queries: int
     distinct_labels_revealed_to_anybody: int
@@ -63,38 +90,38 @@ class Summary:
 
 
 class LogReader:
-    """Answers questions about the log; each answer is one consistent state."""
+    """Reads the log and the runs; each method sees one consistent state."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def page(self, after: int, limit: int, wanted: Filter) -> tuple[list[bytes], int | None]:
-        """Return up to `limit` entries with a number above `after`, and the number to go on after (None: no more)."""
+        """Return up to `limit` entries numbered above `after`, and the number to continue after (None: no more)."""
         with self._engine.connect() as connection:
-            rows = connection.execute(_wanted(wanted, after).limit(limit + 1)).all()
+            rows = connection.execute(_query(wanted, after).limit(limit + 1)).all()
         page = rows[:limit]
         return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
 
     def export(self, size: int | None = None) -> Iterator[bytes]:
-        """Yield the exact bytes of the first `size` entries, in order; None takes all there are now.
+        """Yield the exact bytes of the first `size` entries, in order; None means all that there are now.
 
-        Read page by page: one long transaction would keep the writer from ever truncating its journal.
+        The entries are read page by page, because one long transaction would keep SQLite from truncating its journal.
         """
         with self._engine.connect() as connection:
             last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one() if size is None else size - 1
         after = -1
         while last is not None and after < last:
             with self._engine.connect() as connection:
-                rows = connection.execute(_wanted(Filter(), after).limit(min(EXPORT_PAGE, last - after))).all()
+                rows = connection.execute(_query(Filter(), after).limit(min(EXPORT_PAGE, last - after))).all()
             yield from (row.entry for row in rows)
             after = rows[-1].seq
 
-    def heads(self, size: int) -> list[tuple[int, str]]:
-        """Return sizes below `size` at which a head was signed, in order, each with its signature."""
+    def heads(self, size: int) -> list[EarlierHead]:
+        """Return the heads that were signed over fewer than `size` entries, in order."""
         heads = tables.heads.c
         earlier = select(heads.size, heads.signature).where(heads.size < size).order_by(heads.size)
         with self._engine.connect() as connection:
-            return [(row.size, row.signature) for row in connection.execute(earlier)]
+            return [EarlierHead(size=row.size, signature=row.signature) for row in connection.execute(earlier)]
 
     def latest(self, count: int) -> list[dict[str, Any]]:
         """Return the latest entries, newest first, as parsed JSON."""
@@ -107,27 +134,23 @@ class LogReader:
         with self._engine.connect() as connection:
             return _summarise(connection)
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self) -> list[RunInfo]:
         """Return the state of every run, oldest first."""
         with self._engine.connect() as connection:
             rows = connection.execute(select(tables.runs).order_by(tables.runs.c.opened_at, tables.runs.c.run_id)).all()
-            made = connection.execute(
-                select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
-            ).all()
-        return [_state(row, [item for item in made if item.run_id == row.run_id]) for row in rows]
+            made = connection.execute(_EVALUATIONS).all()
+        return [
+            describe_run(row, [evaluation for evaluation in made if evaluation.run_id == row.run_id]) for row in rows
+        ]
 
-    def run(self, run_id: str) -> dict[str, Any] | None:
+    def run(self, run_id: str) -> RunInfo | None:
         """Return the state of one run, or None if there is no such run."""
-        if _ZERO in run_id:
+        if _NUL in run_id:
             return None
         with self._engine.connect() as connection:
             row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one_or_none()
-            made = connection.execute(
-                select(tables.evaluations)
-                .where(tables.evaluations.c.run_id == run_id)
-                .order_by(tables.evaluations.c.number)
-            ).all()
-        return None if row is None else _state(row, list(made))
+            made = connection.execute(_EVALUATIONS.where(tables.evaluations.c.run_id == run_id)).all()
+        return None if row is None else describe_run(row, made)
 
     def token_hash(self, run_id: str) -> str | None:
         """Return the stored hash of a run's token; None if the run is unknown or has no token."""
@@ -137,23 +160,18 @@ class LogReader:
             ).scalar_one_or_none()
 
     def size(self) -> int:
-        """Return the number of entries by the last one's number: numbers have no gap."""
+        """Return the number of entries. It follows from the number of the last one, because numbers have no gap."""
         with self._engine.connect() as connection:
             last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
         return 0 if last is None else last + 1
 
-    def entries_count(self) -> int:
-        """Return the number of entries."""
-        with self._engine.connect() as connection:
-            return connection.execute(select(func.count()).select_from(tables.entries)).scalar_one()
 
-
-def _wanted(wanted: Filter, after: int) -> Select[tuple[int, bytes]]:
+def _query(wanted: Filter, after: int) -> Select[tuple[int, bytes]]:
     entries = tables.entries.c
     query = select(entries.seq, entries.entry).where(entries.seq > after).order_by(entries.seq)
     for column, text in ((entries.run_id, wanted.run), (entries.op, wanted.op)):
         if text is not None:
-            query = query.where(column == text if _ZERO not in text else false())
+            query = query.where(column == text if _NUL not in text else false())
     if wanted.label_id is not None:
         asked = select(tables.entry_ids.c.seq).where(tables.entry_ids.c.label_id == wanted.label_id)
         query = query.where(entries.seq.in_(asked))
@@ -180,9 +198,18 @@ def _summarise(connection: Connection) -> Summary:
     evaluations = _by_run(connection, select(made.run_id, func.count()).group_by(made.run_id))
     union = connection.execute(select(func.count(reveals.label_id.distinct()))).scalar_one()
     return Summary(
+        log_id=connection.execute(select(tables.dataset.c.log_id)).scalar_one(),
         runs=tuple(
-            RunCounts(run, queries, distinct.get(run, 0), replays, refusals, evaluations.get(run, 0), total)
-            for run, (queries, replays, refusals, total) in sorted(counts.items())
+            RunCounts(
+                run_id=run_id,
+                queries=queries,
+                distinct_labels=distinct.get(run_id, 0),
+                replays=replays,
+                refusals=refusals,
+                evaluations=evaluations.get(run_id, 0),
+                entries=total,
+            )
+            for run_id, (queries, replays, refusals, total) in sorted(counts.items())
         ),
         queries=sum(row[0] for row in counts.values()),
         distinct_labels_revealed_to_anybody=union,
@@ -195,27 +222,21 @@ def _by_run(connection: Connection, counted: Select[Any]) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.execute(counted)}
 
 
-def _state(row: Row[Any], made: list[Row[Any]]) -> dict[str, Any]:
-    return {
-        "run_id": row.run_id,
-        "name": row.name,
-        "budget": row.budget,
-        "queries": row.spent,
-        "remaining": max(0, row.budget - row.spent),
-        "evaluation_budgets": json.loads(row.evaluation_budgets),
-        "evaluations_allowed": row.evaluations_allowed,
-        "evaluations_used": len(made),
-        "evaluations": [
-            {
-                "evaluation": item.number,
-                "budget": item.budget,
-                "correct": item.correct,
-                "total": item.total,
-                "accuracy": item.correct / item.total,
-            }
-            for item in made
-        ],
-        "querying_closed": bool(made) or row.sealed_at is not None,
-        "opened_at": row.opened_at,
-        "sealed_at": row.sealed_at,
-    }
+def describe_run(row: Row[Any], made: Sequence[Row[Any]] = ()) -> RunInfo:
+    """Return the state of a run from its row and the rows of its evaluations."""
+    return RunInfo(
+        run_id=row.run_id,
+        name=row.name,
+        budget=row.budget,
+        queries=row.spent,
+        remaining=max(0, row.budget - row.spent),
+        evaluation_budgets=json.loads(row.evaluation_budgets),
+        evaluations_allowed=row.evaluations_allowed,
+        evaluations_used=len(made),
+        evaluations=tuple(
+            Evaluation(evaluation=row.number, budget=row.budget, correct=row.correct, total=row.total) for row in made
+        ),
+        querying_closed=bool(made) or row.sealed_at is not None,
+        opened_at=row.opened_at,
+        sealed_at=row.sealed_at,
+    )

@@ -1,10 +1,13 @@
-"""The Merkle tree of RFC 6962: hashes, proofs and their verification, as pure functions over bytes.
+"""The Merkle tree of RFC 6962: hashes, proofs, and the verification of proofs.
 
-Source: B. Laurie, A. Langley, E. Kasper, RFC 6962 (2013), section 2.1; the verification algorithms are those of
-RFC 9162 (2021), sections 2.1.3.2 and 2.1.4.2. SHA-256 throughout; every hash is 32 bytes.
+A Merkle tree has one root hash over all its leaves. An inclusion proof shows that a leaf is in the tree with a given
+root; a consistency proof shows that a larger tree begins with exactly the leaves of a smaller one.
 
-`MerkleTree` keeps the hashes of all complete subtrees, so that appending, a root and a proof cost O(log n) hashes. The
-functions over a list of leaf hashes build one and ask it.
+`MerkleTree` keeps the hashes of all complete subtrees, so that appending a leaf, computing a root and making a proof
+each cost O(log n) hashes. The functions that verify a proof need no tree. All hashes are SHA-256, 32 bytes.
+
+Sources: B. Laurie, A. Langley, E. Kasper, RFC 6962 (2013), section 2.1, for tree and proofs; RFC 9162 (2021), sections
+2.1.3.2 and 2.1.4.2, for the verification of proofs.
 """
 
 import base64
@@ -12,16 +15,16 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 HASH_BYTES = 32
-# Root of the tree without a leaf: the hash of nothing.
+# Root of the empty tree: the hash of no bytes.
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 
 class VerificationError(Exception):
-    """Something that was to be proved does not hold; the message is one sentence that says what."""
+    """A proof, a signature or an entry does not hold; the message is one sentence that says which."""
 
 
 def leaf_hash(data: bytes) -> bytes:
-    """Hash a leaf: the prefix 0 keeps a leaf from posing as an inner node."""
+    """Hash a leaf. The prefix 0 keeps a leaf from being taken for an inner node."""
     return hashlib.sha256(b"\x00" + data).digest()
 
 
@@ -31,17 +34,17 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def _split(size: int) -> int:
-    """Answer the largest power of two below `size` (at least 2): where a tree parts into left and right."""
+    """Return the number of leaves of the left subtree: the largest power of two below `size`, which is at least 2."""
     return 1 << ((size - 1).bit_length() - 1)
 
 
-def encode_hash(one: bytes) -> str:
-    """Write a hash as base64, as answers and notes carry it."""
-    return base64.b64encode(one).decode("ascii")
+def encode_hash(hash_: bytes) -> str:
+    """Return a hash as base64."""
+    return base64.b64encode(hash_).decode("ascii")
 
 
 class MerkleTree:
-    """An append-only tree that answers for any of its former sizes too.
+    """An append-only tree. Roots and proofs are available for its present size and every earlier one.
 
     Attributes:
         size: number of leaves.
@@ -50,8 +53,8 @@ class MerkleTree:
     def __init__(self, leaf_hashes: Iterable[bytes] = ()) -> None:
         # _levels[k][i] is the hash of leaves [i 2^k, (i + 1) 2^k), once all of them are there.
         self._levels: list[list[bytes]] = [[]]
-        for one in leaf_hashes:
-            self.append(one)
+        for leaf in leaf_hashes:
+            self.append(leaf)
 
     @property
     def size(self) -> int:
@@ -59,7 +62,7 @@ class MerkleTree:
         return len(self._levels[0])
 
     def append(self, leaf: bytes) -> None:
-        """Add a leaf's hash at the end: O(1) hashes on average, O(log n) at most."""
+        """Append the hash of a leaf. This costs O(1) hashes on average and O(log n) at most."""
         self._levels[0].append(leaf)
         level = 0
         while len(self._levels[level]) % 2 == 0:
@@ -69,21 +72,25 @@ class MerkleTree:
             level += 1
 
     def leaf(self, index: int) -> bytes:
-        """Answer a leaf's hash; IndexError if there is none."""
+        """Return the hash of a leaf.
+
+        Raises:
+            IndexError: there is no such leaf.
+        """
         return self._levels[0][index]
 
     def root(self, size: int | None = None) -> bytes:
-        """Answer the root, now or at a former size.
+        """Return the root, at the present size or an earlier one.
 
         Raises:
-            ValueError: the tree is smaller.
+            ValueError: the tree is smaller than `size`.
         """
         size = self.size if size is None else size
         self._require(0 <= size <= self.size, f"a tree of {self.size} leaves has no root at size {size}")
         return EMPTY_ROOT if size == 0 else self._subtree(0, size)
 
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
-        """Prove that a leaf is in the tree of a size: its siblings on the way to the root, nearest first.
+        """Return the proof that a leaf is in the tree of a size: the siblings on its way to the root, lowest first.
 
         Raises:
             ValueError: there is no such leaf or size.
@@ -101,7 +108,7 @@ class MerkleTree:
         return proof
 
     def consistency_proof(self, first: int, second: int | None = None) -> list[bytes]:
-        """Prove that the tree of the second size begins with the tree of the first.
+        """Return the proof that the tree of the second size begins with the tree of the first.
 
         Raises:
             ValueError: there are no such sizes.
@@ -120,13 +127,13 @@ class MerkleTree:
             else:
                 proof.append(self._subtree(start, middle))
                 start = middle
-        # The old tree's last complete subtree; a verifier knows it already where it is the whole old tree.
+        # The last complete subtree of the smaller tree. If it is that whole tree, the verifier knows its root already.
         if start > 0:
             proof.append(self._subtree(start, end))
         return proof[::-1]
 
     def _subtree(self, start: int, end: int) -> bytes:
-        """Hash leaves [start, end); `start` is a multiple of the power of two that covers the width."""
+        """Return the hash over leaves [start, end); `start` is a multiple of the power of two that covers the width."""
         width = end - start
         if width & (width - 1) == 0:
             return self._levels[width.bit_length() - 1][start // width]
@@ -139,26 +146,11 @@ class MerkleTree:
             raise ValueError(complaint)
 
 
-def root(leaf_hashes: Sequence[bytes]) -> bytes:
-    """Answer the root of leaf hashes in order."""
-    return MerkleTree(leaf_hashes).root()
-
-
-def inclusion_proof(leaf_hashes: Sequence[bytes], index: int) -> list[bytes]:
-    """Prove that leaf `index` is among the leaf hashes; ValueError if it is not."""
-    return MerkleTree(leaf_hashes).inclusion_proof(index)
-
-
-def consistency_proof(leaf_hashes: Sequence[bytes], first: int, second: int) -> list[bytes]:
-    """Prove that the first `second` leaves begin with the first `first`; ValueError if there are not as many."""
-    return MerkleTree(leaf_hashes).consistency_proof(first, second)
-
-
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
-    """Check that a leaf hash is at `index` of the tree of `size` leaves with this root.
+    """Verify that a leaf hash is at `index` in the tree of `size` leaves with this root (RFC 9162, section 2.1.3.2).
 
     Raises:
-        VerificationError: it is not shown to be.
+        VerificationError: the proof does not show it.
     """
     if not 0 <= index < size:
         raise VerificationError(f"leaf {index} cannot be in a tree of {size} leaves")
@@ -170,7 +162,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
             raise VerificationError("the inclusion proof is too long")
         if node % 2 == 1 or node == last:
             computed = node_hash(sibling, computed)
-            # A lone node at the right edge rises without a sibling.
+            # A node at the right edge without a sibling stands for its parent too.
             while node % 2 == 0 and node != 0:
                 node, last = node >> 1, last >> 1
         else:
@@ -183,13 +175,20 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
 
 
 def verify_consistency(first: int, second: int, root1: bytes, root2: bytes, proof: Sequence[bytes]) -> None:
-    """Check that a tree of `second` leaves with `root2` begins with the tree of `first` leaves with `root1`.
+    """Verify that the tree of `second` leaves begins with the tree of `first` leaves (RFC 9162, section 2.1.4.2).
+
+    Args:
+        first: number of leaves of the smaller tree, at least 1.
+        second: number of leaves of the larger tree.
+        root1: root of the smaller tree.
+        root2: root of the larger tree.
+        proof: hashes, lowest first.
 
     Raises:
-        VerificationError: it is not shown to.
+        VerificationError: the proof does not show it.
     """
     if not 1 <= first <= second:
-        raise VerificationError(f"a tree of {second} leaves does not grow from one of {first} in a way to prove")
+        raise VerificationError(f"no proof can show that a tree of {second} leaves begins with one of {first}")
     if first == second:
         if proof:
             raise VerificationError("the consistency proof is too long")
@@ -225,5 +224,5 @@ def verify_consistency(first: int, second: int, root1: bytes, root2: bytes, proo
 
 
 def _check_widths(hashes: Iterable[bytes]) -> None:
-    if any(len(one) != HASH_BYTES for one in hashes):
+    if any(len(hash_) != HASH_BYTES for hash_ in hashes):
         raise VerificationError(f"a hash that is not {HASH_BYTES} bytes long")

@@ -1,11 +1,13 @@
-"""Signed heads, remembered outside the database's folder, so that a database put back to an older state is noticed.
+"""The file of signed heads, kept outside the database's folder.
 
-Each head is its note, between separators; nothing else is in the file.
+Someone who puts an older copy of the database back does not put back this file. So at the start the service compares
+the database with the newest head in it, and refuses a database that is older.
+
+The file is a sequence of signed notes between separators.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,65 +15,67 @@ from pathlib import Path
 from filelock import FileLock
 
 from label_service.errors import DatabaseRefused
-from label_service.log.checkpoint import Checkpoint, Verifier
+from label_service.files import write_atomically
 from label_service.log.merkle import VerificationError
+from label_service.log.signed_note import Verifier
+from label_service.log.tree_head import TreeHead
 
-# Heads are remembered one after the other; beyond this the file is begun anew.
+# A file longer than this is rewritten with its newest head alone.
 _MAX_HEADS_BYTES = 1_000_000
 _SEPARATOR = "\x00\n"
-# A note of three lines and a signature, to its last newline: whatever else stands between separators was torn.
-_WHOLE_HEAD = re.compile(r"[^\n]+\n([0-9]{1,18})\n[^\n]+\n\n[^\n]+\n")
+# A note of three lines and a signature, up to its last newline. Anything else between separators was cut off.
+_WHOLE_NOTE = re.compile(r"[^\n]+\n([0-9]{1,18})\n[^\n]+\n\n[^\n]+\n")
 # Workers wait for one another this long; each holds the file for one short write.
 _FILE_LOCK_TIMEOUT_S = 5.0
 
 
 class RememberedHeads:
-    """The file that remembers signed heads, outside the database's folder.
+    """Signed heads in a file.
 
-    Heads are appended, so that a crash in the middle costs the last one at most: a torn one is not read. Workers append
-    in whatever order they come, so the newest head is the largest one, wherever it stands; a lock beside the file keeps
-    them from appending to a file that another one is replacing.
+    Heads are appended. A crash while appending damages the last head only, and a damaged head is not read. Several
+    workers append in any order, so the newest head is the one with the largest size, wherever it stands. A lock beside
+    the file keeps workers from appending while another one rewrites it.
     """
 
     def __init__(self, path: Path, shared: bool = False) -> None:
-        """Name the file; `shared` says that other processes use it too."""
+        """Name the file; `shared` means that other processes use it too."""
         self._path = path
         # thread_local=False: made in the thread that opens the service, used by the writer's.
         lock = FileLock(f"{path}.lock", timeout=_FILE_LOCK_TIMEOUT_S, thread_local=False)
         self._lock: AbstractContextManager[object] = lock if shared else nullcontext()
 
-    def newest(self, verifier: Verifier) -> Checkpoint | None:
-        """Return the largest head that is whole, or None if there is none yet.
+    def newest(self, verifier: Verifier) -> TreeHead | None:
+        """Return the largest undamaged head, or None if there is none yet.
 
         Raises:
-            DatabaseRefused: the file cannot be read, or its largest whole head is not this key's.
+            DatabaseRefused: the file cannot be read, or its largest head is not signed by this key.
         """
         try:
             with self._lock:
-                whole = self._whole()
+                notes = self._read()
         except OSError as error:
             raise DatabaseRefused(
                 f"{self._path} cannot be read ({error.strerror or error}); check its permissions."
             ) from error
-        if not whole:
+        if not notes:
             return None
         try:
-            return Checkpoint.open(max(whole, key=_size), verifier)
+            return TreeHead.open(max(notes, key=_size), verifier)
         except VerificationError as error:
             raise DatabaseRefused(
                 f"The newest head in {self._path} is not one that this log's key has signed ({error}); "
                 "if the key was replaced, so was the log."
             ) from error
 
-    def begin(self, note: str) -> None:
-        """Begin the file anew with one head, whole or not at all: this one, or a larger one of another worker.
+    def start_anew(self, note: str) -> None:
+        """Rewrite the file with one head: this one, or a larger one that another worker has written.
 
         Raises:
-            DatabaseRefused: it cannot be written.
+            DatabaseRefused: the file cannot be written.
         """
         try:
             with self._lock:
-                self._begin(note)
+                self._rewrite(note)
         except OSError as error:
             raise DatabaseRefused(
                 f"{self._path}, which remembers signed heads, cannot be written ({error.strerror or error}); "
@@ -79,33 +83,34 @@ class RememberedHeads:
             ) from error
 
     def remember(self, note: str) -> None:
-        """Append a head. It is not synced: a power cut may forget the newest ones, which only makes the file older."""
+        """Append a head.
+
+        The file is not synced. A power cut may lose the newest heads, which leaves an older but true file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         with self._lock:
             with self._path.open("a", encoding="utf-8") as file:
-                # A separator on both sides: what a full disk cut off before is not taken for a part of this one.
+                # A separator on both sides, so that a head cut off by a full disk does not become a part of this one.
                 file.write(_SEPARATOR + note + _SEPARATOR)
-                full = file.tell() > _MAX_HEADS_BYTES
-            if full:
-                self._begin(note)
+                too_long = file.tell() > _MAX_HEADS_BYTES
+            if too_long:
+                self._rewrite(note)
 
-    def _begin(self, note: str) -> None:
-        kept = max([*self._whole(), note], key=_size)
+    def _rewrite(self, note: str) -> None:
+        newest = max([*self._read(), note], key=_size)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_name(self._path.name + ".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(kept + _SEPARATOR)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+        write_atomically(self._path, (newest + _SEPARATOR).encode())
 
-    def _whole(self) -> list[str]:
+    def _read(self) -> list[str]:
         try:
             text = self._path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
-        return [head for head in text.split(_SEPARATOR) if _WHOLE_HEAD.fullmatch(head)]
+        return [note for note in text.split(_SEPARATOR) if _WHOLE_NOTE.fullmatch(note)]
 
 
 def _size(note: str) -> int:
-    """Read what size a whole head says it has; its signature is another matter."""
+    """Return the size that a note claims; its signature is not checked here."""
     return int(note.split("\n", 2)[1])

@@ -1,89 +1,58 @@
-"""The signed log: the Merkle tree over the committed entries, its signed head, and receipts.
+"""The signed log: the Merkle tree over the committed entries, its signed head, and the receipts.
 
-The tree holds the exact bytes of the entries in the order of their numbers. After each commit the tree
-grows, one checkpoint is signed for all new entries, and the checkpoint is remembered in a file outside the database's
-folder; only then is anybody answered. At the start the tree is made anew from the database, and a database
-that does not grow from the newest remembered head is refused: it is older, or another one.
+The leaves of the tree are the exact bytes of the entries, in the order of their numbers. After each commit the log adds
+the new entries to the tree, signs one tree head for all of them and remembers this head in a file outside the
+database's folder. Only then does the service answer. At the start the log builds the tree from the database and refuses
+a database that does not continue the newest remembered head, because that database is older or another one.
 
-The writer's thread is the only one that grows the tree. Others read it for sizes that have been signed, which do not
-change any more.
+Only the writer's thread adds to the tree. Other threads read it at sizes that have been signed, which never change.
 
-Several workers on one database hold a tree each. A tree takes in whatever was committed since it last grew, by
-whichever worker, inside a transaction that keeps all others from writing. All sign with one key, and Ed25519 is
-deterministic, so heads of one size are one head. What a worker committed and died before signing, the next one signs.
+Several workers on one database have a tree each. Before it writes, a worker adds whatever the others have committed,
+inside a transaction that keeps all others from writing. All workers sign with the same key, and Ed25519 is
+deterministic, so two heads of one size are equal. If a worker dies after its commit and before it signs, the next
+worker signs those entries.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, exists, func, insert, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, LogChanged
-from label_service.log.checkpoint import Checkpoint, SigningKey
 from label_service.log.entries import Entry
+from label_service.log.evidence import Receipt
 from label_service.log.merkle import MerkleTree, VerificationError, encode_hash, leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
+from label_service.log.signed_note import SigningKey
+from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead
 from label_service.store import tables
 
 logger = logging.getLogger(__name__)
 
-ORIGIN_PREFIX = "labelmeter/"
-
-
-@dataclass(frozen=True)
-class SignedHead:
-    """The newest checkpoint, read and as signed."""
-
-    checkpoint: Checkpoint
-    note: str
-
-    @property
-    def signature(self) -> str:
-        """Key id and signature, base64: the end of the note."""
-        return self.note.rstrip("\n").rpartition(" ")[2]
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """Proof that an entry is in the log.
-
-    Attributes:
-        entry: its exact text.
-        index: its number.
-        inclusion_proof: hashes from the leaf's sibling up, base64.
-        checkpoint: the signed head that the proof leads to.
-    """
-
-    entry: str
-    index: int
-    inclusion_proof: tuple[str, ...]
-    checkpoint: str
-
 
 class SignedLog:
-    """Grows with the entries and signs each growth.
+    """The tree over the entries and its newest signed head.
 
     Attributes:
-        verifier: the public key to pin.
-        head: the newest signed head.
+        verifier: the public key, to be pinned by clients.
+        head: the newest signed tree head.
     """
 
     def __init__(self, connection: Connection, key: SigningKey, heads: RememberedHeads, shared: bool = False) -> None:
-        """Make the tree of the database's entries, check it against the remembered head, and sign it.
+        """Build the tree from the database, check it against the newest remembered head, and sign it.
 
         Args:
             connection: inside a transaction.
-            key: signs; its name is the log's origin.
-            heads: remembers what was signed.
+            key: the signing key; its name is the log's origin.
+            heads: the heads signed so far.
             shared: other workers append to the same log.
 
         Raises:
-            DatabaseRefused: the database does not grow from the newest remembered head.
+            DatabaseRefused: the database does not continue the newest remembered head.
         """
         self._key, self._heads, self._shared = key, heads, shared
         self.verifier = key.verifier
@@ -92,108 +61,128 @@ class SignedLog:
         if remembered is not None:
             self._refuse_older(remembered)
         self.head = self._sign()
-        heads.begin(self.head.note)
-        self._doubtful = False
-        # Whether the newest head is: a service that cannot remember its heads is not ready.
-        self._remembered = True
-        # The size whose head is stored; it is stored with the commit after its own.
-        self._kept = 0
+        heads.start_anew(self.head.note)
+        # After a failed write the next one compares every signed entry, not only the last.
+        self._compare_all = False
+        # Whether the newest head is in the file of remembered heads.
+        self._is_remembered = True
+        # The size of the newest head that is in the database; a head is stored with the commit after its own.
+        self._stored_size = 0
 
     def catch_up(self, connection: Connection) -> None:
-        """Take in and sign what other workers have committed, inside a transaction that keeps them from writing.
+        """Add and sign what other workers have committed, inside a transaction that keeps them from writing.
 
-        Done before any work, so that the head that this transaction grows from is known and can be kept.
+        The writer does this before any work, so that this transaction knows the head that it continues and stores it.
 
         Raises:
-            LogChanged: the signed entries are not there any more.
+            LogChanged: the signed entries are not in the database any more.
             OSError: the head cannot be remembered.
         """
         if self._shared and (new := self.new_entries(connection)):
             self.grow(new)
 
     def new_entries(self, connection: Connection) -> list[bytes]:
-        """Read the entries that the tree does not hold yet, inside the transaction that appended them.
+        """Read the entries that are not in the tree yet, inside the transaction that appended them.
 
-        What was signed before must still be there, or the head would be signed over a log that is gone: the last
-        signed entry is compared each time, and all of them after a failed write.
+        The database must still have the entries that were signed before, or the next head would be signed over a log
+        that is gone. Each call compares the last signed entry; after a failed write it compares all of them.
 
         Raises:
-            LogChanged: it is not.
+            LogChanged: a signed entry is missing or changed.
         """
         size = self._tree.size
-        start = 0 if self._doubtful else max(0, size - 1)
+        start = 0 if self._compare_all else max(0, size - 1)
         entries = _read(connection, start)
-        kept, new = entries[: size - start], entries[size - start :]
-        if [leaf_hash(entry) for entry in kept] != [self._tree.leaf(index) for index in range(start, size)]:
+        signed, new = entries[: size - start], entries[size - start :]
+        if [leaf_hash(entry) for entry in signed] != [self._tree.leaf(index) for index in range(start, size)]:
             raise LogChanged(f"The {size} signed entries of the log are not what they were when they were signed.")
-        self._doubtful = False
+        self._compare_all = False
         return new
 
-    def doubt(self) -> None:
-        """Take note that a write has failed, so that the next one compares every signed entry."""
-        self._doubtful = True
+    def recheck(self) -> None:
+        """Make the next write compare every signed entry, because a write has failed."""
+        self._compare_all = True
 
     def grow(self, new: Sequence[bytes]) -> None:
-        """Take in committed entries, sign the new head, and remember it; one that could not be is tried again.
+        """Add committed entries to the tree, sign the new head and remember it.
+
+        A call without new entries tries again to remember a head that could not be remembered.
 
         Raises:
-            OSError: the head cannot be remembered; it is signed all the same, and the next one covers it.
+            OSError: the head cannot be remembered. It is signed all the same, and the next head covers its entries.
         """
-        self._kept = self.head.checkpoint.size
-        if not new and self._remembered:
+        self._stored_size = self.head.size
+        if not new and self._is_remembered:
             return
-        self._remembered = False
+        self._is_remembered = False
         for entry in new:
             self._tree.append(leaf_hash(entry))
         self.head = self._sign()
         self._heads.remember(self.head.note)
-        self._remembered = True
+        self._is_remembered = True
 
     def receipt(self, entry: Entry) -> Receipt:
-        """Prove that a committed entry is under the newest head."""
+        """Prove that a committed entry is in the log under its newest head."""
         head = self.head
-        proof = self._tree.inclusion_proof(entry.seq, head.checkpoint.size)
-        return Receipt(entry.data.decode("ascii"), entry.seq, tuple(encode_hash(one) for one in proof), head.note)
+        proof = self._tree.inclusion_proof(entry.seq, head.size)
+        return Receipt(
+            entry=entry.data.decode("ascii"),
+            index=entry.seq,
+            inclusion_proof=[encode_hash(node) for node in proof],
+            checkpoint=head.note,
+        )
 
     def inclusion_proof(self, index: int, size: int) -> list[bytes]:
-        """Prove an entry under a signed size; ValueError if there is no such entry or size."""
+        """Prove that an entry is in the log of a signed size.
+
+        Raises:
+            ValueError: there is no such entry, or fewer entries are signed.
+        """
         self._require_signed(size)
         return self._tree.inclusion_proof(index, size)
 
     def consistency_proof(self, first: int, second: int) -> list[bytes]:
-        """Prove that a signed size grew from another; ValueError if there are no such sizes."""
+        """Prove that the log of the second size begins with the log of the first.
+
+        Raises:
+            ValueError: the sizes are out of order, or fewer entries are signed.
+        """
         self._require_signed(second)
         return self._tree.consistency_proof(first, second)
 
     def root(self, size: int) -> bytes:
-        """Answer the root of a signed size; ValueError if there is none."""
+        """Return the root of a signed size.
+
+        Raises:
+            ValueError: fewer entries are signed.
+        """
         self._require_signed(size)
         return self._tree.root(size)
 
     def _require_signed(self, size: int) -> None:
-        signed = self.head.checkpoint.size
-        if size > signed:
-            raise ValueError(f"the log has {signed} signed entries, not {size}")
+        if size > self.head.size:
+            raise ValueError(f"the log has {self.head.size} signed entries, not {size}")
 
-    def _sign(self) -> SignedHead:
-        checkpoint = Checkpoint(self.verifier.name, self._tree.size, self._tree.root())
-        return SignedHead(checkpoint, checkpoint.sign(self._key))
+    def _sign(self) -> TreeHead:
+        return TreeHead.sign(self._key, self._tree.size, self._tree.root())
 
-    def keep_head(self, connection: Connection) -> None:
-        """Store the newest head, inside the transaction of the commit after it.
+    def store_head(self, connection: Connection) -> None:
+        """Store the newest head in the database, inside the transaction of the commit after it.
 
-        It was signed after its own commit, so it cannot be in that one. Nothing is lost if the process ends before:
-        the same head can be signed again.
+        A head is signed after its own commit, so it cannot be stored in that one. Nothing is lost if the process ends
+        in between, because the same head can be signed again.
         """
-        size = self.head.checkpoint.size
-        if size == self._kept:
+        size = self.head.size
+        if size == self._stored_size:
             return
-        # Another process may have stored the same; both are the same bytes.
-        row = select(literal(size), literal(self.head.signature))
+        # The note of this log's own head ends in its one signature.
+        signature = self.head.note.rstrip("\n").rpartition(" ")[2]
+        row = select(literal(size), literal(signature))
+        # Another worker may have stored this head already; both are the same bytes.
         is_new = ~exists().where(tables.heads.c.size == size)
         connection.execute(insert(tables.heads).from_select(["size", "signature"], row.where(is_new)))
 
-    def _refuse_older(self, remembered: Checkpoint) -> None:
+    def _refuse_older(self, remembered: TreeHead) -> None:
         if remembered.size > self._tree.size:
             raise DatabaseRefused(
                 f"The database has {self._tree.size} log entries and a head over {remembered.size} was signed: it is "
@@ -208,12 +197,12 @@ class SignedLog:
 def _read(connection: Connection, start: int) -> list[bytes]:
     columns = tables.entries.c
     found = select(columns.entry).where(columns.seq >= start).order_by(columns.seq)
-    # Entries are bytes. Whatever else lies there was not written by this service, and hashes to nothing known.
+    # Entries are bytes. A value of another type was not written by this service; as b"" it matches no signed leaf.
     return [entry if isinstance(entry, bytes) else b"" for entry in connection.execute(found).scalars()]
 
 
-def load_key(path: Path, log_id: str, may_make: bool = True) -> SigningKey:
-    """Read the log's signing key, or make it at the log's first start (mode 0600).
+def _load_key(path: Path, log_id: str, may_make: bool = True) -> SigningKey:
+    """Read the log's signing key. At the log's first start, make it (mode 0600).
 
     Raises:
         DatabaseRefused: the key cannot be read or written, belongs to another log, or is missing and may not be made.
@@ -241,23 +230,23 @@ def load_key(path: Path, log_id: str, may_make: bool = True) -> SigningKey:
 
 
 def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: str, shared: bool = False) -> SignedLog:
-    """Open a database's signed log.
+    """Open the signed log of a database.
 
     Args:
         engine: the writing one; its transaction keeps other workers from making a key at the same time.
-        key_path: the signing key's file.
+        key_path: the file of the signing key.
         heads_path: the file of remembered heads.
-        log_id: the log's id.
-        shared: other workers write to the same log. A shared database does not lie beside its key, so a key that is
-            not found is made only for a log that has answered nobody yet: nothing but the guest's opening is in it.
+        log_id: the id of the log.
+        shared: other workers write to the same log. A shared database is not kept beside its key. A missing key is
+            then made only if the log has no entry but the opening of the guest run, so that it has answered nobody.
 
     Raises:
         DatabaseRefused: key, remembered head and database do not belong together, or cannot be read.
     """
     try:
         with engine.begin() as connection:
-            answered = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
-            key = load_key(key_path, log_id, may_make=not shared or not answered)
+            last_seq = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
+            key = _load_key(key_path, log_id, may_make=not shared or not last_seq)
             return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared)
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error

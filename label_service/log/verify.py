@@ -1,13 +1,13 @@
-"""Offline verification of an evidence bundle: no database, no network.
+"""Offline verification of an evidence bundle, with no database and no network.
 
-From the bundle and the pinned key alone: the head is signed by that key, the entries have its root, and each entry
-follows from those before it under the rules of the log. With the receipts that a client kept: the history is the one
-the client was shown, so that a fork, a restored backup or a cut tail is found even if whoever made it holds the key;
-and the labels that the client was told are those committed to before its first query.
+The bundle and the pinned key alone show that the key has signed the tree head, that the entries have the head's root,
+and that each entry follows from those before it under the rules of the log.
+
+The receipts that a client kept show more: that this log is the one the client was shown, and that each label is the one
+committed to before the client's first query. They reveal a fork, an older database put back, or a cut end, even if the
+forger holds the signing key.
 """
 
-import base64
-import binascii
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,24 +15,23 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from label_service.log.account import Account, EntryFails, RunAccount, play
-from label_service.log.answer_key import leaf
-from label_service.log.checkpoint import Checkpoint, Verifier
+from label_service.log.account import EntryError, RunAccount, audit
+from label_service.log.evidence import EarlierHead, Evidence, KeptAnswer, Receipt, label_leaf
 from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash, verify_inclusion
-from label_service.log.signed_log import ORIGIN_PREFIX
-from label_service.web.schemas import EarlierHead, Evidence, KeptAnswer, Receipt
+from label_service.log.signed_note import Verifier, decode_base64
+from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead, head_text
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was verified.
+    """What a verified bundle contains.
 
     Attributes:
-        entries: in the log.
-        runs: the account of each.
-        receipts: checked, none if none were given.
-        openings: labels checked against the commitment.
-        uncommitted: entries from before the service committed to the answer key.
+        entries: number of entries.
+        runs: the account of each run, by run id.
+        receipts: number of receipts checked.
+        openings: number of labels checked against the commitment.
+        uncommitted: number of entries that are older than the commitment to the answer key.
         origin: identity of the log.
     """
 
@@ -45,7 +44,7 @@ class Verdict:
 
     @property
     def labels(self) -> set[int]:
-        """Every label that the log revealed to anybody."""
+        """The id of every label that the log revealed to anybody."""
         return set().union(*(run.labels for run in self.runs.values()))
 
 
@@ -54,7 +53,7 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
 
     Args:
         evidence: the bundle.
-        key: pinned, not taken from the bundle.
+        key: the log's key as it was pinned before, not taken from the bundle.
         kept: answers of the service that a client kept.
 
     Raises:
@@ -62,21 +61,25 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
     """
     if evidence.key != key.vkey:
         raise VerificationError(f"the bundle names the key {evidence.key}, and {key.vkey} is pinned")
-    head = Checkpoint.open(evidence.checkpoint, key)
+    head = TreeHead.open(evidence.checkpoint, key)
     answers = list(kept)
-    log = _Log(key, [_bytes(text) for text in evidence.entries])
-    log.compare_with_receipts([answer.receipt for answer in answers])
-    log.compare_with_head(head)
-    account = log.play()
-    if account is None:
-        log.compare_with_earlier_heads(evidence.heads)
-        raise log.first_failure()
+    comparison = _Comparison(key, [_to_bytes(text) for text in evidence.entries])
+    comparison.add_receipts([answer.receipt for answer in answers])
+    comparison.add_head(head)
+    broken: EntryError | None = None
+    try:
+        account = audit(comparison.entries, key.name.removeprefix(ORIGIN_PREFIX))
+    except EntryError as error:
+        broken = error
+    if broken is not None or comparison.differences:
+        comparison.add_earlier_heads(evidence.heads)
+        raise comparison.first_failure(broken)
     openings = sum(_check_labels(answer, account.label_commitment, evidence.pool_size) for answer in answers)
-    return Verdict(len(log.entries), account.runs, len(answers), openings, account.uncommitted, head.origin)
+    return Verdict(len(comparison.entries), account.runs, len(answers), openings, account.uncommitted, head.origin)
 
 
 def read_bundle(path: Path) -> Evidence:
-    """Read a bundle.
+    """Read an evidence bundle from a file.
 
     Raises:
         VerificationError: the file cannot be read or is no bundle.
@@ -90,10 +93,10 @@ def read_bundle(path: Path) -> Evidence:
 
 
 def read_receipts(path: Path) -> list[KeptAnswer]:
-    """Read the answers of a trainer's receipts.jsonl; those without a receipt are passed over.
+    """Read the answers in a trainer's receipts.jsonl. Answers without a receipt are skipped.
 
     Raises:
-        VerificationError: the file cannot be read, or a line of it is not an answer kept.
+        VerificationError: the file cannot be read, or one of its lines is not an answer of the service.
     """
     kept = []
     try:
@@ -110,116 +113,123 @@ def read_receipts(path: Path) -> list[KeptAnswer]:
     return kept
 
 
-class _Log:
-    """The entries of a bundle, and all that was found to speak for or against them."""
+class _Comparison:
+    """The entries of a bundle, compared with every tree head that the key has signed over them.
+
+    A signed head whose root is not the root of the bundle's entries shows that one of these entries was changed, but
+    not which one. A smaller signed head with the right root shows that the entries under it are as they were. Together
+    they bound the changed entry from both sides.
+
+    Attributes:
+        entries: their exact bytes.
+        differences: for each head or receipt that does not fit: the last entry that can be the cause, and the reason.
+    """
 
     def __init__(self, key: Verifier, entries: Sequence[bytes]) -> None:
-        self.key = key
         self.entries = entries
-        self.tree = MerkleTree(leaf_hash(entry) for entry in entries)
-        # Sizes at which a signed head has this tree's root: no entry below was changed.
-        self._same = {0}
-        # What was found to differ from what was signed: the last entry that it can be about, and why.
-        self._differences: list[tuple[int, str]] = []
-        self._broken: EntryFails | None = None
+        self.differences: list[tuple[int, str]] = []
+        self._key = key
+        self._tree = MerkleTree(leaf_hash(entry) for entry in entries)
+        # Sizes at which a signed head has the root of these entries.
+        self._matching_sizes = {0}
 
-    def compare_with_receipts(self, receipts: Sequence[Receipt]) -> None:
-        """Compare with what a client was shown: its entries, and the heads they were shown under."""
-        heads = {receipt.checkpoint: Checkpoint.open(receipt.checkpoint, self.key) for receipt in receipts}
+    def add_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Compare with the entries and the heads in the receipts of a client.
+
+        Raises:
+            VerificationError: a receipt does not hold by itself.
+        """
+        heads = {receipt.checkpoint: TreeHead.open(receipt.checkpoint, self._key) for receipt in receipts}
         for receipt in receipts:
             head = heads[receipt.checkpoint]
-            proof = _proof(receipt.inclusion_proof, f"entry {receipt.index}: its receipt's proof")
+            proof = _decode_proof(receipt.inclusion_proof, f"entry {receipt.index}: its receipt's proof")
             entry = receipt.entry.encode()
             verify_inclusion(leaf_hash(entry), receipt.index, head.size, proof, head.root)
-            if receipt.index < self.tree.size and self.entries[receipt.index] != entry:
-                self._differences.append((receipt.index, "it is not the one that the receipt was given for"))
+            if receipt.index < self._tree.size and self.entries[receipt.index] != entry:
+                self.differences.append((receipt.index, "it is not the one that the receipt was given for"))
         for head in heads.values():
-            if head.size > self.tree.size:
+            if head.size > self._tree.size:
                 reason = (
                     f"it is missing; a receipt's head was signed over {head.size} entries, and the bundle has "
-                    f"{self.tree.size}: its end was cut or an older state put back"
+                    f"{self._tree.size}: its end was cut or an older state put back"
                 )
-                self._differences.append((self.tree.size, reason))
-            elif self.tree.root(head.size) == head.root:
-                self._same.add(head.size)
+                self.differences.append((self._tree.size, reason))
+            elif self._tree.root(head.size) == head.root:
+                self._matching_sizes.add(head.size)
             else:
                 reason = (
                     "it is not what it was when a receipt's head was signed, so an entry was changed or the log was "
                     "forked"
                 )
-                self._differences.append((head.size - 1, reason))
+                self.differences.append((head.size - 1, reason))
 
-    def compare_with_head(self, head: Checkpoint) -> None:
+    def add_head(self, head: TreeHead) -> None:
         """Compare with the bundle's own head."""
-        size = self.tree.size
+        size = self._tree.size
         if head.size > size:
             reason = f"it is missing; the bundle has {size} entries, and its head was signed over {head.size}"
-            self._differences.append((size, reason))
+            self.differences.append((size, reason))
         elif head.size < size:
             reason = f"it was added; the bundle has {size} entries, and its head was signed over {head.size}"
-            self._differences.append((head.size, reason))
-        elif head.root != self.tree.root():
-            self._differences.append((size - 1, "it is not the one that the head was signed over"))
+            self.differences.append((head.size, reason))
+        elif head.root != self._tree.root():
+            self.differences.append((size - 1, "it is not the one that the head was signed over"))
 
-    def compare_with_earlier_heads(self, heads: Sequence[EarlierHead]) -> None:
-        """Compare with the heads of earlier commits, which part the entries before a changed one from it."""
+    def add_earlier_heads(self, heads: Sequence[EarlierHead]) -> None:
+        """Compare with the heads of earlier commits, which narrow down where the first changed entry is.
+
+        Raises:
+            VerificationError: a signature is not base64.
+        """
         for head in heads:
-            if 0 < head.size <= self.tree.size:
-                text = Checkpoint(self.key.name, head.size, self.tree.root(head.size)).text
-                if self.key.has_signed(text, _decoded(head.signature, "a head's signature")):
-                    self._same.add(head.size)
+            if 0 < head.size <= self._tree.size:
+                text = head_text(self._key.name, head.size, self._tree.root(head.size))
+                if self._key.has_signed(text, decode_base64(head.signature, "a head's signature")):
+                    self._matching_sizes.add(head.size)
                 else:
-                    self._differences.append((head.size - 1, "it is not the one that a head was signed over"))
+                    self.differences.append((head.size - 1, "it is not the one that a head was signed over"))
 
-    def play(self) -> Account | None:
-        """Play the entries through the rules; None if they break one, or differ from what was signed."""
-        try:
-            account = play(self.entries, self.key.name.removeprefix(ORIGIN_PREFIX))
-        except EntryFails as broken:
-            self._broken = broken
-            return None
-        return None if self._differences else account
+    def first_failure(self, broken: EntryError | None) -> EntryError:
+        """Return the first entry that does not hold, or the range of entries that it is in.
 
-    def first_failure(self) -> EntryFails:
-        """Return the first entry that does not hold; if a head leaves several, the sentence says which."""
-        # A forger's first change shows in hashes no later than in the rules, unless he signed anew.
-        last, reason = min(self._differences, key=lambda one: one[0], default=(self.tree.size, ""))
-        if self._broken is not None and (not reason or self._broken.seq < last):
-            return self._broken
-        return EntryFails(last, reason, since=max(size for size in self._same if size <= last))
+        Args:
+            broken: the first entry that breaks the rules of the log, if one does.
+        """
+        # A changed entry shows in the hashes no later than in the rules, unless the forger signed a new head.
+        last, reason = min(self.differences, key=lambda difference: difference[0], default=(self._tree.size, ""))
+        if broken is not None and (not reason or broken.seq < last):
+            return broken
+        return EntryError(last, reason, since=max(size for size in self._matching_sizes if size <= last))
 
 
 def _check_labels(answer: KeptAnswer, commitment: str | None, pool_size: int) -> int:
-    """Check the labels of an answer against its entry and the answer key; return how many there were."""
-    labels, seq = answer.told, answer.receipt.index
+    """Check the labels of an answer against its entry and the answer key, and return how many there are.
+
+    Raises:
+        VerificationError: a label is not the one charged for or not the one committed to.
+    """
+    labels, seq = answer.opened_labels, answer.receipt.index
     if not labels:
         return 0
     if sorted(label.id for label in labels) != sorted(json.loads(answer.receipt.entry)["ids"]):
         raise VerificationError(f"entry {seq}: the labels of its answer are not those it was charged for")
     if commitment is None:
         raise VerificationError(f"entry {seq}: its answer opens a commitment, and no entry binds one")
-    (answer_root,) = _proof([commitment], "the commitment to the answer key")
+    answer_root = decode_base64(commitment, "the commitment to the answer key")
     for label in labels:
-        opened = leaf_hash(leaf(label.id, label.label, label.opening.salt))
-        proof = _proof(label.opening.proof, f"entry {seq}: the opening of label {label.id}")
+        leaf = leaf_hash(label_leaf(label.id, label.label, label.opening.salt))
+        proof = _decode_proof(label.opening.proof, f"entry {seq}: the opening of label {label.id}")
         try:
-            verify_inclusion(opened, label.id, pool_size, proof, answer_root)
+            verify_inclusion(leaf, label.id, pool_size, proof, answer_root)
         except VerificationError as error:
             raise VerificationError(f"entry {seq}: label {label.id} is not the one committed to ({error})") from error
     return len(labels)
 
 
-def _proof(hashes: Sequence[str], what: str) -> list[bytes]:
-    return [_decoded(one, what) for one in hashes]
+def _decode_proof(hashes: Sequence[str], what: str) -> list[bytes]:
+    return [decode_base64(text, what) for text in hashes]
 
 
-def _decoded(text: str, what: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise VerificationError(f"{what} is not base64") from error
-
-
-def _bytes(text: str) -> bytes:
-    # What cannot be encoded is no entry either; its place still counts.
+def _to_bytes(text: str) -> bytes:
+    # An entry is ASCII. Any other text cannot be one, but it still takes up a number.
     return text.encode("ascii") if text.isascii() else b""

@@ -1,10 +1,9 @@
 """Where labels, runs and the log are kept: one SQLite file, or a PostgreSQL database that several workers share.
 
-On PostgreSQL every write transaction takes one advisory lock first, as `BEGIN IMMEDIATE` does on SQLite: writers of all
-processes follow one another, so sequence numbers have no gap and nothing read inside can change before the commit.
-READ COMMITTED is then enough, and it is needed: each statement sees all that was committed before it, hence all that
-earlier holders of the lock wrote, while a REPEATABLE READ transaction would go on seeing the state from before it
-waited for the lock.
+On PostgreSQL every write transaction first takes one advisory lock, as `BEGIN IMMEDIATE` takes the file's on SQLite.
+Writers of all processes follow one another, so sequence numbers have no gap and nothing read inside can change before
+the commit. READ COMMITTED is enough, and it is needed: each statement sees all that earlier holders of the lock have
+committed. A REPEATABLE READ transaction would see the state from before it waited for the lock.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from label_service.errors import DatabaseRefused
 from label_service.settings import Settings
-from label_service.store.sqlite import database_path, lock_database, open_reading_engine, open_writing_engine, reason_of
+from label_service.store.sqlite import lock_database, open_reading_engine, open_writing_engine
 
 logger = logging.getLogger(__name__)
 
 # Advisory locks belong to one database, so a constant is enough: "labelmtr" as an 8-byte integer.
 WRITER_LOCK = int.from_bytes(b"labelmtr", "big")
-# A writer that is stopped in the middle of a transaction holds all others up until the server gives up on it.
+# A writer that hangs inside a transaction holds up all others until the server ends its session.
 HUNG_WRITER_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 5
 _READING_POOL = {"pool_size": 4, "max_overflow": 4}
@@ -39,7 +38,7 @@ class Database(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it; no password."""
+        """Its name in messages, without the password."""
 
     @property
     def shared(self) -> bool:
@@ -47,10 +46,10 @@ class Database(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where the service's own files lie if no setting says otherwise."""
+        """The folder of the service's own files, unless a setting names another."""
 
     def hold(self) -> AbstractContextManager[None]:
-        """Keep other services away for as long as that is needed."""
+        """Keep other services away while the block runs, where that is needed."""
 
     def open_writing_engine(self) -> Engine:
         """Return the engine of the one writing connection of this process."""
@@ -122,7 +121,7 @@ class PostgresDatabase:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """See `Database`: nobody is kept away; opening is serialised by the lock of each write transaction."""
+        """See `Database`: not needed here, because each write transaction takes the lock."""
         yield
 
     def open_writing_engine(self) -> Engine:
@@ -136,7 +135,7 @@ class PostgresDatabase:
                 # A committed entry is on disk, whatever the server's own default is.
                 "synchronous_commit = on",
                 "default_transaction_isolation = 'read committed'",
-                # 0 would mean for ever.
+                # 0 would mean no limit.
                 f"lock_timeout = {max(1, round(self.busy_timeout_s * 1000))}",
                 f"idle_in_transaction_session_timeout = {HUNG_WRITER_TIMEOUT_MS}",
             )
@@ -163,11 +162,11 @@ class PostgresDatabase:
         return engine
 
     def key_name(self, log_id: str) -> str:
-        """See `Database`: the log's name, since one folder may serve several databases."""
+        """See `Database`: the log's name, because one folder may hold the keys of several databases."""
         return f"{log_id}.key"
 
     def version(self) -> str:
-        """See `Database`. Warns of a server that keeps nothing over a power cut."""
+        """See `Database`. Warns of a server whose commits do not survive a power cut."""
         engine = self._engine(pool_size=1)
         try:
             with engine.connect() as connection:
@@ -183,7 +182,7 @@ class PostgresDatabase:
 
     def _engine(self, **pool: int) -> Engine:
         try:
-            # A connection that the server has cut is noticed before it is used, and opened anew.
+            # pre_ping finds a connection that the server has cut before it is used, and opens another.
             return create_engine(
                 self.url, connect_args={"connect_timeout": CONNECT_TIMEOUT_S}, pool_pre_ping=True, **pool
             )
@@ -197,8 +196,8 @@ def find_database(settings: Settings) -> Database:
     """Return the database that the settings name.
 
     Raises:
-        DatabaseRefused: the URL names neither an SQLite file nor a PostgreSQL database, or SQLite is to have several
-            workers.
+        DatabaseRefused: the URL names neither an SQLite file nor a PostgreSQL database, or several workers are to
+            share an SQLite file.
     """
     try:
         url = make_url(settings.database_url)
@@ -208,16 +207,21 @@ def find_database(settings: Settings) -> Database:
             "postgresql+psycopg://user@host/database."
         ) from error
     if url.get_backend_name() == "postgresql":
-        # psycopg 3 is the one driver that is tried; a URL without a driver means it.
+        # psycopg 3 is the one driver that is tested; a URL need not name it.
         return PostgresDatabase(
             url.set(drivername="postgresql+psycopg"), settings.busy_timeout_s, settings.data / "service"
+        )
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        raise DatabaseRefused(
+            f"The database {url.render_as_string()} is not an SQLite file, and the log needs one; "
+            "write it like sqlite:///data/labels.sqlite3."
         )
     if settings.workers > 1:
         raise DatabaseRefused(
             f"An SQLite file takes one worker and {settings.workers} were asked for; "
             "choose --workers 1, or a PostgreSQL database."
         )
-    return SqliteDatabase(database_path(settings.database_url), settings.busy_timeout_s)
+    return SqliteDatabase(Path(url.database).resolve(), settings.busy_timeout_s)
 
 
 def key_path(settings: Settings, database: Database, log_id: str) -> Path:
@@ -229,6 +233,11 @@ def heads_path(settings: Settings, database: Database, log_id: str) -> Path:
     """Return the file that remembers signed heads."""
     folder = (settings.key_folder or database.folder).resolve()
     return (settings.heads_folder or folder.with_name(folder.name + "-heads")) / f"{log_id}.heads"
+
+
+def reason_of(error: Exception) -> str:
+    """Return the driver's own message on one line, without the statement that SQLAlchemy adds."""
+    return " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
 
 
 def _set(connection: Any, *settings: str) -> None:  # noqa: ANN401 - psycopg's connection

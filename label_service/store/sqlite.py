@@ -1,65 +1,40 @@
-"""The SQLite file: engines, PRAGMAs and the lock that keeps a second service away. And the migrations of any database.
+"""The SQLite file: engines, PRAGMAs and the lock that keeps a second service away.
 
-Two engines on one file. The writing one has exactly one connection, used by the writer's thread only: the WAL-reset
-bug of SQLite before 3.51.3 needs two connections that write or checkpoint. The reading one opens the file with
-`mode=ro`, so it can neither write nor checkpoint.
+One file has two engines. The writing engine has exactly one connection, which only the writer's thread uses: the
+WAL-reset bug of SQLite before 3.51.3 needs two connections that write or checkpoint. The reading engine opens the file
+with `mode=ro`, so it can neither write nor checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import QueuePool
 
 from label_service.errors import DatabaseRefused
 
-MIGRATIONS = Path(__file__).parent / "migrations"
-
-
-def database_path(url: str) -> Path:
-    """Return the file a database URL names.
-
-    Raises:
-        DatabaseRefused: the URL is not that of an SQLite file.
-    """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise DatabaseRefused("The database URL is not one; write it like sqlite:///data/labels.sqlite3.") from error
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        raise DatabaseRefused(
-            f"The database {parsed.render_as_string()} is not an SQLite file, and the log needs one; "
-            "write it like sqlite:///data/labels.sqlite3."
-        )
-    return Path(parsed.database).resolve()
-
 
 @contextmanager
 def lock_database(path: Path) -> Iterator[None]:
-    """Hold the database for this process; the lock file lies beside it and goes free when the process ends.
+    """Hold the database for this process. The lock file lies beside it; the lock ends with the process at the latest.
 
     Raises:
         DatabaseRefused: another process holds it, or the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The labels are in it: nobody else on the machine is to read it. SQLite gives its journal the same mode.
+        # The file holds labels, so no other account may read it. SQLite gives its journal the same mode.
         if not path.exists():
             os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
-        # thread_local=False: a test's server thread may release what the main thread took.
+        # thread_local=False: the lock may be released by another thread than the one that took it.
         lock = FileLock(f"{path}.lock", timeout=0, thread_local=False)
         lock.acquire()
     except Timeout as error:
@@ -81,7 +56,7 @@ def open_writing_engine(path: Path, busy_timeout_s: float) -> Engine:
 
     Args:
         path: the database file; made if missing.
-        busy_timeout_s: how long a write waits for a lock that somebody else holds.
+        busy_timeout_s: how long a write waits for a lock that another process holds.
     """
     engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, connect_args={"timeout": busy_timeout_s})
 
@@ -96,7 +71,7 @@ def open_writing_engine(path: Path, busy_timeout_s: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # … and takes the write lock at once, so that nothing read inside can change before the commit.
+        # … and IMMEDIATE takes the write lock, so that nothing read inside can change before the commit.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
@@ -121,28 +96,3 @@ def open_reading_engine(path: Path) -> Engine:
         connection.exec_driver_sql("BEGIN")
 
     return engine
-
-
-def reason_of(error: Exception) -> str:
-    """Return the driver's own words on one line: PostgreSQL's have several, and SQLAlchemy adds the statement."""
-    return " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
-
-
-def migrate(engine: Engine, revision: str = "head") -> None:
-    """Bring the schema up to a revision, the newest if none is named, in one transaction.
-
-    Raises:
-        DatabaseRefused: the file is no database, cannot be written, or is of a newer version.
-    """
-    # No .ini file and no logging set-up: where the migrations lie is all that Alembic needs. A % would be read as
-    # the start of an interpolation.
-    config = Config(stdout=sys.stderr)
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    try:
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, revision)
-    except (SQLAlchemyError, CommandError) as error:
-        raise DatabaseRefused(
-            f"{engine.url.database} cannot be opened as a label database ({reason_of(error)}); check the path."
-        ) from error

@@ -1,7 +1,7 @@
-"""The tables, as SQLAlchemy Core. Rows of labels, reveals, evaluations and log entries are written once, for good.
+"""The tables, as SQLAlchemy Core. Only rows of `runs` and of the heartbeat ever change.
 
-That they are never changed is not left to this code: triggers made by the first migration refuse it in the database.
-Everything that is counted can be counted twice: `runs.spent` against the rows of `reveals` and the sum over `entries`.
+Triggers in the database, made by the migration, refuse every other change. Every count stands in two places, so that
+one can check the other: `runs.spent` against the rows of `reveals` and against the sum over `entries`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ metadata = MetaData(
     }
 )
 
-# One row: what was seeded. `labels_sha256` tells whether a folder holds the same labels; it is never answered.
+# One row: what was seeded. `labels_sha256` shows whether a folder holds the same labels; no answer contains it.
 dataset = Table(
     "dataset",
     metadata,
@@ -43,8 +43,8 @@ dataset = Table(
     Column("seeded_at", Text, nullable=False),
 )
 
-# One row: what the service committed to before the first query. The secret never leaves; salts made of it do, one for
-# each label revealed.
+# One row: what the service committed to before the first query. The secret stays here; each revealed label is answered
+# with one salt made from it.
 answer_key = Table(
     "answer_key",
     metadata,
@@ -82,7 +82,7 @@ runs = Table(
     Column("sealed_at", Text),
 )
 
-# `entry` is the canonical JSON, byte for byte: what is served, exported, and later hashed as a leaf.
+# `entry` is the canonical JSON, byte for byte: it is served, exported and hashed as a leaf of the tree.
 # The other columns repeat parts of it so that the log can be filtered and summed.
 entries = Table(
     "entries",
@@ -95,7 +95,7 @@ entries = Table(
     Column("charged", Integer, nullable=False),
 )
 
-# The signed head of every commit but the newest, which is in memory and can be signed again: same size, same bytes.
+# The signed head of every commit but the newest. That one is in memory and can be signed again, to the same bytes.
 heads = Table(
     "heads",
     metadata,
@@ -130,7 +130,7 @@ evaluations = Table(
     Column("seq", Integer, ForeignKey("entries.seq"), nullable=False),
 )
 
-# A key is bound to the entry that first answered it; the answer itself is rebuilt from the rows of that entry.
+# A key is bound to the entry that first answered it; a repeat is answered from the rows of that entry.
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
@@ -140,7 +140,7 @@ idempotency_keys = Table(
     Column("seq", Integer, ForeignKey("entries.seq"), nullable=False),
 )
 
-# The readiness probe writes here, because only a write shows that writing works.
+# The readiness check writes here, because only a write shows that writing works.
 heartbeat = Table(
     "heartbeat",
     metadata,

@@ -26,12 +26,12 @@ ROUTERS = tuple(module.router for module in (labels, runs, log, health, dashboar
 
 
 def create_app(service: LabelService) -> FastAPI:
-    """Return the web application of an open service. Opening and closing the service is the caller's."""
+    """Return the web application of an open service. The caller opens and closes the service."""
     app = FastAPI(
         title="Label service",
         version=__version__,
         description=DESCRIPTION,
-        # A path with a slash too many is a path that does not exist, not a redirect.
+        # A path with an extra slash does not exist, so it gets 404 and no redirect.
         redirect_slashes=False,
     )
     app.state.service = service
@@ -48,7 +48,7 @@ def create_app(service: LabelService) -> FastAPI:
 
 
 def _methods_of(path: str) -> list[str]:
-    """Return the methods that a path takes. The framework would name those of the first route that matches."""
+    """Return the methods that a path takes. FastAPI would name only those of the first route that matches."""
     routes = [route for router in ROUTERS for route in router.routes if isinstance(route, Route)]
     return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
 
@@ -59,7 +59,7 @@ async def _answer_problem(request: Request, problem: Exception) -> Response:
     service: LabelService = request.app.state.service
     service.metrics.problems.labels(problem.code).inc()
     document = {**problem.document(), "request_id": request.state.request_id}
-    # ASCII: a lone surrogate in whatever a message quotes cannot be encoded otherwise.
+    # ASCII, because a message may quote a lone surrogate, which UTF-8 cannot encode.
     body = json.dumps(document, ensure_ascii=True).encode()
     return Response(body, status_code=problem.status, media_type=PROBLEM_MEDIA_TYPE, headers=problem_headers(problem))
 
@@ -80,7 +80,7 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
-    """Answer what the framework refuses by itself: unknown paths, wrong methods, bodies that are not JSON."""
+    """Answer what FastAPI refuses by itself: unknown paths, wrong methods, bodies that are not JSON."""
     assert isinstance(error, HTTPException), "registered for HTTPException only"
     problem: Problem
     if error.status_code == 404:
@@ -96,14 +96,14 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_unreadable(request: Request, error: Exception) -> Response:
-    """Answer a failed read of the database. Writes answer for themselves."""
+    """Answer a failed read of the database. The writer answers failed writes itself."""
     logger.error("database not readable: %s", getattr(error, "orig", error))
     problem = LogNotReadable("The database could not be read; try again later.", headers={"Retry-After": "1"})
     return await _answer_problem(request, problem)
 
 
 async def _answer_fault(request: Request, error: Exception) -> Response:
-    """Answer a fault of the service itself; the framework writes its trace to stderr afterwards."""
+    """Answer a fault of the service itself; Starlette writes its trace to stderr afterwards."""
     logger.error("fault in request %s: %s", request.state.request_id, type(error).__name__)
     return await _answer_problem(
         request, InternalError("The service failed; its messages have the reason under this request id.")

@@ -1,4 +1,4 @@
-"""Who is asking: the service, the run behind the token, and the headers that go with every answer about labels."""
+"""What routes share: the service, the run behind a token, and the headers of an answer about labels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from label_service.errors import (
 from label_service.ledger import ledger
 from label_service.ledger.limits import GUEST
 from label_service.ledger.tokens import matches, run_of, token_hash
-from label_service.log.entries import Entry
 from label_service.service import LabelService
-from label_service.web.schemas import Receipt
 
 # RFC 6750 section 2.1 names the characters a bearer token may have.
 BEARER = re.compile(r"Bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
@@ -34,7 +32,7 @@ def _service(request: Request) -> LabelService:
     return cast(LabelService, request.app.state.service)
 
 
-# async, because FastAPI would run a plain function in a thread, which costs more than the function.
+# async, because FastAPI runs a plain function in a thread, which costs more than this function.
 async def service_of(request: Request) -> LabelService:
     """Return the service behind the app."""
     return _service(request)
@@ -55,7 +53,7 @@ def bearer_token(request: Request) -> str | None:
     return found.group(1)
 
 
-# async, with a thread for the database only the first time a run is met: its token never changes.
+# async, because only the first request of a run needs a thread, to read its token from the database.
 async def caller(request: Request) -> str:
     """Return the run id of the caller: the token's run, or `guest` if no token was sent.
 
@@ -118,20 +116,15 @@ def ledger_request(request: Request, run_id: str) -> ledger.Request:
 
 
 def label_headers(budget: int, remaining: int) -> dict[str, str]:
-    """Return what every answer about labels carries: not to be cached, the run's budget, and what is left of it.
+    """Return the headers of every answer about labels: no caching, the run's budget, and what is left of it.
 
-    The two fields are those of draft-ietf-httpapi-ratelimit-headers; the budget has no window, so none is named.
+    The two fields are those of draft-ietf-httpapi-ratelimit-headers. The budget has no window, so they name none.
     """
     return {**NO_STORE, "RateLimit-Policy": f'"labels";q={budget}', "RateLimit": f'"labels";r={remaining}'}
 
 
-def receipt(service: LabelService, entry: Entry) -> Receipt:
-    """Return the proof that a request's entry is in the log."""
-    return Receipt.model_validate(service.log.receipt(entry))
-
-
 def problem_headers(problem: Problem) -> dict[str, str]:
-    """Return an error's headers; one about a budget says what is left of it."""
+    """Return an error's headers. An error about a run's budget says what is left of it."""
     headers = {**NO_STORE, **problem.headers}
     if isinstance(problem, LabelBudgetExhausted):
         headers |= label_headers(problem.extras["budget"], problem.extras["remaining"])

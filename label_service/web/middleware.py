@@ -1,7 +1,7 @@
 """What happens to every request before and after its route: request id, body limit, access log, metrics.
 
-Plain ASGI, because the body limit has to act while the body arrives. Bodies are small (one MiB unless the operator
-says otherwise), so a body is read whole before the route is called.
+Plain ASGI, because the body limit must act while the body arrives. Bodies are small (one MiB unless the operator sets
+another limit), so the middleware reads a body whole before it calls the route.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from label_service.web.openapi import PROBLEM_MEDIA_TYPE
 access = logging.getLogger("label_service.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# After an early 413 the rest of the body is thrown away for this long, so that a client that is still sending reads
-# the answer instead of a reset connection. Nothing is kept of it.
+# After an early 413 the service reads and drops the rest of the body for this long. A client that is still sending then
+# gets the answer and not a reset connection.
 DRAIN_S = 1.0
 
 
@@ -109,14 +109,14 @@ class RequestFrame:
         method = scope["method"] if scope["method"].isalpha() and len(scope["method"]) <= 7 else "(other)"
         self._metrics.requests.labels(route, method, str(status)).inc()
         run_id = scope["state"].get("run_id", "-")
-        # raw_path is still percent-encoded: no line break of a hostile path reaches the log. The query is left out.
+        # raw_path is still percent-encoded, so no line break in a hostile path reaches the log. The query is left out.
         path = scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "backslashreplace")[:200]
         client = scope["client"][0] if scope.get("client") else "-"
         access.info('%s "%s %s" %d %.1fms run=%s %s', client, method, path, status, seconds * 1000, run_id, request_id)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body that was read, then whatever the connection says."""
+    """Return a `receive` that gives the body that was read, then the connection's own messages."""
     given = False
 
     async def replay() -> Message:
@@ -134,5 +134,5 @@ def _request_id(sent: bytes) -> str:
     text = sent.decode("latin-1")
     if text and REQUEST_ID.fullmatch(text):
         return text
-    # Unique, not secret: the system's own randomness costs a system call a request, a tenth of its time.
+    # Unique, not secret: a secure random number would take a system call, a tenth of a request's time.
     return f"req-{random.getrandbits(64):016x}"

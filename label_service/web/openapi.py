@@ -24,7 +24,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def problems(*kinds: type[Problem]) -> Responses:
-    """Return the `responses` of a route that can answer these errors, and the ones that any route can."""
+    """Return the `responses` of a route: these errors, and the errors that every route can answer."""
     by_status: dict[int, list[type[Problem]]] = defaultdict(list)
     everywhere: tuple[type[Problem], ...] = (InvalidRequest, BodyTooLarge, LogNotReadable, InternalError)
     for kind in sorted({*kinds, *everywhere}, key=lambda kind: kind.code):
@@ -44,7 +44,7 @@ def problems(*kinds: type[Problem]) -> Responses:
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """Return (and keep) the document of an app, with the error model and the token scheme in it."""
+    """Return the document of an app, with the error model and the token scheme. It is made once."""
     if not app.openapi_schema:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         components = document.setdefault("components", {})
@@ -53,7 +53,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for generated in ("HTTPValidationError", "ValidationError"):
             schemas.pop(generated, None)
         components["securitySchemes"] = {"run": {"type": "http", "scheme": "bearer"}}
-        # Every call may carry a token, and most may go without: `{}` is the guest.
+        # Every call may carry a token, and most may come without one: `{}` is the guest.
         document["security"] = [{"run": []}, {}]
         app.openapi_schema = document
     return app.openapi_schema

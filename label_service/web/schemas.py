@@ -1,7 +1,8 @@
 """Request and response models: the HTTP contract. Requests forbid what they do not know.
 
-Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that
-asking for one outside the data set is a logged 404; SQLite never sees it.
+Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that a query
+for an id outside the data set gets a logged 404; SQLite never sees such an id. Where an answer is a fact of the log,
+the ledger or the data, its model stands there, and this module only adds to it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
+from label_service.data.seed import DatasetInfo
+from label_service.ledger.ledger import Evaluated
+from label_service.ledger.runs import Opened
+from label_service.log.evidence import Evidence, OpenedLabel, Receipt
+from label_service.log.log_reader import RunInfo
 from label_service.settings import MAX_IDS_PER_BATCH
 
 # Longer than any count, short enough that refused ids do not fill the log.
@@ -88,53 +94,6 @@ class EvaluationRequest(_Request):
     budget: Budget | None = Field(None, description="The declared budget this evaluation is for.")
 
 
-class Receipt(BaseModel):
-    """Proof that the entry of this request is in the log: hash the entry, follow the proof, compare the root."""
-
-    model_config = ConfigDict(from_attributes=True)
-    entry: str = Field(description="The entry's exact text: the leaf of the tree.")
-    index: int = Field(description="Its number, which is its place among the leaves.")
-    inclusion_proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64.")
-    checkpoint: str = Field(description="The signed head the proof leads to (C2SP tlog-checkpoint).")
-
-
-class EarlierHead(BaseModel):
-    """The signature under an earlier size of the log; its root follows from the entries."""
-
-    size: int
-    signature: str = Field(description="Key id and Ed25519 signature, base64, as in a signed note.")
-
-
-class Evidence(BaseModel):
-    """The whole log under one signed head: all that offline verification needs beside the pinned key."""
-
-    bundle: Literal[1] = 1
-    key: str = Field(description="The log's verifier key. Compare it with the one you pinned.")
-    pool_size: int = Field(description="Leaves of the answer key.")
-    checkpoint: str
-    entries: list[str] = Field(description="Every entry's exact text, in order, up to the checkpoint's size.")
-    heads: list[EarlierHead] = Field(description="One a commit; they name the entry that was changed, if one was.")
-
-
-class LabelOpening(BaseModel):
-    """Proof that a label is the one committed to before the first query.
-
-    The leaf is `{"id":…,"label":…,"salt":"…"}` without white space; its tree's root is the entry's `label_commitment`.
-    """
-
-    model_config = ConfigDict(from_attributes=True)
-    salt: str = Field(description="64 hexadecimal digits that nobody could guess.")
-    proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64; the index is the id.")
-
-
-class OpenedLabel(BaseModel):
-    """One label and the proof that it was committed to."""
-
-    id: int
-    label: int
-    opening: LabelOpening
-
-
 class Label(OpenedLabel):
     """One label, and whether this request was charged for it."""
 
@@ -178,24 +137,6 @@ class LabelAnswer(Label):
     receipt: Receipt
 
 
-class KeptAnswer(BaseModel):
-    """What verification reads of an answer that a client kept: its receipt, and the labels it told."""
-
-    receipt: Receipt
-    labels: list[OpenedLabel] = Field(default_factory=list)
-    # The answer about a single label has these at its top.
-    id: int | None = None
-    label: int | None = None
-    opening: LabelOpening | None = None
-
-    @property
-    def told(self) -> list[OpenedLabel]:
-        """Every label of the answer."""
-        if self.id is None or self.label is None or self.opening is None:
-            return self.labels
-        return [OpenedLabel(id=self.id, label=self.label, opening=self.opening)]
-
-
 class LabelsAnswer(BaseModel):
     """Revealed labels in the order asked, each id once."""
 
@@ -208,81 +149,29 @@ class LabelsAnswer(BaseModel):
     receipt: Receipt
 
 
-class DatasetAnswer(BaseModel):
-    """The data set the service holds the labels of."""
-
-    name: str
-    official: bool = Field(description="The four files are the published Fashion-MNIST files.")
-    redraw_seed: int | None
-    pool_size: int = Field(description="Labels that can be asked for: ids 0 to pool_size - 1.")
-    test_size: int = Field(description="Predictions an evaluation needs.")
-    class_names: list[str]
-    fingerprint: str | None = Field(
-        description="SHA-256 of `A\\nB\\n`, A and B the SHA-256 (hex) of the unpacked training and test image files; "
-        "null if the service was not told them."
-    )
-
-
-class EvaluationResult(BaseModel):
-    """One evaluation a run has made."""
-
-    evaluation: int
-    budget: int | None
-    correct: int
-    total: int
-    accuracy: float
-
-
-class RunAnswer(BaseModel):
-    """The state of a run."""
-
-    run_id: str
-    name: str
-    budget: int
-    queries: int
-    remaining: int
-    evaluation_budgets: list[int]
-    evaluations_allowed: int
-    evaluations_used: int
-    evaluations: list[EvaluationResult]
-    querying_closed: bool
-    opened_at: str
-    sealed_at: str | None
-
-
 class RunsAnswer(BaseModel):
     """All runs, oldest first; the first is the guest run."""
 
-    runs: list[RunAnswer]
+    runs: list[RunInfo]
 
 
-class RunOpenedAnswer(RunAnswer):
+class RunOpenedAnswer(Opened):
     """A fresh run. The token is shown here and never again."""
 
-    token: str
-    dataset: DatasetAnswer
+    dataset: DatasetInfo
     receipt: Receipt
 
 
-class RunSealedAnswer(RunAnswer):
+class RunSealedAnswer(RunInfo):
     """A run that has ended."""
 
     receipt: Receipt
     evidence: Evidence
 
 
-class EvaluationAnswer(BaseModel):
-    """A test accuracy. Which predictions were right is never told."""
+class EvaluationAnswer(Evaluated):
+    """A test accuracy. The service never says which predictions were right."""
 
-    run_id: str
-    evaluation: int = Field(description="Number of this evaluation within the run, from 1.")
-    budget: int | None
-    accuracy: float
-    correct: int
-    total: int
-    evaluations_used: int
-    evaluations_allowed: int
-    replayed: bool = Field(description="This repeats an earlier answer under the same Idempotency-Key.")
     receipt: Receipt
 
 
@@ -291,29 +180,6 @@ class LogPage(BaseModel):
 
     entries: list[dict[str, Any]]
     next: int | None = Field(description="Pass as `after` for the next page; null: this was the last.")
-
-
-class RunCountsAnswer(BaseModel):
-    """What the log says of one run."""
-
-    run_id: str
-    queries: int = Field(description="Labels charged, summed over the log's entries.")
-    distinct_labels: int = Field(description="Distinct labels revealed, counted from the reveals.")
-    replays: int
-    refusals: int
-    evaluations: int
-    entries: int
-
-
-class SummaryAnswer(BaseModel):
-    """The log, counted."""
-
-    log_id: str
-    runs: list[RunCountsAnswer]
-    queries: int
-    distinct_labels_revealed_to_anybody: int
-    evaluations: int
-    entries: int
 
 
 class HealthAnswer(BaseModel):

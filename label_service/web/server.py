@@ -1,8 +1,8 @@
 """Serving: listen first, open the service, then run uvicorn: in this process, or in several that share the socket.
 
-With several workers the first process opens the service once - migrations, seeding, key, checks - so that whatever
-is wrong is told in one sentence before anything is started, and closes it again. It then only starts workers, starts
-those anew that die, and stops them; each worker is a whole service of its own on the same database.
+With several workers the first process opens the service once (migrations, seeding, key, checks) and closes it again,
+so that an operator reads of a fault in one sentence, before any worker starts. It then only starts workers, replaces
+those that die, and stops them. Each worker is a whole service of its own on the same database.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from label_service.web.app import create_app
 
 logger = logging.getLogger(__name__)
 
-# Longer than the slowest answer: what is being answered at a stop is finished.
+# Longer than the slowest answer, so that a stopping service finishes the requests it has begun.
 SHUTDOWN_TIMEOUT_S = 10
 BACKLOG = 256
-# A worker that does not answer its supervisor for so long is ended and started anew. Long enough for a slow machine to
-# import the service, which comes before the first answer; and one that is killed while it is asked holds up the
-# starting of others as long.
+# uvicorn replaces a worker that does not answer its supervisor for this long. It must be long enough for a slow machine
+# to import the service, which comes before a worker's first answer. It must not be much longer: a worker that is killed
+# while the supervisor waits for its answer delays the start of others by this long.
 WORKER_TIMEOUT_S = 15
 
 
@@ -40,14 +40,14 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket.
 
     Raises:
-        PortTaken: somebody else listens there, or the address cannot be had.
+        PortTaken: another program listens there, or the machine does not have the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio switches Nagle's algorithm off only for sockets that say they are TCP;
-    # without that each answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+    # IPPROTO_TCP, because asyncio switches Nagle's algorithm off only for sockets that name this protocol. With Nagle's
+    # algorithm each answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        # A restarted service must not wait for the old connections to time out.
+        # Lets a restarted service listen before the old connections have timed out.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
@@ -64,14 +64,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def configure(app: Any, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - what uvicorn takes: an app, or what makes one
-    """Return uvicorn's configuration. It logs nothing of its own but warnings."""
+    """Return uvicorn's configuration. uvicorn itself logs only warnings."""
     return uvicorn.Config(
         app,
         access_log=False,
         log_config=None,
         log_level="warning",
         server_header=False,
-        # Nobody's word for whose address a request came from, and no time spent on looking for one.
+        # A header must not change the client's address in the access log, and looking for one takes time.
         proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         **more,
@@ -134,8 +134,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def supervise(settings: Settings, listener: socket.socket) -> None:
-    """Run the workers until a signal stops this process; then let them finish what they are answering."""
-    # Called in the worker process; the settings travel there by pickle, so no secret is in an environment or an
+    """Run the workers until a signal stops this process; then let them finish the requests they have begun."""
+    # Each worker calls `open_worker`. The settings travel there by pickle, so no secret stands in an environment or an
     # argument.
     config = configure(
         partial(open_worker, settings),
@@ -155,5 +155,5 @@ def configure_logging() -> None:
     if not root.handlers:
         root.addHandler(handler)
     logging.getLogger("label_service").setLevel(logging.INFO)
-    # Documented ways to make a message cheaper: none of this is in the format.
+    # The format uses none of these fields; the logging module documents that leaving them out saves time.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -1,8 +1,8 @@
 """Kill the service at random moments under load and count what is lost: `python -m tests.campaigns.crash_campaign`.
 
-One database over all rounds. In each, many clients ask for labels - single ones, batches, repeats under the keys that
-were cut off - until `kill -9`; then the service is started again, and everything that was ever acknowledged is looked
-up in the log. At the end the evidence is verified offline with every answer kept.
+All rounds use one database. In each round many clients ask for labels (single labels, batches, and again the requests
+that the kill before cut off) until `kill -9` ends the service. Then the service starts again, and the campaign looks up
+every acknowledged answer in the log. At the end it verifies the evidence offline with every answer.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 
 import httpx
 
-from label_service.log.checkpoint import Verifier
+from label_service.log.evidence import Evidence, KeptAnswer
+from label_service.log.signed_note import Verifier
 from label_service.log.verify import verify
-from label_service.web.schemas import Evidence, KeptAnswer
 from tests.support.datasets import make_idx_dataset
 from tests.support.service_process import start, stop_at_once
 
@@ -36,17 +36,17 @@ class Tally:
     """What the campaign has seen.
 
     Attributes:
-        answers: acknowledged answers about labels, as they came.
-        open_keys: requests that got no answer, by key: the ids, to be asked again.
-        restarts_s: time from the start of the process to its first ready answer.
+        answers: acknowledged answers with labels, in the order of their arrival.
+        unanswered: requests that got no answer, by idempotency key: the number of the run, and the ids.
+        restarts_s: time from each start of the process to its first ready answer.
         unexpected: answers that are neither labels nor a 503.
-        lost: acknowledged answers whose entry is not in the log as it was.
-        unlogged: labels answered without an entry that reveals them to the run.
+        lost: acknowledged answers whose entry is missing from the log or changed.
+        unlogged: labels in answers without an entry that reveals them to the run.
         doubled: labels charged more than once to a run, and counts that contradict one another.
     """
 
     answers: list[dict[str, Any]] = field(default_factory=list)
-    open_keys: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+    unanswered: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     restarts_s: list[float] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     lost: int = 0
@@ -55,31 +55,31 @@ class Tally:
 
 
 class Clients:
-    """Threads that ask until the service dies under them."""
+    """Client threads that ask for labels until the service dies."""
 
     def __init__(self, base_url: str, tokens: list[str], count: int, seed: int, tally: Tally, ids: list[int]) -> None:
         self._base_url, self._tokens, self._tally, self._ids = base_url, tokens, tally, ids
         self._lock, self._stop = threading.Lock(), threading.Event()
-        # Cut off in the round before: asked again first, under the same key.
-        self._again = list(tally.open_keys.items())
-        tally.open_keys.clear()
+        # Requests of the round before: they are asked again first, under the same key.
+        self._again = list(tally.unanswered.items())
+        tally.unanswered.clear()
         self._threads = [
             threading.Thread(target=self._ask, args=(random.Random(seed * 1000 + number), f"{seed}-{number}"))
             for number in range(count)
         ]
 
     def start(self) -> None:
-        """Start all."""
+        """Start every client."""
         for thread in self._threads:
             thread.start()
 
     def join(self) -> None:
-        """Let each end with its current request."""
+        """Let each client finish its current request, and wait for all of them."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
         for key, question in self._again:
-            self._tally.open_keys.setdefault(key, question)
+            self._tally.unanswered.setdefault(key, question)
 
     def _question(self, rng: random.Random, name: str, number: int) -> tuple[str, tuple[int, list[int]]]:
         with self._lock:
@@ -87,7 +87,7 @@ class Clients:
                 return self._again.pop()
             kind = rng.random()
             run = rng.randrange(len(self._tokens))
-            if kind < 0.2 and self._tally.answers:  # labels that somebody has already: free for one run, new to another
+            if kind < 0.2 and self._tally.answers:  # labels that a run has already: free for that run, new to others
                 ids = [label["id"] for label in rng.choice(self._tally.answers)["labels"]]
             else:
                 ids = [self._ids.pop() for _ in range(rng.randint(2, 10) if kind > 0.9 else 1)]
@@ -104,21 +104,21 @@ class Clients:
                     answer = client.post("/v1/labels:query", json={"ids": ids}, headers=headers)
                 except httpx.TransportError:
                     with self._lock:
-                        self._tally.open_keys[key] = (run, ids)
+                        self._tally.unanswered[key] = (run, ids)
                     return
                 if answer.status_code == 200:
                     with self._lock:
                         self._tally.answers.append(answer.json())
                 elif answer.status_code == 503:
                     with self._lock:
-                        self._tally.open_keys[key] = (run, ids)
+                        self._tally.unanswered[key] = (run, ids)
                 else:
                     with self._lock:
                         self._tally.unexpected.append(f"{answer.status_code}: {answer.text[:300]}")
 
 
 def check(client: httpx.Client, tally: Tally) -> int:
-    """Compare all that was acknowledged with the log; return the number of entries."""
+    """Compare every acknowledged answer with the log; return the number of entries."""
     lines = client.get("/v1/log/export.ndjson").text.splitlines()
     revealed: dict[str, Counter[int]] = {}
     charged: Counter[str] = Counter()
@@ -142,8 +142,8 @@ def check(client: httpx.Client, tally: Tally) -> int:
     return len(lines)
 
 
-def campaign(folder: Path, rounds: int, clients: int, seed: int, say: bool = True) -> tuple[Tally, int, int]:
-    """Run the campaign; return what was seen, the entries of the log, and the receipts that `verify` accepted."""
+def campaign(folder: Path, rounds: int, clients: int, seed: int, show_progress: bool = True) -> tuple[Tally, int, int]:
+    """Run the campaign; return the tally, the number of entries, and the number of receipts that `verify` accepted."""
     data = make_idx_dataset(folder / "data", pool=POOL, test=10, classes=10, side=1)
     rng, tally, tokens = random.Random(seed), Tally(), []
     ids = list(range(POOL))
@@ -158,7 +158,7 @@ def campaign(folder: Path, rounds: int, clients: int, seed: int, say: bool = Tru
             if not tokens:
                 key = client.get("/v1/log/key").json()["key"]
                 opened = [client.post("/v1/runs", json={"name": "crash", "budget": POOL}).json() for _ in range(3)]
-                tokens = [one["token"] for one in opened]
+                tokens = [run["token"] for run in opened]
             entries = check(client, tally)
             if number == rounds or len(ids) < 50 * clients:
                 evidence = Evidence.model_validate(client.get("/v1/log/evidence").json())
@@ -168,7 +168,7 @@ def campaign(folder: Path, rounds: int, clients: int, seed: int, say: bool = Tru
         time.sleep(rng.uniform(0.02, 0.6))
         stop_at_once(process)
         load.join()
-        if say:
+        if show_progress:
             left_s = (time.monotonic() - started_s) / (number + 1) * (rounds - number - 1)
             print(f"\r{number + 1} of {rounds} rounds, {len(tally.answers)} answers, {left_s:.0f} s left ", end="")
     process.terminate()
@@ -179,7 +179,7 @@ def campaign(folder: Path, rounds: int, clients: int, seed: int, say: bool = Tru
 
 
 def main() -> None:
-    """Run and print a table; exit code 1 if anything was lost, doubled or unlogged."""
+    """Run and print a table; exit with 1 if anything was lost, doubled or unlogged."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--clients", type=int, default=32)

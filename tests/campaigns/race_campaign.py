@@ -1,7 +1,7 @@
 """Let many clients race for the last labels of a run, a thousand times: `python -m tests.campaigns.race_campaign`.
 
-Each race opens a run with a small budget and lets every client ask for another label at the same moment, over real
-HTTP. Exactly the budget may be charged, every time.
+In each race a run with a small budget is opened, and all clients ask for different labels at the same moment over HTTP.
+The service must charge exactly the budget, every time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POOL = 1000
 async def race(
     client: httpx.AsyncClient, clients: int, budget: int, pool: int, rng: random.Random
 ) -> tuple[Counter[int], int]:
-    """Run one race; return the answers by status, and the labels that the service counts."""
+    """Run one race; return the number of answers of each status, and the labels that the service has charged."""
     opened = (await client.post("/v1/runs", json={"name": "race", "budget": budget})).json()
     headers = {"Authorization": f"Bearer {opened['token']}"}
     ids = rng.sample(range(pool), clients)
@@ -36,7 +36,7 @@ async def race(
 async def campaign(
     base_url: str, races: int, clients: int, seed: int, pool: int = POOL
 ) -> list[tuple[int, Counter[int], int]]:
-    """Run races; return budget, answers by status, and count of each that did not end as it must."""
+    """Run races; return the budget, the answers by status and the charged labels of each race that went wrong."""
     rng, wrong = random.Random(seed), []
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=60.0) as client:
@@ -51,7 +51,7 @@ async def campaign(
 
 
 def main() -> None:
-    """Run and print a table; exit code 1 if a race ended in another way."""
+    """Run and print a table; exit with 1 if a race went wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--races", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=32)

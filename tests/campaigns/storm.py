@@ -1,6 +1,6 @@
-"""256 clients at once for a minute: `python -m tests.campaigns.storm`.
+"""Let 256 clients ask at once for a minute: `python -m tests.campaigns.storm`.
 
-No lock may show, and no 5xx but 503. Needs wrk.
+No client may see a locked database or a server error other than 503. The campaign needs the program wrk.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tests.support.service_process import service
 
 
 def main() -> None:
-    """Run and print a table; exit code 1 if a lock or another 5xx was seen."""
+    """Run and print a table; exit with 1 if a lock or another server error was seen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to use; default: here")
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to use; default: the current folder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         data = make_idx_dataset(Path(scratch) / "data", pool=POOL, test=10, classes=10, side=1)

@@ -2,7 +2,7 @@
 
 A module marked `every_database` runs on SQLite and, where a server can be had, on PostgreSQL with three workers: three
 services as three processes would have them, each with its own tree, writer and connections, behind one socket. A client
-without kept connections meets whichever of them takes the next connection. Real processes are in
+without kept connections gets an answer from whichever service takes the next connection. Real processes are in
 `test_service_workers.py`.
 """
 
@@ -22,9 +22,9 @@ from tests.support.services import POSTGRESQL, SQLITE, RunningService, fresh_dat
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests of modules marked `every_database` on both, or on SQLite alone where no server can be had.
+    """Run tests of modules marked `every_database` on both databases, or on SQLite alone where no server can run.
 
-    That is told once, by `test_service_workers.py`, and not a hundred times.
+    Only the skip of `test_service_workers.py` reports a missing server, so that it is reported once.
     """
     if "database_kind" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_database"):
         kinds = [SQLITE] if why_not() else [SQLITE, POSTGRESQL]
@@ -58,7 +58,7 @@ def service_settings(
     with fresh_database(database_kind, tmp_path, request) as place:
 
         def make(**override: Any) -> Settings:
-            # Workers wait for one another on PostgreSQL; on SQLite only a stranger can hold the file.
+            # On PostgreSQL workers wait for one another; on SQLite only another program can hold the file.
             wait_s = 0.2 if database_kind == SQLITE else 5.0
             given = {"data": tiny_data, "other_data": True, "port": 0, "busy_timeout_s": wait_s, **place}
             return Settings(**{**given, **override})

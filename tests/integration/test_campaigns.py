@@ -1,4 +1,4 @@
-"""Short versions of the campaigns in `benchmarks/`, so that each still runs and still finds nothing."""
+"""Short versions of the campaigns in `tests/campaigns`: each still runs and still finds nothing wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.services import RunningService
 
 def test_nothing_acknowledged_is_lost_when_the_service_is_killed(tmp_path: Path) -> None:
     """Four kills under eight clients: every receipt is still in the log, no label without entry, none charged twice."""
-    tally, entries, receipts = campaign(tmp_path, rounds=4, clients=8, seed=1, say=False)
+    tally, entries, receipts = campaign(tmp_path, rounds=4, clients=8, seed=1, show_progress=False)
     assert (tally.lost, tally.unlogged, tally.doubled, tally.unexpected) == (0, 0, 0, [])
     assert 0 < receipts == len(tally.answers) < entries
     assert len(tally.restarts_s) == 5

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from label_service.log.checkpoint import Verifier
+from label_service.log.evidence import Evidence, KeptAnswer
+from label_service.log.signed_note import Verifier
 from label_service.log.verify import verify
-from label_service.web.schemas import Evidence, KeptAnswer
 from tests.campaigns.crash_campaign import Tally, check
 from tests.support.service_process import start, stop_at_once
 

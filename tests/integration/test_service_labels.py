@@ -111,7 +111,7 @@ def test_race_for_the_last_label_has_one_winner(running: RunningService) -> None
 
 
 def test_many_threads_are_charged_for_exactly_what_they_got(running: RunningService) -> None:
-    """Group commit loses nothing: eight threads on one run end with as many charges as distinct labels."""
+    """Group commit loses nothing: eight threads on one run are charged for exactly the distinct labels."""
     run_id, token = running.open_run(budget=60)
 
     def ask(start: int) -> None:
@@ -152,7 +152,7 @@ def test_guest_budget_holds_and_a_change_of_it_is_logged(service_settings: Calla
 
 
 def test_total_budget_holds_over_all_runs(start_service: Callable[..., RunningService]) -> None:
-    """The operator's total stops runs that have budget left."""
+    """The operator's total also stops runs that have labels left."""
     running = start_service(total_budget=3)
     tokens = [running.open_run()[1] for _ in range(2)]
     statuses = [running.client.get(f"/label/{i}", headers=tokens[i % 2]).status_code for i in range(4)]
@@ -196,7 +196,7 @@ def test_rate_limit_answers_429_with_retry_after_and_leaves_no_entry(
 def test_bad_ids_are_refused_and_never_charged(
     shared_service: RunningService, path: str, label_id: str, status: int, code: str
 ) -> None:
-    """What is no integer is 422 and leaves no entry; what names no image is 404 and logged; neither is charged."""
+    """Text that is no integer gets 422 and no entry; an id without an image gets a logged 404; neither is charged."""
     before = len(shared_service.entries())
     answer = shared_service.client.get(path.format(label_id))
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -230,7 +230,7 @@ def test_bad_batches_are_422_and_leave_no_entry(shared_service: RunningService, 
 
 
 def test_batch_of_huge_ids_is_a_logged_404(shared_service: RunningService) -> None:
-    """Ids that no database integer can hold are unknown ids, not a fault."""
+    """Ids that are too large for a database integer are unknown ids, not a fault."""
     answer = shared_service.client.post("/v1/labels:query", json={"ids": [10**18, 2**63, -(2**63) - 1]})
     assert (answer.status_code, answer.json()["code"]) == (404, "unknown-id")
     assert shared_service.entries()[-1]["ids"] == [10**18, 2**63, -(2**63) - 1]

@@ -1,4 +1,4 @@
-"""The log, the pages and the metrics over HTTP: everything on record, and no label in any of it."""
+"""The log, the pages and the metrics over HTTP: every request is on record, and no label is."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def access_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_entries_page_by_cursor_without_gap_or_repeat(running: RunningService) -> None:
-    """Following `next` gives every entry once, in order; the last page says that it is the last."""
+    """Following `next` gives every entry once, in order, and ends."""
     for label_id in range(11):
         running.client.get(f"/label/{label_id}")
     seen: list[int] = []
@@ -60,7 +60,7 @@ def test_entries_can_be_filtered_by_run_label_and_op(running: RunningService) ->
     assert [entry["op"] for entry in running.entries(run=run_id)] == ["run-opened", "query"]
     assert [entry["run"] for entry in running.entries(op="query", run="guest")] == ["guest"]
     assert running.entries(label_id=5) == running.entries(label_id=10**20) == running.entries(run="nobody") == []
-    # PostgreSQL has no text with a zero byte in it; no run has such a name either.
+    # PostgreSQL cannot hold text with a zero byte, so the service must not pass it on.
     assert running.entries(run="a\x00b") == running.entries(op="\x00") == []
     assert running.client.get("/v1/runs/a%00b").json()["code"] == "unknown-run"
 
@@ -125,7 +125,7 @@ def test_no_label_is_in_log_pages_metrics_or_errors(tmp_path: Path, service_sett
             running.client.get("/metrics").text,
             running.client.get("/label/61", headers=token).text,
         ]
-        assert "zebrafinch" in revealed.text  # the names are what would be seen
+        assert "zebrafinch" in revealed.text  # so the names would be found
         for record in records:
             assert not any(secret in record for secret in ("zebrafinch", "quokkatail", "axolotlfin"))
         for entry in running.entries():
@@ -193,7 +193,7 @@ def test_openapi_describes_every_route_with_its_errors(shared_service: RunningSe
                     content = response["content"]["application/problem+json"]
                     assert content["examples"], (path, method, status)
                     seen |= set(content["examples"])
-    # These two are answers of the framework to calls that no operation describes.
+    # FastAPI answers these two to calls that no operation describes.
     assert seen == known - {"not-found", "method-not-allowed"}
     assert "HTTPValidationError" not in document["components"]["schemas"]
     assert document["components"]["schemas"]["LabelQuery"]["examples"]
@@ -228,7 +228,7 @@ def test_access_log_has_one_line_a_request_and_no_token(
     with caplog.at_level("INFO", logger="label_service.access"):
         running.client.get("/label/1?secret=1", headers=token)
         running.client.get("/label/%0a%0dforged")
-        # The line is written when the answer has gone out, so the client may be here first.
+        # The service writes the line after the answer has left, so the client may be faster.
         wait_for(lambda: len(access_lines(caplog)) == 2)
     lines = access_lines(caplog)
     assert len(lines) == 2
@@ -247,7 +247,7 @@ def test_request_id_of_the_client_is_kept_if_it_is_harmless(shared_service: Runn
 
 
 def test_health_and_readiness_answer(shared_service: RunningService) -> None:
-    """Both are 200 while all is well."""
+    """Both answer 200 while the service works."""
     assert shared_service.client.get("/healthz").json() == {"status": "ok"}
     assert shared_service.client.get("/readyz").json() == {"status": "ok"}
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.settings import Settings
 from tests.support.datasets import read_test_labels
 from tests.support.services import RunningService, run_service
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.every_database
 
 
 def test_opening_a_run_answers_a_token_once_and_the_data_set(running: RunningService) -> None:
-    """A run's token is in the answer that opens it and nowhere else; the answer tells what data set it is."""
+    """A run's token is in the answer that opens it and nowhere else; the answer describes the data set."""
     answer = running.client.post("/v1/runs", json={"name": "mine", "budget": 7})
     opened = answer.json()
     assert answer.status_code == 201
@@ -32,7 +35,7 @@ def test_opening_a_run_answers_a_token_once_and_the_data_set(running: RunningSer
 
 
 def test_run_without_a_budget_gets_the_operators_default(start_service: Callable[..., RunningService]) -> None:
-    """The operator sets what a run gets that asks for nothing."""
+    """A run that names no budget gets the operator's default."""
     running = start_service(default_run_budget=5)
     assert running.client.post("/v1/runs", json={"name": "x"}).json()["budget"] == 5
 
@@ -118,7 +121,7 @@ def test_evaluation_answers_the_accuracy_and_closes_querying(running: RunningSer
 
 
 def test_run_without_declared_budgets_is_evaluated_once(running: RunningService) -> None:
-    """One evaluation by default; the second is refused, logged, and tells nothing."""
+    """One evaluation by default; the second is refused and logged, and its answer holds no count."""
     run_id, token = running.open_run()
     body = {"predictions": [0] * 50}
     assert running.client.post(f"/v1/runs/{run_id}/evaluations", json=body, headers=token).status_code == 200
@@ -129,7 +132,7 @@ def test_run_without_declared_budgets_is_evaluated_once(running: RunningService)
 
 
 def test_declared_learning_curve_is_evaluated_at_each_budget_once(running: RunningService) -> None:
-    """A run that declared k budgets has k evaluations, one at each, named."""
+    """A run that declared k budgets has k evaluations, and each must name one of them."""
     run_id, token = running.open_run(budget=9, evaluation_budgets=[3, 6, 9])
     call = f"/v1/runs/{run_id}/evaluations"
 
@@ -201,7 +204,7 @@ def test_idempotency_key_with_another_body_is_refused(running: RunningService) -
 
 
 def test_refused_batch_may_be_repeated_under_its_key(running: RunningService) -> None:
-    """Refusals are not kept: the same key with the same body is decided anew."""
+    """A refusal binds no key: the same key with the same body is decided again."""
     _, token = running.open_run(budget=1)
     keyed = {**token, "Idempotency-Key": "k"}
     for _ in range(2):
@@ -217,7 +220,7 @@ def test_malformed_idempotency_key_is_422(shared_service: RunningService, key: s
 
 
 def test_evaluation_repeated_under_its_key_is_counted_once(running: RunningService) -> None:
-    """A lost answer of an evaluation can be had again."""
+    """A client that lost the answer of an evaluation can ask for it again."""
     run_id, token = running.open_run()
     keyed = {**token, "Idempotency-Key": "final"}
     call = f"/v1/runs/{run_id}/evaluations"
@@ -231,22 +234,48 @@ def test_evaluation_repeated_under_its_key_is_counted_once(running: RunningServi
     assert other.json()["code"] == "idempotency-key-reused"
 
 
-def test_key_still_in_flight_is_409_and_charged_once(running: RunningService) -> None:
-    """Many copies of one request at once: each gets the answer or 409, and the labels are charged once."""
+@pytest.mark.parametrize(
+    ("call", "body", "counts"),
+    [
+        ("/v1/labels:query", {"ids": [1, 2]}, (2, 0)),
+        ("/v1/runs/{run_id}/evaluations", {"predictions": [2] * 50}, (0, 1)),
+    ],
+)
+def test_requests_under_one_key_that_arrive_together_get_one_answer(
+    running: RunningService, call: str, body: dict[str, Any], counts: tuple[int, int]
+) -> None:
+    """Copies that arrive while the first is being answered wait for its answer; it is charged or counted once."""
     run_id, token = running.open_run()
     keyed = {**token, "Idempotency-Key": "k"}
+    holding, release = threading.Event(), threading.Event()
 
-    def ask(_: int) -> int:
-        return httpx.post(f"{running.base_url}/v1/labels:query", json={"ids": [1, 2]}, headers=keyed).status_code
+    def hold(_unit: UnitOfWork) -> None:
+        holding.set()
+        release.wait(3)
 
+    def ask() -> httpx.Response:
+        return httpx.post(running.base_url + call.format(run_id=run_id), json=body, headers=keyed, timeout=30)
+
+    # One writer's open transaction holds up the writers of all workers.
+    running.service.writer.submit(hold)
+    assert holding.wait(3)
     with ThreadPoolExecutor(6) as pool:
-        statuses = list(pool.map(ask, range(18)))
-    assert set(statuses) <= {200, 409} and 200 in statuses
-    assert running.client.get(f"/v1/runs/{run_id}").json()["queries"] == 2
+        asked = [pool.submit(ask) for _ in range(6)]
+        assert not wait(asked, timeout=0.5).done, "nobody is answered before the first answer is durable"
+        release.set()
+        answers = [future.result() for future in asked]
+    assert {answer.status_code for answer in answers} == {200}
+    bodies = [answer.json() for answer in answers]
+    outcomes = [json.loads(body.pop("receipt")["entry"])["outcome"] for body in bodies]
+    assert outcomes.count("replayed") == 5
+    assert sorted(body.pop("replayed") for body in bodies) == [False] + [True] * 5
+    assert all(body == bodies[0] for body in bodies)
+    state = running.client.get(f"/v1/runs/{run_id}").json()
+    assert (state["queries"], state["evaluations_used"]) == counts
 
 
 def test_operators_limits_hold_for_runs(start_service: Callable[..., RunningService]) -> None:
-    """Budget and evaluations of a run, and evaluations in all, are the operator's to limit."""
+    """The operator limits a run's budget, a run's evaluations, and the evaluations of all runs."""
     running = start_service(max_run_budget=5, max_evaluations=2, total_evaluations=1)
     post = running.client.post
     assert post("/v1/runs", json={"name": "x", "budget": 6}).json()["code"] == "run-budget-too-large"
@@ -261,7 +290,7 @@ def test_operators_limits_hold_for_runs(start_service: Callable[..., RunningServ
 
 
 def test_registration_token_closes_opening_of_runs(service_settings: Callable[..., Settings]) -> None:
-    """With a registration token set, only who has it opens runs."""
+    """With a registration token set, only its holder opens runs."""
     with run_service(service_settings(registration_token="let me in".replace(" ", "-"))) as running:
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             answer = running.client.post("/v1/runs", json={"name": "x"}, headers=headers)
@@ -305,6 +334,6 @@ def test_bodies_that_are_no_good_json_are_422(shared_service: RunningService, co
 
 
 def test_body_without_the_json_content_type_gets_a_hint(shared_service: RunningService) -> None:
-    """curl's default content type is the commonest mistake; the answer says what to send."""
+    """With curl's default content type the answer names the header to send."""
     answer = shared_service.client.post("/v1/runs", data={"name": "x"})
     assert answer.status_code == 422 and "application/json" in answer.json()["detail"]

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from label_service.errors import DatabaseRefused
-from label_service.log.checkpoint import Checkpoint, SigningKey, Verifier
 from label_service.log.entries import canonical_json
-from label_service.log.merkle import VerificationError, leaf_hash, root, verify_consistency, verify_inclusion
+from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash, verify_consistency, verify_inclusion
+from label_service.log.signed_note import SigningKey, Verifier
+from label_service.log.tree_head import TreeHead, head_text
 from label_service.service import open_service
 from label_service.settings import Settings
 from tests.support.services import POSTGRESQL, RunningService, run_service
@@ -31,15 +32,15 @@ def verifier_of(running: RunningService) -> Verifier:
     return Verifier.from_vkey(running.client.get("/v1/log/key").json()["key"])
 
 
-def head_of(running: RunningService) -> Checkpoint:
+def head_of(running: RunningService) -> TreeHead:
     """Read the newest signed head."""
-    return Checkpoint.open(running.client.get("/v1/log/checkpoint").text, verifier_of(running))
+    return TreeHead.open(running.client.get("/v1/log/checkpoint").text, verifier_of(running))
 
 
 def check_receipt(running: RunningService, receipt: dict[str, Any]) -> dict[str, Any]:
     """Verify a receipt as an outsider would and return its entry."""
-    head = Checkpoint.open(receipt["checkpoint"], verifier_of(running))
-    proof = [base64.b64decode(one) for one in receipt["inclusion_proof"]]
+    head = TreeHead.open(receipt["checkpoint"], verifier_of(running))
+    proof = [base64.b64decode(node) for node in receipt["inclusion_proof"]]
     verify_inclusion(leaf_hash(receipt["entry"].encode()), receipt["index"], head.size, proof, head.root)
     entry: dict[str, Any] = json.loads(receipt["entry"])
     assert entry["seq"] == receipt["index"]
@@ -75,21 +76,21 @@ def test_receipts_of_many_clients_at_once_hold_and_their_heads_are_one_history(r
         receipts = list(pool.map(ask, range(64)))
     assert sorted(check_receipt(running, receipt)["ids"][0] for receipt in receipts) == list(range(64))
     verifier = verifier_of(running)
-    heads = sorted({Checkpoint.open(one["checkpoint"], verifier) for one in receipts}, key=lambda head: head.size)
+    heads = sorted({TreeHead.open(receipt["checkpoint"], verifier) for receipt in receipts}, key=lambda head: head.size)
     assert len({head.size for head in heads}) == len(heads)
     for older, newer in pairwise(heads):
         answer = running.client.get("/v1/log/proof/consistency", params={"first": older.size, "second": newer.size})
-        proof = [base64.b64decode(one) for one in answer.json()["proof"]]
+        proof = [base64.b64decode(node) for node in answer.json()["proof"]]
         verify_consistency(older.size, newer.size, older.root, newer.root, proof)
 
 
 def test_the_head_is_over_the_exported_entries(running: RunningService) -> None:
-    """Whoever hashes the export finds the signed root."""
+    """The hash over the exported entries is the signed root."""
     running.client.get("/label/1")
     running.client.get("/label/900")
     entries = running.client.get("/v1/log/export.ndjson").content.splitlines()
     head = head_of(running)
-    assert head.size == len(entries) and head.root == root([leaf_hash(entry) for entry in entries])
+    assert head.size == len(entries) and head.root == MerkleTree(leaf_hash(entry) for entry in entries).root()
 
 
 def test_any_entry_is_proved_at_any_signed_size(running: RunningService) -> None:
@@ -97,12 +98,13 @@ def test_any_entry_is_proved_at_any_signed_size(running: RunningService) -> None
     for label_id in range(6):
         running.client.get(f"/label/{label_id}")
     leaves = [leaf_hash(entry) for entry in running.client.get("/v1/log/export.ndjson").content.splitlines()]
+    tree = MerkleTree(leaves)
     for size in range(1, len(leaves) + 1):
         for index in range(size):
             answer = running.client.get("/v1/log/proof/inclusion", params={"index": index, "size": size}).json()
-            proof = [base64.b64decode(one) for one in answer["proof"]]
-            assert base64.b64decode(answer["root"]) == root(leaves[:size])
-            verify_inclusion(leaves[index], index, size, proof, root(leaves[:size]))
+            proof = [base64.b64decode(node) for node in answer["proof"]]
+            assert base64.b64decode(answer["root"]) == tree.root(size)
+            verify_inclusion(leaves[index], index, size, proof, tree.root(size))
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,9 @@ def test_sealing_answers_the_log_under_a_head(running: RunningService) -> None:
     run_id, token = running.open_run()
     running.client.get("/label/3", headers=token)
     evidence = running.client.post(f"/v1/runs/{run_id}:seal", headers=token).json()["evidence"]
-    head = Checkpoint.open(evidence["checkpoint"], Verifier.from_vkey(evidence["key"]))
+    head = TreeHead.open(evidence["checkpoint"], Verifier.from_vkey(evidence["key"]))
     assert evidence["key"] == verifier_of(running).vkey
-    assert head.root == root([leaf_hash(entry.encode()) for entry in evidence["entries"]])
+    assert head.root == MerkleTree(leaf_hash(entry.encode()) for entry in evidence["entries"]).root()
     assert json.loads(evidence["entries"][-1])["op"] == "run-sealed"
 
 
@@ -147,7 +149,7 @@ def test_the_key_is_made_once_and_is_its_owner_s(service_settings: Make, tmp_pat
         assert verifier_of(running) == key
         after = head_of(running)
         answer = running.client.get("/v1/log/proof/consistency", params={"first": before.size, "second": after.size})
-    proof = [base64.b64decode(one) for one in answer.json()["proof"]]
+    proof = [base64.b64decode(node) for node in answer.json()["proof"]]
     verify_consistency(before.size, after.size, before.root, after.root, proof)
     (file,) = tmp_path.glob("*.key")
     assert file.stat().st_mode & 0o777 == 0o600
@@ -197,7 +199,7 @@ def test_a_database_changed_while_the_service_was_down_is_refused(
 def test_an_old_backup_put_back_is_refused(
     service_settings: Make, database_kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """Key and database are those of yesterday; the remembered head, elsewhere, is today's."""
+    """Key and database are older; the remembered head lies elsewhere and is newer."""
     server = request.getfixturevalue("postgres_server") if database_kind == POSTGRESQL else None
     settings = service_settings()
     with run_service(settings) as running:
@@ -211,7 +213,7 @@ def test_an_old_backup_put_back_is_refused(
 
 
 def test_another_key_is_refused(service_settings: Make, tmp_path: Path) -> None:
-    """A key of the same name does not continue the log; a key of another log does not even begin it."""
+    """A key of the same name cannot continue the log, and a key of another log is refused by its name."""
     settings = service_settings()
     with run_service(settings) as running:
         name = verifier_of(running).name
@@ -227,7 +229,7 @@ def test_another_key_is_refused(service_settings: Make, tmp_path: Path) -> None:
 
 
 def test_a_head_torn_by_a_crash_is_passed_over(service_settings: Make, tmp_path: Path) -> None:
-    """The newest whole head counts."""
+    """The service reads the newest complete head."""
     settings = service_settings(heads_folder=tmp_path / "heads")
     with run_service(settings) as running:
         running.client.get("/label/1")
@@ -240,7 +242,7 @@ def test_a_head_torn_by_a_crash_is_passed_over(service_settings: Make, tmp_path:
 
 def test_an_entry_changed_while_the_service_runs_stops_it(start_service: Any) -> None:
     """The signed entry before the new one must be what was signed, or nothing is written and nothing leaves."""
-    # One worker: only the one that failed compares all signed entries the next time.
+    # One worker, because only a worker whose write has failed compares all signed entries next time.
     running = start_service(workers=1)
     running.client.get("/label/1")
     url = running.service.settings.database_url
@@ -262,8 +264,8 @@ def test_an_entry_changed_while_the_service_runs_stops_it(start_service: Any) ->
 
 
 def test_a_head_that_cannot_be_remembered_reveals_nothing(start_service: Any, tmp_path: Path) -> None:
-    """The entry is there, the label is not; once heads can be kept, the same question is answered, not paid twice."""
-    # One worker: another would refuse before its commit already, because it cannot remember the head it begins from.
+    """The entry stays and no label leaves; once heads can be remembered, a repeat is answered and charged no more."""
+    # One worker, because a second would refuse before its commit: it could not remember the head it begins from.
     running = start_service(heads_folder=tmp_path / "heads", workers=1)
     running.client.get("/label/1")
     (file,) = (tmp_path / "heads").glob("*.heads")
@@ -280,7 +282,7 @@ def test_a_head_that_cannot_be_remembered_reveals_nothing(start_service: Any, tm
 
 
 def test_many_heads_do_not_fill_the_disk(start_service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is begun anew when it is long, with the newest head in it."""
+    """A long file of heads is replaced by one that begins with the newest head."""
     monkeypatch.setattr("label_service.log.remembered_heads._MAX_HEADS_BYTES", 2000)
     running = start_service(heads_folder=tmp_path / "heads")
     for label_id in range(30):
@@ -294,7 +296,7 @@ def opened_under(answer: dict[str, Any], label: dict[str, Any], pool_size: int) 
     """Check a label's opening against the commitment in the entry of its answer."""
     commitment = base64.b64decode(json.loads(answer["receipt"]["entry"])["label_commitment"])
     opened = canonical_json({"id": label["id"], "label": label["label"], "salt": label["opening"]["salt"]})
-    proof = [base64.b64decode(one) for one in label["opening"]["proof"]]
+    proof = [base64.b64decode(node) for node in label["opening"]["proof"]]
     verify_inclusion(leaf_hash(opened), label["id"], pool_size, proof, commitment)
 
 
@@ -320,7 +322,7 @@ def change_label(running: RunningService, label_id: int) -> None:
 
 
 def test_a_label_changed_under_the_service_is_neither_charged_nor_answered(running: RunningService) -> None:
-    """503 for whoever asks for it; other labels go on."""
+    """Queries for it get 503; other labels are still answered."""
     _, token = running.open_run()
     change_label(running, 5)
     answer = running.client.get("/label/5", headers=token)
@@ -347,9 +349,9 @@ def test_the_evidence_names_a_head_for_every_commit(service_settings: Any) -> No
                 running.client.get(f"/label/{label_id}", headers=token)
             evidence = running.client.get("/v1/log/evidence").json()
     assert len(evidence["entries"]) == 9
-    entries = [leaf_hash(entry.encode()) for entry in evidence["entries"]]
-    assert [head["size"] for head in evidence["heads"]] == list(range(1, len(entries)))
+    tree = MerkleTree(leaf_hash(entry.encode()) for entry in evidence["entries"])
+    assert [head["size"] for head in evidence["heads"]] == list(range(1, tree.size))
     verifier = Verifier.from_vkey(evidence["key"])
     for head in evidence["heads"]:
-        text = Checkpoint(verifier.name, head["size"], root(entries[: head["size"]])).text
+        text = head_text(verifier.name, head["size"], tree.root(head["size"]))
         assert verifier.has_signed(text, base64.b64decode(head["signature"]))

@@ -1,4 +1,4 @@
-"""Several workers on one PostgreSQL database: one log, one history of heads, no label too many."""
+"""Several workers on one PostgreSQL database: one log, one history of heads, no label beyond a budget."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from label_service.cli import app
 from label_service.errors import DatabaseRefused
 from label_service.ledger import ledger
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.checkpoint import Checkpoint, Verifier
+from label_service.log.evidence import Evidence, KeptAnswer
 from label_service.log.merkle import verify_consistency
+from label_service.log.signed_note import Verifier
+from label_service.log.tree_head import TreeHead
 from label_service.log.verify import verify
 from label_service.service import open_service
 from label_service.settings import Settings
 from label_service.store.backends import WRITER_LOCK, find_database
-from label_service.web.schemas import Evidence, KeptAnswer
 from label_service.web.server import WORKER_TIMEOUT_S
 from tests.integration.test_service_failures import assert_nothing_leaves_and_then_recovers, free_port, wait_until_live
 from tests.support.postgres import PostgresServer, why_not
@@ -57,14 +58,14 @@ def workers(shared_settings: Settings) -> Iterator[list[RunningService]]:
         yield [stack.enter_context(run_service(shared_settings)) for _ in range(WORKERS)]
 
 
-def head_of(answer: httpx.Response, verifier: Verifier) -> Checkpoint:
+def head_of(answer: httpx.Response, verifier: Verifier) -> TreeHead:
     """Read the head that an answer carries: a checkpoint's own, or its receipt's."""
     note = (
         answer.text
         if answer.headers["content-type"].startswith("text/plain")
         else answer.json()["receipt"]["checkpoint"]
     )
-    return Checkpoint.open(note, verifier)
+    return TreeHead.open(note, verifier)
 
 
 def test_a_client_switched_between_workers_sees_one_growing_history(workers: list[RunningService]) -> None:
@@ -75,7 +76,7 @@ def test_a_client_switched_between_workers_sees_one_growing_history(workers: lis
     turns = cycle(workers)
     for label_id in range(12):
         heads.append(head_of(next(turns).client.get(f"/label/{label_id}", headers=token), verifier))
-        # Two that have not written since: neither may show what it signed last.
+        # Two workers that have not written since: neither may answer its own older head.
         heads += [head_of(next(turns).client.get("/v1/log/checkpoint"), verifier) for _ in range(2)]
         next(turns)
     assert heads[-1].size == 14
@@ -83,11 +84,11 @@ def test_a_client_switched_between_workers_sees_one_growing_history(workers: lis
         assert older.size <= newer.size
         query = {"first": older.size, "second": newer.size}
         proof = next(turns).client.get("/v1/log/proof/consistency", params=query).json()["proof"]
-        verify_consistency(older.size, newer.size, older.root, newer.root, [base64.b64decode(one) for one in proof])
+        verify_consistency(older.size, newer.size, older.root, newer.root, [base64.b64decode(node) for node in proof])
 
 
 def test_a_worker_proves_and_exports_what_another_one_signed(workers: list[RunningService]) -> None:
-    """A receipt of one worker is proved, and stands in the evidence, of another that has not written at all."""
+    """A worker that has never written proves the receipt of another, and its evidence holds that receipt."""
     first, second, third = workers
     receipt = first.client.get("/label/1").json()["receipt"]
     size = head_of(first.client.get("/v1/log/checkpoint"), first.service.log.verifier).size
@@ -98,17 +99,17 @@ def test_a_worker_proves_and_exports_what_another_one_signed(workers: list[Runni
 
 
 def test_an_entry_of_a_worker_that_died_before_signing_is_signed_by_the_next(workers: list[RunningService]) -> None:
-    """Committed is committed: it is in the log, under the next head of any worker, charged once."""
+    """A committed entry stays in the log, under the next head of any worker, and is charged once."""
     dying, other, third = workers
     run_id, token = other.open_run()
     request = ledger.Request(run_id, "lost")
-    # A transaction as the writer makes it, and then nothing more.
+    # The writer's transaction, without the signature that follows it.
     with dying.service.writer._engine.begin() as connection:
         dying.service.log.catch_up(connection)
         unit = UnitOfWork(connection)
         ledger.reveal(unit, dying.service.rules, request, [5])
         unit.flush()
-        dying.service.log.keep_head(connection)
+        dying.service.log.store_head(connection)
     head = head_of(third.client.get("/v1/log/checkpoint"), third.service.log.verifier)
     assert head.size == 3
     again = other.client.get("/label/5", headers=token).json()
@@ -120,7 +121,7 @@ def test_an_entry_of_a_worker_that_died_before_signing_is_signed_by_the_next(wor
 
 
 def test_a_key_sent_to_two_workers_is_charged_once(workers: list[RunningService]) -> None:
-    """The one that comes second gets the first one's answer: the lock puts them in order."""
+    """The lock puts the requests in order, and all but the first get the first one's answer."""
     run_id, token = workers[0].open_run()
     keyed = {**token, "Idempotency-Key": "k"}
 
@@ -138,24 +139,24 @@ def test_a_key_sent_to_two_workers_is_charged_once(workers: list[RunningService]
 def test_a_lock_held_for_too_long_answers_503_and_recovers(
     shared_settings: Settings, postgres_server: PostgresServer
 ) -> None:
-    """A writer elsewhere that hangs: no label, no count; when it is gone, everything goes on."""
+    """While another writer hangs, no label leaves and nothing is charged; when it ends, the service goes on."""
     settings = shared_settings.model_copy(update={"busy_timeout_s": 0.2})
     database = settings.database_url.partition("@/")[2].partition("?")[0]
 
     @contextmanager
-    def held() -> Iterator[None]:
+    def hold_lock() -> Iterator[None]:
         with closing(postgres_server.connect(database)) as other:
             other.execute(f"SELECT pg_advisory_lock({WRITER_LOCK})")
             yield
 
     with run_service(settings) as running:
-        assert_nothing_leaves_and_then_recovers(running, held)
+        assert_nothing_leaves_and_then_recovers(running, hold_lock)
 
 
 def test_connections_that_are_cut_are_opened_anew(
     workers: list[RunningService], postgres_server: PostgresServer
 ) -> None:
-    """As after a restart of the server: a refusal each, then all goes on, and nothing was lost or doubled."""
+    """As after a restart of the server: a few refusals, then every worker goes on, and nothing is lost or doubled."""
     _, token = workers[0].open_run()
     for label_id, running in enumerate(workers):
         assert running.client.get(f"/label/{label_id}", headers=token).status_code == 200
@@ -185,7 +186,7 @@ def test_sessions_are_durable_and_read_what_was_committed(shared_settings: Setti
 
 
 def test_first_starts_at_once_make_one_log_with_one_key(shared_settings: Settings, tmp_path: Path) -> None:
-    """Four open an empty database together: migrated and seeded once, one key, one entry, one head."""
+    """Four services open an empty database together: it gets one schema, one key, one entry and one head."""
     barrier = threading.Barrier(4)
 
     def start(_: int) -> tuple[str, str]:
@@ -201,7 +202,7 @@ def test_first_starts_at_once_make_one_log_with_one_key(shared_settings: Setting
 
 
 def test_seed_and_export_open_the_database_too(shared_settings: Settings, tmp_path: Path) -> None:
-    """The command line seeds it before a service runs, and writes the log as the service answers it."""
+    """`seed` fills a PostgreSQL database before a service runs; `export` writes the log that the service answers."""
     url = shared_settings.database_url
     command = ["seed", "--database-url", url, "--data", str(shared_settings.data), "--other-data"]
     key_folder = {"LABEL_SERVICE_KEY_FOLDER": str(tmp_path)}
@@ -216,7 +217,7 @@ def test_seed_and_export_open_the_database_too(shared_settings: Settings, tmp_pa
 
 
 def test_a_log_whose_key_is_missing_gets_no_other(shared_settings: Settings, tmp_path: Path) -> None:
-    """A second place that does not have the key is told so, before anything is signed with a new one."""
+    """A service that cannot find the log's key is refused, and makes no other key."""
     with run_service(shared_settings) as running:
         running.client.get("/label/1")
     elsewhere = shared_settings.model_copy(update={"key_folder": tmp_path / "elsewhere"})
@@ -247,13 +248,13 @@ def serve(settings: Settings, log: Path) -> Iterator[tuple[str, subprocess.Popen
 
 
 def worker_processes(parent: int) -> list[int]:
-    """Return the ids of the worker processes; the parent has another child that tracks its resources."""
+    """Return the ids of the worker processes, without the parent's resource tracker."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, for longer than the supervisor may wait for a worker; fail if it does not."""
+    """Wait until a condition holds, for longer than the supervisor waits for a worker; fail if it never does."""
     deadline_s = time.monotonic() + 3 * WORKER_TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline_s, "waited in vain"
@@ -261,7 +262,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settings: Settings, tmp_path: Path) -> None:
-    """32 clients over three processes, one of which is killed meanwhile: exactly the budget, every receipt good."""
+    """32 clients ask three processes and one process is killed: exactly the budget is charged, every receipt holds."""
     budget, log = 60, tmp_path / "log"
     kept: list[KeptAnswer] = []
     with serve(shared_settings, log) as (base_url, process):
@@ -281,24 +282,24 @@ def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settin
                     answer = httpx.get(f"{base_url}/label/{label_id}", headers=token, timeout=30)
                     answers.append((answer.status_code, answer.json()))
                 except httpx.TransportError:
-                    pass  # it was the killed one's: the label may be charged, and was not told
+                    pass  # the killed worker may have charged the label, and did not answer it
             return answers
 
         with ThreadPoolExecutor(32) as pool:
             answers = [answer for some in pool.map(ask, range(32)) for answer in some]
-        told = [body for status, body in answers if status == 200]
+        answered = [body for status, body in answers if status == 200]
         assert {status for status, _ in answers} == {200, 403} and len(answers) >= 96
-        kept += [KeptAnswer.model_validate(body) for body in told]
+        kept += [KeptAnswer.model_validate(body) for body in answered]
         wait_for(lambda: len({*worker_processes(process.pid)} - {victim}) == WORKERS)
         sealed = httpx.post(f"{base_url}/v1/runs/{opened['run_id']}:seal", headers=token, timeout=30).json()
         key = httpx.get(f"{base_url}/v1/log/key").json()["key"]
     assert process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
     assert "Traceback" not in log.read_text() and f"{WORKERS} workers" in log.read_text()
     evidence = Evidence.model_validate(sealed["evidence"])
-    # Numbers without gap, counts by the rules, all under the head; each receipt in it and proved.
+    # Verification checks numbers, counts, the head and every receipt.
     verdict = verify(evidence, Verifier.from_vkey(key), kept)
     run = verdict.runs[opened["run_id"]]
     assert run.queries == len(run.labels) == budget
-    assert {body["id"] for body in told} <= run.labels and len(told) >= budget - 32
+    assert {body["id"] for body in answered} <= run.labels and len(answered) >= budget - 32
     assert [json.loads(entry)["op"] for entry in evidence.entries].count("run-opened") == 2
     assert len(list(shared_settings.key_folder.glob("*.key"))) == 1  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from label_service.log.checkpoint import Verifier
+from label_service.log.signed_note import Verifier
 from label_service.log.verify import read_receipts, verify
 from label_service.settings import Settings as ServiceSettings
 from tests.support.services import RunningService, run_service

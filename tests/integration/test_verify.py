@@ -1,4 +1,4 @@
-"""Offline verification: an honest bundle passes, and every way to tamper with one is found, with its entry."""
+"""Offline verification: an honest bundle passes, and a forged one is refused with the entry that was changed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from label_service.cli import app
-from label_service.log.checkpoint import SigningKey
 from label_service.log.entries import canonical_json
+from label_service.log.evidence import Evidence
 from label_service.log.merkle import VerificationError
+from label_service.log.signed_note import SigningKey
 from label_service.log.verify import verify
 from label_service.settings import Settings
-from label_service.web.schemas import Evidence
 from tests.campaigns.tamper_matrix import LAST, Case, edited, honest_case, judge, trials
 from tests.support.datasets import make_idx_dataset
 from tests.support.services import run_service
@@ -23,12 +23,12 @@ from tests.support.services import run_service
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """An honest log of twelve entries, made over real HTTP."""
+    """An honest log of twelve entries, made over HTTP."""
     return honest_case(tmp_path_factory.mktemp("honest"))
 
 
 def test_an_honest_bundle_is_verified_and_counted(case: Case) -> None:
-    """Counts by run and over all, with and without receipts."""
+    """The verdict counts each run and the whole log, with and without receipts."""
     assert len(case.evidence.entries) == LAST + 1
     for kept in ((), case.kept):
         verdict = verify(case.evidence, case.key, kept)
@@ -41,22 +41,22 @@ def test_an_honest_bundle_is_verified_and_counted(case: Case) -> None:
 def test_every_forgery_that_can_be_found_is_found_and_named(case: Case) -> None:
     """The tamper matrix: attacks by place, with and without the signing key, with and without receipts."""
     judged = [judge(trial, case.key) for trial in trials(case)]
-    missed = [(one.attack, one.place, one.sentence) for one in judged if one.provable and not (one.found and one.named)]
-    assert not missed
-    assert len(judged) == 100 and sum(one.provable for one in judged) == 80
+    provable = [trial for trial in judged if trial.provable]
+    assert not [(trial.attack, trial.place, trial.sentence) for trial in provable if not (trial.found and trial.named)]
+    assert (len(judged), len(provable)) == (100, 80)
 
 
 def test_what_cannot_be_found_is_verified(case: Case) -> None:
-    """The limits, held fast: the matrix calls unprovable only what nobody could tell from the truth."""
-    judged = [judge(trial, case.key) for trial in trials(case)]
-    assert not [(one.attack, one.place, one.sentence) for one in judged if not one.provable and one.found]
-    assert all(not one.with_receipts for one in judged if not one.provable)
+    """The limits: the matrix calls a forgery unprovable only if nobody could tell it from the truth."""
+    unprovable = [judge(trial, case.key) for trial in trials(case) if not trial.provable]
+    assert not [(trial.attack, trial.place, trial.sentence) for trial in unprovable if trial.found]
+    assert not any(trial.with_receipts for trial in unprovable)
 
 
 def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -> None:
-    """The guest's query before the run's first: the run's receipts cover it."""
+    """The guest's query comes before the run's first, so the heads in the run's receipts cover it."""
     guest = next(seq for seq, entry in enumerate(case.evidence.entries) if '"ids":[9]' in entry)
-    forged = case.of(edited(case.evidence.entries, guest, request_id="another"), signed=True)
+    forged = case.forge(edited(case.evidence.entries, guest, request_id="another"), signed=True)
     with pytest.raises(VerificationError, match=rf"^entry {guest}, or one of those up to"):
         verify(forged, case.key, case.kept)
 
@@ -84,16 +84,16 @@ def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -
     ids=str,
 )
 def test_an_entry_that_breaks_the_rules_is_named(case: Case, changes: dict[str, Any], sentence: str) -> None:
-    """Correctly signed by the key's holder, and still refused without a receipt."""
+    """The log is signed by the holder of the key, and `verify` refuses it without any receipt."""
     at = next(seq for seq, entry in enumerate(case.evidence.entries) if '"ids":[1,2]' in entry)
-    forged = case.of(edited(case.evidence.entries, at, **changes), signed=True)
+    forged = case.forge(edited(case.evidence.entries, at, **changes), signed=True)
     with pytest.raises(VerificationError, match=rf"^entry {at}: .*({sentence})"):
         verify(forged, case.key)
 
 
 @pytest.fixture(scope="module")
 def curve(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """An honest log of a run that declared two points, at two and four labels, and was evaluated at both."""
+    """An honest log of a run that declared points at two and four labels and was evaluated at both."""
     folder = tmp_path_factory.mktemp("curve")
     url = f"sqlite:///{folder / 'service' / 'labels.sqlite3'}"
     settings = Settings(data=make_idx_dataset(folder / "data"), other_data=True, database_url=url, port=0)
@@ -124,32 +124,32 @@ def curve(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def test_each_point_of_a_curve_is_evaluated_once(
     curve: Case, seq: int, field: str, value: object, sentence: str
 ) -> None:
-    """What the service refuses, a log signed by the key's holder cannot have either."""
+    """`verify` refuses what the service refuses, even if the holder of the key has signed it."""
     assert verify(curve.evidence, curve.key).runs.popitem()[1].evaluated_at == [2, 4]
     detail = json.loads(curve.evidence.entries[seq])["detail"] | {field: value}
-    forged = curve.of(edited(curve.evidence.entries, seq, detail=detail), signed=True)
+    forged = curve.forge(edited(curve.evidence.entries, seq, detail=detail), signed=True)
     with pytest.raises(VerificationError, match=rf"^entry {seq}: {sentence}$"):
         verify(forged, curve.key)
 
 
 def test_new_labels_after_the_end_are_named(case: Case) -> None:
-    """A reveal appended after evaluation and seal breaks the rules though it is signed."""
+    """A reveal after the evaluation and the seal breaks the rules, even if it is signed."""
     source = json.loads(next(entry for entry in case.evidence.entries if '"ids":[4,5,6]' in entry))
     late = canonical_json(source | {"seq": LAST + 1, "ids": [8], "charged": 1, "spent": 7}).decode()
     with pytest.raises(VerificationError, match=rf"^entry {LAST + 1}: it reveals new labels to a run that had ended"):
-        verify(case.of([*case.evidence.entries, late], signed=True), case.key)
+        verify(case.forge([*case.evidence.entries, late], signed=True), case.key)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"v": 1}', "\N{LATIN SMALL LETTER E WITH ACUTE}", "[" * 5000])
 def test_an_entry_that_is_none_is_named(case: Case, text: str) -> None:
-    """Whatever stands there, the answer is one sentence."""
+    """Whatever the text, the error is one sentence."""
     entries = [*case.evidence.entries[:3], text, *case.evidence.entries[4:]]
     with pytest.raises(VerificationError, match=r"^entry 3: "):
-        verify(case.of(entries, signed=True), case.key)
+        verify(case.forge(entries, signed=True), case.key)
 
 
 def run_command(case: Case, folder: Path, *more: str) -> tuple[int, str]:
-    """Run `verify` on the case's bundle as a file."""
+    """Write the case's bundle to a file and run `verify` on it."""
     bundle = folder / "evidence.json"
     if not bundle.exists():
         bundle.write_text(case.evidence.model_dump_json())
@@ -158,13 +158,13 @@ def run_command(case: Case, folder: Path, *more: str) -> tuple[int, str]:
 
 
 def test_the_command_prints_counts_and_verified(case: Case, tmp_path: Path) -> None:
-    """Exit code 0, with and without receipts; answers without a receipt are passed over."""
+    """Exit code 0, with and without receipts; answers without a receipt are skipped."""
     code, printed = run_command(case, tmp_path)
     assert code == 0 and "12 entries, 7 distinct labels to anybody" in printed
     assert ": 6 queries, 6 distinct labels, 1 replays, 2 refusals, 1 evaluations" in printed
     assert printed.endswith("verified, without receipts\n")
     kept = tmp_path / "receipts.jsonl"
-    lines = [{"answer": one.model_dump()} for one in case.kept] + [{"answer": {"evidence": 1}}]
+    lines = [{"answer": answer.model_dump()} for answer in case.kept] + [{"answer": {"evidence": 1}}]
     kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
     code, printed = run_command(case, tmp_path, "--receipts", str(kept))
     assert code == 0 and printed.endswith(f"verified with {len(case.kept)} receipts and 8 labels as committed to\n")
@@ -188,7 +188,7 @@ def test_a_file_that_is_no_bundle_is_refused_in_a_sentence(
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"answer": 1}', '{"answer": {"receipt": {"index": 1}}}'])
 def test_damaged_receipts_are_refused_in_a_sentence(case: Case, tmp_path: Path, content: str) -> None:
-    """They are not passed over: a receipt that cannot be read proves nothing."""
+    """They are not skipped, because a receipt that cannot be read proves nothing."""
     kept = tmp_path / "receipts.jsonl"
     kept.write_text(content + "\n")
     code, printed = run_command(case, tmp_path, "--receipts", str(kept))

@@ -7,20 +7,21 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, settings
+import hypothesis
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import Connection, func, select
 
-from label_service.data.seed import read_label_files, seed
 from label_service.errors import Problem
 from label_service.ledger import ledger, runs
 from label_service.ledger.limits import GUEST
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import canonical_json
+from label_service.service import begin_log
+from label_service.settings import Settings
 from label_service.store import tables
-from label_service.store.sqlite import migrate, open_writing_engine
+from label_service.store.sqlite import open_writing_engine
 from tests.support.datasets import make_idx_dataset, read_pool_labels, read_test_labels
 
 POOL, TEST, CLASSES = 12, 6, 3
@@ -43,11 +44,8 @@ class LedgerMachine(RuleBasedStateMachine):
         data = make_idx_dataset(self.folder / "data", pool=POOL, test=TEST, classes=CLASSES, side=4)
         self.pool_labels, self.test_labels = read_pool_labels(data), read_test_labels(data)
         self.engine = open_writing_engine(self.folder / "labels.sqlite3", 0.1)
-        migrate(self.engine)
-        with UnitOfWork.begin(self.engine) as unit:
-            info = seed(unit.connection, read_label_files(data, True))
-            self.rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), POOL, total_budget=TOTAL_BUDGET)
-            runs.set_guest_budget(unit, self.rules, GUEST_BUDGET)
+        settings = Settings(data=data, other_data=True, guest_budget=GUEST_BUDGET, total_budget=TOTAL_BUDGET)
+        _, self.rules = begin_log(self.engine, settings)
         self.budget = {GUEST: GUEST_BUDGET}
         self.has: dict[str, set[int]] = {GUEST: set()}
         self.evaluated: dict[str, int] = {GUEST: 0}
@@ -66,7 +64,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def open_run(self, budget: int) -> str:
         """A fresh run has nothing."""
         with UnitOfWork.begin(self.engine) as unit:
-            run = runs.open_run(unit, self.rules, runs.Opening("r", budget, ()), "req").run_id
+            run = runs.open_run(unit, self.rules, "req", name="r", budget=budget).run_id
         self.budget[run], self.has[run], self.evaluated[run] = budget, set(), 0
         self.entries += 1
         return run
@@ -174,8 +172,8 @@ def _counts(connection: Connection, run: str) -> tuple[int, int, int]:
     return spent, connection.execute(reveals).scalar_one(), connection.execute(charged).scalar_one()
 
 
-# Each step commits to a real file: few, long games rather than many short ones.
-LedgerMachine.TestCase.settings = settings(
+# Each step commits to a real file, so a few long games cost less than many short ones.
+LedgerMachine.TestCase.settings = hypothesis.settings(
     max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestLedger = LedgerMachine.TestCase

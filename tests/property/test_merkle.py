@@ -1,4 +1,4 @@
-"""The Merkle tree against RFC 6962's definition, transcribed as it stands."""
+"""The Merkle tree against a literal transcription of RFC 6962's definition."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ import hashlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from label_service.log.merkle import (
-    MerkleTree,
-    consistency_proof,
-    inclusion_proof,
-    leaf_hash,
-    root,
-    verify_consistency,
-    verify_inclusion,
-)
+from label_service.log.merkle import MerkleTree, leaf_hash, verify_consistency, verify_inclusion
 
 datas = st.lists(st.binary(max_size=8), min_size=1, max_size=70)
 
 
 def largest_power_of_two_below(n: int) -> int:
-    """Answer k with k < n <= 2k."""
+    """Return the power of two k with k < n <= 2k."""
     k = 1
     while 2 * k < n:
         k *= 2
@@ -61,21 +53,21 @@ def subproof(m: int, entries: list[bytes], whole: bool) -> list[bytes]:
 
 @given(datas, st.data())
 def test_roots_and_proofs_are_those_of_the_definition(entries: list[bytes], data: st.DataObject) -> None:
-    """Root, a leaf's path and a growth's proof, byte for byte; the verifiers accept them."""
+    """Root, inclusion proof and consistency proof, byte for byte; the verifiers accept them."""
     leaves = [leaf_hash(entry) for entry in entries]
-    n = len(entries)
-    assert root(leaves) == mth(entries)
+    n, tree = len(entries), MerkleTree(leaves)
+    assert tree.root() == mth(entries)
     index = data.draw(st.integers(0, n - 1))
-    assert inclusion_proof(leaves, index) == path(index, entries)
+    assert tree.inclusion_proof(index) == path(index, entries)
     verify_inclusion(leaves[index], index, n, path(index, entries), mth(entries))
     first = data.draw(st.integers(1, n))
-    assert consistency_proof(leaves, first, n) == subproof(first, entries, True)
+    assert tree.consistency_proof(first) == subproof(first, entries, True)
     verify_consistency(first, n, mth(entries[:first]), mth(entries), subproof(first, entries, True))
 
 
 @given(datas)
 def test_appending_one_by_one_is_building_at_once(entries: list[bytes]) -> None:
-    """However a tree came to its leaves, its root is the same at every size."""
+    """A tree that grows leaf by leaf has the same root at every size."""
     tree = MerkleTree()
     for size, entry in enumerate(entries, 1):
         tree.append(leaf_hash(entry))

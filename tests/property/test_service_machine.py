@@ -16,15 +16,16 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from label_service.errors import DatabaseRefused, LabelBudgetExhausted, Problem, QueryingClosed, RunSealed
 from label_service.ledger import ledger, runs
+from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log.evidence import KeptAnswer, OpenedLabel
 from label_service.log.verify import verify
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
-from label_service.web.schemas import KeptAnswer, LabelOpening, OpenedLabel, Receipt
 from tests.support.datasets import make_idx_dataset
 
 POOL, TEST, CLASSES, BUDGET = 12, 6, 3, 5
-# Each is a change that the triggers would refuse; whoever owns the file can drop them.
+# Changes that the triggers refuse; the owner of the file can drop the triggers.
 TAMPERINGS = {
     "edit": ("entries_no_update", "UPDATE entries SET entry = replace(entry, 'query', 'QUERY') || x'20' WHERE seq = 0"),
     "delete": ("entries_no_delete", "DELETE FROM entries WHERE seq = (SELECT max(seq) FROM entries)"),
@@ -33,7 +34,7 @@ TAMPERINGS = {
 
 
 class ServiceMachine(RuleBasedStateMachine):
-    """Whatever happens, counts, receipts and evidence say what a dict says."""
+    """Counts, receipts and evidence agree with a model made of dicts, whatever happens."""
 
     opened = Bundle("opened")
 
@@ -58,7 +59,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.service: LabelService = self.stack.enter_context(open_service(self.settings))
 
-    def _do(self, work: Callable[[UnitOfWork, ledger.Rules], object]) -> object:
+    def _do(self, work: Callable[[UnitOfWork, Rules], object]) -> object:
         return self.service.writer.submit(lambda unit: work(unit, self.service.rules)).result()
 
     def teardown(self) -> None:
@@ -70,7 +71,7 @@ class ServiceMachine(RuleBasedStateMachine):
     @rule(target=opened)
     def open_run(self) -> str:
         """A run of five labels."""
-        run = self._do(lambda c, rules: runs.open_run(c, rules, runs.Opening("r", BUDGET, ()), "req"))
+        run = self._do(lambda c, rules: runs.open_run(c, rules, "req", name="r", budget=BUDGET))
         assert isinstance(run, runs.Opened)
         self.has[run.run_id] = set()
         return run.run_id
@@ -97,16 +98,11 @@ class ServiceMachine(RuleBasedStateMachine):
             self._keep(answer)
 
     def _keep(self, answer: ledger.Revealed) -> None:
-        proved = self.service.log.receipt(answer.entry)
         opened = [
-            OpenedLabel(
-                id=label.id,
-                label=label.label,
-                opening=LabelOpening.model_validate(self.service.rules.answer_key.open(label.id)),
-            )
+            OpenedLabel(id=label.id, label=label.label, opening=self.service.rules.answer_key.open(label.id))
             for label in answer.labels
         ]
-        self.kept.append(KeptAnswer(receipt=Receipt.model_validate(proved, from_attributes=True), labels=opened))
+        self.kept.append(KeptAnswer(receipt=self.service.log.receipt(answer.entry), labels=opened))
 
     @rule(run=opened)
     def evaluate(self, run: str) -> None:

@@ -16,8 +16,7 @@ from label_service.data.dataset import (
     TRAIN_IMAGES,
     TRAIN_LABELS,
     DatasetCard,
-    FileCard,
-    sha256,
+    describe_file,
     stored_path,
 )
 
@@ -51,9 +50,7 @@ def make_idx_dataset(
         path.parent.mkdir(parents=True, exist_ok=True)
         packed = idx.compress(contents[name])
         path.write_bytes(packed)
-        files[stored_path(name)] = FileCard(
-            sha256=sha256(packed), content_sha256=sha256(contents[name]), bytes=len(packed)
-        )
+        files[stored_path(name)] = describe_file(packed, contents[name])
     (folder / "labels").chmod(0o700)
     card = DatasetCard(
         name="synthetic bars",

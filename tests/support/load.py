@@ -64,13 +64,15 @@ def load(client: httpx.Client, folder: Path, clients: int, seconds: int) -> Load
     command += ["-s", str(script), "-H", f"Authorization: {token}", str(client.base_url)]
     commits = 'labelmeter_commits_total{result="written"}'
     before, started_s = metric(client, commits), time.monotonic()
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     elapsed_s = time.monotonic() - started_s
-    total = int(re.search(r"(\d+) requests in", said)[1])  # type: ignore[index]
-    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
-    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
+    total = int(re.search(r"(\d+) requests in", output)[1])  # type: ignore[index]
+    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
+    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output)
     failed = int(bad[1]) if bad else 0
-    latency = {name: float(value) * UNITS_MS[unit] for name, value, unit in re.findall(r"(\d\d)% +([\d.]+)(\w+)", said)}
+    latency = {
+        name: float(value) * UNITS_MS[unit] for name, value, unit in re.findall(r"(\d\d)% +([\d.]+)(\w+)", output)
+    }
     return Load(
         labels_per_s=(total - failed) / elapsed_s,
         p50_ms=latency["50"],

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from label_service.data.seed import read_label_files, seed
-from label_service.ledger import ledger, runs
+from label_service.ledger import ledger
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.answer_key import open_answer_key
-from label_service.service import open_service
+from label_service.service import begin_log, open_service
 from label_service.settings import Settings
-from label_service.store.sqlite import database_path, migrate, open_writing_engine
+from label_service.store.backends import find_database
 from tests.support.load import POOL
 
 
@@ -22,12 +20,9 @@ def make_long_log(data: Path, folder: Path, entries: int) -> Path:
     database = folder / "long" / "labels.sqlite3"
     database.parent.mkdir()
     settings = Settings(data=data, other_data=True, database_url=f"sqlite:///{database}", guest_budget=entries)
-    engine = open_writing_engine(database_path(settings.database_url), 5.0)
-    migrate(engine)
+    engine = find_database(settings).open_writing_engine()
+    _, rules = begin_log(engine, settings)
     with UnitOfWork.begin(engine) as unit:
-        info = seed(unit.connection, read_label_files(data, True))
-        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
-        runs.set_guest_budget(unit, rules, entries)
         for number in range(entries - 1):
             ledger.reveal(unit, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])
     engine.dispose()

@@ -37,7 +37,7 @@ def find_programs() -> Path | None:
 
 @cache
 def why_not() -> str | None:
-    """Return the one line that says why no server can be had here, or None if one can."""
+    """Return one line that says why no PostgreSQL server can run here, or None if one can."""
     if find_programs() is None:
         return "no PostgreSQL here: initdb and postgres are not installed (Debian: apt-get install postgresql)"
     if os.geteuid() == 0 and not any(entry.pw_name == SERVER_ACCOUNT for entry in pwd.getpwall()):
@@ -47,7 +47,7 @@ def why_not() -> str | None:
 
 @dataclass
 class PostgresServer:
-    """A running server; databases are made and dropped as tests want them."""
+    """A running server, in which tests make and drop databases."""
 
     socket_folder: Path
     process: subprocess.Popen[bytes]
@@ -73,7 +73,7 @@ class PostgresServer:
         return name
 
     def drop_database(self, name: str) -> None:
-        """Drop a database, whoever still uses it."""
+        """Drop a database, even if it is in use."""
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 

@@ -15,7 +15,7 @@ import httpx
 
 
 def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a service process on the database in a folder, wait until it is ready, and answer where it listens."""
+    """Start a service process on the database in a folder, wait until it is ready, and return its base URL."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
     environment |= {f"LABEL_SERVICE_{name.upper()}": str(value) for name, value in settings.items()}
     with socket.socket() as free:
@@ -36,14 +36,14 @@ def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Pope
 
 
 def stop_at_once(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process as a power cut of its own would."""
+    """Kill a process without a chance to clean up."""
     process.kill()
     process.wait()
 
 
 @contextmanager
 def service(data: Path, folder: Path, **settings: object) -> Iterator[httpx.Client]:
-    """Run a service process and answer a client of it."""
+    """Run a service process and yield a client of it."""
     process, base_url = start(data, folder, **settings)
     try:
         with httpx.Client(base_url=base_url, timeout=30.0) as client:
@@ -54,7 +54,7 @@ def service(data: Path, folder: Path, **settings: object) -> Iterator[httpx.Clie
 
 
 def answers(client: httpx.Client) -> bool:
-    """Tell whether the service is ready."""
+    """Return whether the service is ready."""
     try:
         return client.get("/readyz").status_code == 200
     except httpx.TransportError:

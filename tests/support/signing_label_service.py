@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from label_service.log.answer_key import AnswerKey
-from label_service.log.checkpoint import Checkpoint, SigningKey
 from label_service.log.entries import canonical_json
 from label_service.log.merkle import MerkleTree, encode_hash, leaf_hash
+from label_service.log.signed_note import SigningKey
+from label_service.log.tree_head import TreeHead
 from tests.support.fake_label_service import FakeLabelService, Handler
 
 ORIGIN = "labelmeter/fake"
@@ -37,7 +38,7 @@ class FakeLog:
 
     def head(self) -> str:
         """Sign the newest head."""
-        return Checkpoint(self.signer.name, len(self.entries), self.tree.root()).sign(self.signer)
+        return TreeHead.sign(self.signer, len(self.entries), self.tree.root()).note
 
     def append(self, **fields: object) -> dict[str, Any]:
         """Append an entry and return its receipt."""
@@ -114,5 +115,4 @@ class SigningLabelService(FakeLabelService):
         return status, document | {"receipt": self.log.append(**entry)}
 
     def _open(self, label_id: int) -> dict[str, Any]:
-        opening = self.log.answer_key.open(label_id)
-        return {"salt": opening.salt, "proof": list(opening.proof)}
+        return self.log.answer_key.open(label_id).model_dump()

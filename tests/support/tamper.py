@@ -1,4 +1,4 @@
-"""Changing a database as someone with write access can: the triggers out of the way, then any statement."""
+"""Change a database as someone with write access to it can: remove the triggers, then run any statement."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _SWAPPED = {
 
 
 def tamper(url: str, *statements: str) -> None:
-    """Run statements that the triggers would refuse.
+    """Run SQL statements that the triggers would refuse.
 
     Args:
         url: the database.
-        statements: SQL that both databases read, with `swap(column, 'old', 'new')` for text within bytes.
+        statements: SQL for both databases; `swap(column, 'old', 'new')` replaces text in a column of bytes.
     """
     engine = create_engine(url)
     kind = engine.dialect.name
     try:
         with engine.begin() as connection:
             if kind == "postgresql":
-                # What a superuser can do: no trigger fires, and no foreign key is checked.
+                # A superuser can do this: no trigger fires, and no foreign key is checked.
                 connection.exec_driver_sql("SET session_replication_role = replica")
             else:
                 found = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars()
@@ -44,7 +44,7 @@ def tamper(url: str, *statements: str) -> None:
 
 
 def take_backup(settings: Settings, server: PostgresServer | None) -> Callable[[], None]:
-    """Copy the database of a service that is stopped; call what is returned to put the copy in its place."""
+    """Copy the database of a stopped service; return a function that puts the copy in its place."""
     database = make_url(settings.database_url).database
     assert database is not None
     if server is not None:

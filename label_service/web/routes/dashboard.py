@@ -1,4 +1,4 @@
-"""The pages people look at: an overview, and what each error code means. Plain HTML made here; no script, no label."""
+"""The pages for people: an overview, and the meaning of each error code. Plain HTML without scripts and labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from label_service.web.openapi import first_line, problems
 
 router = APIRouter(include_in_schema=False)
 
-# Names of runs are written by strangers: everything is escaped, and the page may load and run nothing.
+# Strangers choose the names of runs, so everything is escaped, and the page may load and run nothing.
 _templates = Environment(loader=PackageLoader("label_service.web"), autoescape=True, undefined=StrictUndefined)
 PAGE_HEADERS = {
     **NO_STORE,
@@ -28,12 +28,13 @@ SHOWN_RUNS = 50
 def overview(request: Request, service: Service) -> HTMLResponse:
     """Show the data set, the runs and the latest entries of the log."""
     summary, runs = service.reader.summary(), service.reader.runs()
+    counts = {run.run_id: run for run in summary.runs}
     page = _templates.get_template("dashboard.html").render(
         dataset=service.dataset,
         summary=summary,
-        counts={run.run_id: run for run in summary.runs},
+        counts=counts,
         # A run opened between the two reads has no counts yet; the next look shows it.
-        runs=[run for run in runs if any(run["run_id"] == known.run_id for known in summary.runs)][-SHOWN_RUNS:],
+        runs=[run for run in runs if run.run_id in counts][-SHOWN_RUNS:],
         hidden_runs=max(0, len(runs) - SHOWN_RUNS),
         latest=service.reader.latest(SHOWN_ENTRIES),
         done=DONE,

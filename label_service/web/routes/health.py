@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, what has it counted."""
+"""Health of the service: alive, ready, and its counters."""
 
 from __future__ import annotations
 

@@ -1,17 +1,14 @@
-"""Labels: reveal one, or a batch. And what data set they belong to."""
+"""Labels: reveal one or a batch, and describe the data set they belong to."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from label_service.data.seed import DatasetInfo
 from label_service.errors import (
     GuestClosed,
-    IdempotencyKeyInUse,
     IdempotencyKeyReused,
     InvalidToken,
     LabelBudgetExhausted,
@@ -24,13 +21,11 @@ from label_service.errors import (
 )
 from label_service.ledger import ledger
 from label_service.service import LabelService
-from label_service.web.callers import Caller, Service, label_headers, ledger_request, receipt
+from label_service.web.callers import Caller, Service, label_headers, ledger_request
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
-    DatasetAnswer,
     Label,
     LabelAnswer,
-    LabelOpening,
     LabelQuery,
     LabelsAnswer,
     PathLabelId,
@@ -48,15 +43,14 @@ _REVEALING = (
     TooManyRequests,
     TotalBudgetExhausted,
     UnknownId,
-    IdempotencyKeyInUse,
     IdempotencyKeyReused,
 )
 
 
 @router.get("/v1/dataset", responses=problems())
-def read_dataset(service: Service) -> DatasetAnswer:
-    """Tell what data set the labels belong to. Charges and logs nothing."""
-    return dataset_answer(service.dataset)
+def read_dataset(service: Service) -> DatasetInfo:
+    """Say what data set the labels belong to. Charges and logs nothing."""
+    return service.dataset
 
 
 @router.get(
@@ -72,15 +66,8 @@ async def reveal_label(label_id: PathLabelId, request: Request, service: Service
     no entry.
     """
     answer = await service.reveal(ledger_request(request, run_id), [label_id])
-    told = LabelAnswer(
-        **_label(service, answer.labels[0]),
-        queries=answer.queries,
-        remaining=answer.remaining,
-        run_id=answer.run_id,
-        replayed=answer.replayed,
-        receipt=receipt(service, answer.entry),
-    )
-    return _written(told, answer)
+    label = _label(service, answer.labels[0])
+    return _respond(LabelAnswer(**label, **_counts(service, answer)), answer)
 
 
 @router.post("/v1/labels:query", response_model=LabelsAnswer, responses=problems(*_REVEALING))
@@ -91,36 +78,32 @@ async def query_labels(query: LabelQuery, request: Request, service: Service, ru
     on budget and log as for a single label.
     """
     answer = await service.reveal(ledger_request(request, run_id), query.ids)
-    told = LabelsAnswer(
-        labels=[Label(**_label(service, item)) for item in answer.labels],
-        charged=answer.charged,
-        queries=answer.queries,
-        remaining=answer.remaining,
-        run_id=answer.run_id,
-        replayed=answer.replayed,
-        receipt=receipt(service, answer.entry),
-    )
-    return _written(told, answer)
+    labels = [Label(**_label(service, label)) for label in answer.labels]
+    return _respond(LabelsAnswer(labels=labels, charged=answer.charged, **_counts(service, answer)), answer)
 
 
-def dataset_answer(dataset: DatasetInfo) -> DatasetAnswer:
-    """Return what is told of a data set (the log's id is told with the log)."""
-    told = asdict(dataset)
-    del told["log_id"]
-    return DatasetAnswer(**told)
-
-
-def _label(service: LabelService, item: ledger.RevealedLabel) -> dict[str, Any]:
+def _label(service: LabelService, revealed: ledger.RevealedLabel) -> dict[str, Any]:
     return {
-        "id": item.id,
-        "label": item.label,
-        "label_name": service.dataset.class_names[item.label],
-        "charged": item.charged,
-        "opening": LabelOpening.model_validate(service.rules.answer_key.open(item.id)),
+        "id": revealed.id,
+        "label": revealed.label,
+        "label_name": service.dataset.class_names[revealed.label],
+        "charged": revealed.charged,
+        "opening": service.rules.answer_key.open(revealed.id),
     }
 
 
-def _written(told: BaseModel, answer: ledger.Revealed) -> Response:
-    # Written here, because the framework would check and copy the checked model once more: most of an answer's time.
+def _counts(service: LabelService, answer: ledger.Revealed) -> dict[str, Any]:
+    """Return the fields that both answers about labels share."""
+    return {
+        "queries": answer.queries,
+        "remaining": answer.remaining,
+        "run_id": answer.run_id,
+        "replayed": answer.replayed,
+        "receipt": service.log.receipt(answer.entry),
+    }
+
+
+def _respond(body: LabelAnswer | LabelsAnswer, answer: ledger.Revealed) -> Response:
+    # Written here: FastAPI would validate and copy the model again, which takes most of an answer's time.
     headers = label_headers(answer.budget, answer.remaining)
-    return Response(told.model_dump_json(), media_type="application/json", headers=headers)
+    return Response(body.model_dump_json(), media_type="application/json", headers=headers)

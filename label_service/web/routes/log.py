@@ -1,10 +1,9 @@
-"""The query log, readable by anybody: entries, export, counts, signed heads and proofs. No label is in it."""
+"""The query log, readable by anybody: entries, export, counts, signed heads and proofs. It holds no label."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -12,7 +11,8 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from label_service.errors import LogNotWritable, NotSigned
-from label_service.log.log_reader import Filter
+from label_service.log.evidence import Evidence
+from label_service.log.log_reader import Filter, Summary
 from label_service.log.merkle import encode_hash
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import problems
@@ -20,11 +20,9 @@ from label_service.web.schemas import (
     MAX_ID,
     MAX_SEQ,
     ConsistencyAnswer,
-    Evidence,
     InclusionAnswer,
     KeyAnswer,
     LogPage,
-    SummaryAnswer,
 )
 
 router = APIRouter(prefix="/v1/log", tags=["log"])
@@ -44,11 +42,11 @@ def read_entries(
     op: Annotated[str | None, Query(max_length=100, description="Only this kind of entry.")] = None,
 ) -> Response:
     """Answer entries in order, exactly as stored, and where the next page begins. Nothing is logged."""
-    # Only ids of the data set are indexed; any other has no reveal, and SQLite cannot hold the largest.
+    # Only ids of the data set are indexed. All others become -1, because SQLite cannot hold the largest of them.
     if label_id is not None and not 0 <= label_id < service.dataset.pool_size:
         label_id = -1
     entries, following = service.reader.page(after, limit, Filter(run, label_id, op))
-    # Put together by hand: the bytes of an entry are not to be parsed and written again.
+    # Joined as bytes, so that each entry is answered exactly as stored.
     end = b"null" if following is None else str(following).encode()
     body = b'{"entries":[' + b",".join(entries) + b'],"next":' + end + b"}"
     return Response(body, media_type="application/json", headers=NO_STORE)
@@ -61,7 +59,8 @@ def read_entries(
 )
 def export_log(service: Service) -> StreamingResponse:
     """Answer the whole log, one entry a line, exactly as stored. Nothing is logged."""
-    return StreamingResponse(_lines(service.reader.export()), media_type="application/x-ndjson", headers=NO_STORE)
+    lines = (entry + b"\n" for entry in service.reader.export())
+    return StreamingResponse(lines, media_type="application/x-ndjson", headers=NO_STORE)
 
 
 @router.get("/evidence", responses=problems(LogNotWritable))
@@ -73,15 +72,15 @@ async def read_evidence(service: Service, response: Response) -> Evidence:
 
 
 @router.get("/summary", responses=problems())
-def summarise_log(service: Service, response: Response) -> SummaryAnswer:
+def summarise_log(service: Service, response: Response) -> Summary:
     """Count the log: each run, and the labels that anybody has seen. Nothing is logged."""
     response.headers.update(NO_STORE)
-    return SummaryAnswer(log_id=service.dataset.log_id, **asdict(service.reader.summary()))
+    return service.reader.summary()
 
 
 @router.get("/key", responses=problems())
 async def read_key(service: Service, response: Response) -> KeyAnswer:
-    """Tell the log's public key. Pin it before the first query: it never changes."""
+    """Answer the log's public key. Pin it before the first query: it never changes."""
     response.headers.update(NO_STORE)
     return KeyAnswer(key=service.log.verifier.vkey)
 
@@ -108,7 +107,7 @@ async def prove_inclusion(
     with _signed_only():
         proof, root = service.log.inclusion_proof(index, size), service.log.root(size)
     response.headers.update(NO_STORE)
-    return InclusionAnswer(index=index, size=size, root=encode_hash(root), proof=[encode_hash(one) for one in proof])
+    return InclusionAnswer(index=index, size=size, root=encode_hash(root), proof=[encode_hash(node) for node in proof])
 
 
 @router.get("/proof/consistency", responses=problems(LogNotWritable, NotSigned))
@@ -129,7 +128,7 @@ async def prove_consistency(
         second=second,
         first_root=encode_hash(roots[0]),
         second_root=encode_hash(roots[1]),
-        proof=[encode_hash(one) for one in proof],
+        proof=[encode_hash(node) for node in proof],
     )
 
 
@@ -139,8 +138,3 @@ def _signed_only() -> Iterator[None]:
         yield
     except ValueError as error:
         raise NotSigned(f"There is no such proof: {error}.") from error
-
-
-def _lines(entries: Iterator[bytes]) -> Iterator[bytes]:
-    for entry in entries:
-        yield entry + b"\n"

@@ -28,17 +28,16 @@ from label_service.data.dataset import (
     sha256,
     stored_path,
 )
-from label_service.data.prepare import Wish, prepare
-from label_service.data.redraw import redraw
+from label_service.data.prepare import PrepareOptions, prepare, redraw
 from label_service.data.seed import read_label_files
-from label_service.data.sources import DEBIAN_FOLDER, Say, Sources, has_all_files
+from label_service.data.sources import DEBIAN_FOLDER, Notify, Sources, has_all_files
 from label_service.errors import DataRefused
 from tests.support.datasets import make_idx_dataset, read_card_json
 
-OTHER = Wish(other_data=True, install=False)
+OTHER = PrepareOptions(other_data=True, install=False)
 
 
-def refuse_download(folder: Path, say: Say) -> None:
+def refuse_download(folder: Path, notify: Notify) -> None:
     """Stand in for the network, which tests do not have."""
     raise DataRefused("no download in tests")
 
@@ -50,7 +49,7 @@ def no_sources(tmp_path: Path, **override: object) -> Sources:
 
 
 def silent(_: str) -> None:
-    """Say nothing."""
+    """Ignore the sentence."""
 
 
 @pytest.fixture
@@ -65,10 +64,10 @@ def flat(tmp_path: Path) -> Path:
 
 
 def test_other_data_is_parted_and_described(tmp_path: Path, flat: Path) -> None:
-    """Images and labels land in their own folders, the labels' one closed, with a card beside each."""
+    """Images and labels get their own folders, with a card; only the owner may open the folder of the labels."""
     data = tmp_path / "data"
     names = ("left", "middle", "right")
-    card = prepare(data, Wish(flat, other_data=True, class_names=names, name="bars"), silent)
+    card = prepare(data, PrepareOptions(flat, other_data=True, class_names=names, name="bars"), silent)
     assert (card.name, card.official, card.pool_size, card.test_size) == ("bars", False, 30, 12)
     assert card.class_names == names
     assert stat.S_IMODE((data / "labels").stat().st_mode) == 0o700
@@ -86,7 +85,7 @@ def test_other_data_is_parted_and_described(tmp_path: Path, flat: Path) -> None:
 def test_preparing_twice_only_verifies(tmp_path: Path, flat: Path) -> None:
     """The second time nothing is written, and a changed file is noticed."""
     data = tmp_path / "data"
-    first = prepare(data, Wish(flat, other_data=True), silent)
+    first = prepare(data, PrepareOptions(flat, other_data=True), silent)
     times = {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
     assert prepare(data, OTHER, silent, no_sources(tmp_path)) == first
     assert times == {path: path.stat().st_mtime_ns for path in data.rglob("*") if path.is_file()}
@@ -99,15 +98,15 @@ def test_preparing_twice_only_verifies(tmp_path: Path, flat: Path) -> None:
 
 
 def test_plain_files_lying_in_the_folder_are_moved_into_its_parts(tmp_path: Path, flat: Path) -> None:
-    """No label file stays beside the images, gzipped or not, and what was moved is said."""
+    """No label file stays beside the images, gzipped or not, and each move is reported."""
     for name in FILES:
         (flat / name).write_bytes(gzip.decompress((flat / f"{name}.gz").read_bytes()))
         (flat / f"{name}.gz").unlink()
-    said: list[str] = []
-    prepare(flat, OTHER, said.append, no_sources(tmp_path))
+    sentences: list[str] = []
+    prepare(flat, OTHER, sentences.append, no_sources(tmp_path))
     assert sorted(path.name for path in flat.iterdir()) == ["dataset.json", "images", "labels"]
     assert all((flat / stored_path(name)).is_file() for name in FILES)
-    assert len(said) == 4
+    assert len(sentences) == 4
 
 
 def test_files_that_were_not_the_source_are_left_alone(tmp_path: Path, flat: Path) -> None:
@@ -115,7 +114,7 @@ def test_files_that_were_not_the_source_are_left_alone(tmp_path: Path, flat: Pat
     data = tmp_path / "data"
     data.mkdir()
     (data / TRAIN_LABELS).write_bytes(b"somebody's own file")
-    prepare(data, Wish(flat, other_data=True), silent)
+    prepare(data, PrepareOptions(flat, other_data=True), silent)
     assert (data / TRAIN_LABELS).read_bytes() == b"somebody's own file"
     assert has_all_files(flat)
 
@@ -124,13 +123,13 @@ def test_unknown_files_need_the_flag(tmp_path: Path, flat: Path) -> None:
     """Other data is refused unless the flag says that it is meant, and nothing is written."""
     data = tmp_path / "data"
     with pytest.raises(DataRefused, match="pass --other-data"):
-        prepare(data, Wish(flat), silent)
+        prepare(data, PrepareOptions(flat), silent)
     assert not data.exists()
-    prepare(data, Wish(flat, other_data=True), silent)
+    prepare(data, PrepareOptions(flat, other_data=True), silent)
     with pytest.raises(DataRefused, match="pass --other-data"):
-        prepare(data, Wish(), silent)
+        prepare(data, PrepareOptions(), silent)
     with pytest.raises(DataRefused, match="--redraw"):
-        prepare(tmp_path / "x", Wish(flat, redraw_seed=1, other_data=True), silent)
+        prepare(tmp_path / "x", PrepareOptions(flat, redraw_seed=1, other_data=True), silent)
 
 
 def _cut(folder: Path) -> None:
@@ -176,51 +175,51 @@ def test_damaged_folders_are_refused_with_one_sentence(
     """Damage is refused whatever flags are given, and leaves no half-made folder."""
     damage(flat)
     with pytest.raises(DataRefused, match=sentence):
-        prepare(tmp_path / "data", Wish(flat, other_data=True), silent)
+        prepare(tmp_path / "data", PrepareOptions(flat, other_data=True), silent)
     assert not (tmp_path / "data").exists()
 
 
 def test_what_to_redraw_from_needs_a_redraw(tmp_path: Path, flat: Path) -> None:
     """--redraw-from all alone is refused, on a new folder and on a prepared one, before anything is read or written."""
-    prepare(tmp_path / "old", Wish(flat, other_data=True), silent)
+    prepare(tmp_path / "old", PrepareOptions(flat, other_data=True), silent)
     for data in (tmp_path / "new", tmp_path / "old"):
         with pytest.raises(DataRefused, match="add --redraw SEED"):
-            prepare(data, Wish(flat, redraw_from="all", other_data=True), silent)
+            prepare(data, PrepareOptions(flat, redraw_from="all", other_data=True), silent)
     assert not (tmp_path / "new").exists()
 
 
 def test_wrong_number_of_class_names_is_refused(tmp_path: Path, flat: Path) -> None:
     """One name for each class."""
     with pytest.raises(DataRefused, match="2 class names were given for 3 classes"):
-        prepare(tmp_path / "data", Wish(flat, other_data=True, class_names=("a", "b")), silent)
+        prepare(tmp_path / "data", PrepareOptions(flat, other_data=True, class_names=("a", "b")), silent)
 
 
 def test_sources_are_tried_in_order(tmp_path: Path, flat: Path) -> None:
-    """The package's folder, else its installation, else the download; each only if the one before has nothing."""
+    """The package's folder, its installation, the download: each is tried only if those before it fail."""
     steps: list[str] = []
 
-    def install(say: Say) -> bool:
+    def install(notify: Notify) -> bool:
         steps.append("install")
         return False
 
-    def download(folder: Path, say: Say) -> None:
+    def download(folder: Path, notify: Notify) -> None:
         steps.append("download")
         for path in flat.iterdir():
             shutil.copy(path, folder)
 
     sources = no_sources(tmp_path, may_install=lambda: True, install=install, download=download)
-    prepare(tmp_path / "a", Wish(other_data=True), silent, sources)
+    prepare(tmp_path / "a", PrepareOptions(other_data=True), silent, sources)
     assert steps == ["install", "download"]
     steps.clear()
-    prepare(tmp_path / "b", Wish(other_data=True, install=False), silent, sources)
+    prepare(tmp_path / "b", PrepareOptions(other_data=True, install=False), silent, sources)
     assert steps == ["download"]
     steps.clear()
-    card = prepare(tmp_path / "c", Wish(other_data=True), silent, no_sources(tmp_path, debian_folder=flat))
+    card = prepare(tmp_path / "c", PrepareOptions(other_data=True), silent, no_sources(tmp_path, debian_folder=flat))
     assert steps == [] and card.source.startswith("Debian package")
     with pytest.raises(DataRefused, match="no download in tests"):
-        prepare(tmp_path / "d", Wish(), silent, no_sources(tmp_path))
+        prepare(tmp_path / "d", PrepareOptions(), silent, no_sources(tmp_path))
     with pytest.raises(DataRefused, match="is not a folder"):
-        prepare(tmp_path / "d", Wish(tmp_path / "missing"), silent, no_sources(tmp_path))
+        prepare(tmp_path / "d", PrepareOptions(tmp_path / "missing"), silent, no_sources(tmp_path))
 
 
 def test_redraw_is_deterministic_disjoint_and_complete() -> None:
@@ -248,10 +247,10 @@ def test_official_files_are_known_packed_and_unpacked(tmp_path: Path) -> None:
         raw = (DEBIAN_FOLDER / f"{name}.gz").read_bytes()
         assert sha256(raw) == OFFICIAL_GZIP_SHA256[name]
         assert sha256(gzip.decompress(raw)) == OFFICIAL_CONTENT_SHA256[name]
-    card = prepare(tmp_path / "data", Wish(install=False), silent)
+    card = prepare(tmp_path / "data", PrepareOptions(install=False), silent)
     assert card.official and (card.pool_size, card.test_size) == (60_000, 10_000)
     info = read_label_files(tmp_path / "data", other_data=False).info
-    expected = images_fingerprint(*(OFFICIAL_CONTENT_SHA256[name] for name in FILES[:2]))
+    expected = images_fingerprint(OFFICIAL_CONTENT_SHA256)
     assert info.official and info.fingerprint == expected
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -269,7 +268,7 @@ def test_official_files_in_each_others_places_are_always_refused(tmp_path: Path)
     for name, source in zip(FILES, (FILES[1], FILES[0], FILES[3], FILES[2]), strict=True):
         shutil.copy(DEBIAN_FOLDER / f"{source}.gz", swapped / f"{name}.gz")
     with pytest.raises(DataRefused, match="under the name of"):
-        prepare(tmp_path / "data", Wish(swapped, other_data=True), silent)
+        prepare(tmp_path / "data", PrepareOptions(swapped, other_data=True), silent)
     with pytest.raises(DataRefused, match="under the name of"):
         read_label_files(swapped, other_data=True)
 
@@ -277,9 +276,9 @@ def test_official_files_in_each_others_places_are_always_refused(tmp_path: Path)
 @pytest.mark.realdata
 @needs_fashion_mnist
 def test_redrawn_split_is_made_named_and_accepted_without_a_flag(tmp_path: Path) -> None:
-    """A re-drawn folder says what it is, seeds without --other-data, and is not mistaken for another split."""
+    """The card names the split, seeding needs no --other-data, and another split is refused."""
     data = tmp_path / "data"
-    card = prepare(data, Wish(redraw_seed=7, install=False), silent)
+    card = prepare(data, PrepareOptions(redraw_seed=7, install=False), silent)
     assert (card.name, card.official) == ("Fashion-MNIST re-drawn split 7", False)
     assert (card.pool_size, card.test_size, card.redraw_seed) == (50_000, 10_000, 7)
     assert read_card_json(data)["redraw_seed"] == 7
@@ -288,18 +287,18 @@ def test_redrawn_split_is_made_named_and_accepted_without_a_flag(tmp_path: Path)
     original = idx.parse_labels(idx.read_content(DEBIAN_FOLDER / f"{TRAIN_LABELS}.gz"), "labels")
     together = np.concatenate([files.pool, files.test])
     assert np.array_equal(np.bincount(together), np.bincount(original))
-    for wish in (Wish(redraw_seed=8), Wish()):
+    for options in (PrepareOptions(redraw_seed=8), PrepareOptions()):
         with pytest.raises(DataRefused, match="already holds Fashion-MNIST re-drawn split 7"):
-            prepare(data, wish, silent)
-    assert prepare(data, Wish(redraw_seed=7), silent) == card
+            prepare(data, options, silent)
+    assert prepare(data, PrepareOptions(redraw_seed=7), silent) == card
 
 
 @pytest.mark.realdata
 @needs_fashion_mnist
 def test_a_split_of_all_images_has_the_official_sizes_and_is_not_mistaken_for_another(tmp_path: Path) -> None:
-    """Each of the 70,000 images is in one part, with its label; the folder says where from, and so must the caller."""
+    """Each of the 70,000 images is in one part, with its label; the card records that all images were used."""
     data = tmp_path / "data"
-    card = prepare(data, Wish(redraw_seed=7, redraw_from="all", install=False), silent)
+    card = prepare(data, PrepareOptions(redraw_seed=7, redraw_from="all", install=False), silent)
     assert (card.name, card.official) == ("Fashion-MNIST re-drawn split 7 of all 70,000", False)
     assert (card.pool_size, card.test_size, card.redrawn_from) == (60_000, 10_000, "all")
     assert _parts(data) == _parts(DEBIAN_FOLDER)
@@ -307,41 +306,44 @@ def test_a_split_of_all_images_has_the_official_sizes_and_is_not_mistaken_for_an
     assert files.info.name == card.name and not files.info.official
 
     again, other = (
-        prepare(tmp_path / f"data{seed}", Wish(redraw_seed=seed, redraw_from="all", install=False), silent)
+        prepare(tmp_path / f"data{seed}", PrepareOptions(redraw_seed=seed, redraw_from="all", install=False), silent)
         for seed in (7, 8)
     )
     assert again.files == card.files
     assert all(other.files[name].content_sha256 != card.files[name].content_sha256 for name in card.files)
 
-    assert prepare(data, Wish(redraw_seed=7, redraw_from="all"), silent) == card
-    for wish, told in (
-        (Wish(redraw_seed=7), "of all 70,000; choose another --data for Fashion-MNIST re-drawn split 7[.]$"),
-        (Wish(redraw_seed=8, redraw_from="all"), "choose another --data for Fashion-MNIST re-drawn split 8 of all"),
-        (Wish(), "pass --redraw 7 --redraw-from all, or choose another --data"),
+    assert prepare(data, PrepareOptions(redraw_seed=7, redraw_from="all"), silent) == card
+    for options, message in (
+        (PrepareOptions(redraw_seed=7), "of all 70,000; choose another --data for Fashion-MNIST re-drawn split 7[.]$"),
+        (
+            PrepareOptions(redraw_seed=8, redraw_from="all"),
+            "choose another --data for Fashion-MNIST re-drawn split 8 of all",
+        ),
+        (PrepareOptions(), "pass --redraw 7 --redraw-from all, or choose another --data"),
     ):
-        with pytest.raises(DataRefused, match=told) as refused:
-            prepare(data, wish, silent)
+        with pytest.raises(DataRefused, match=message) as refused:
+            prepare(data, options, silent)
         assert "\n" not in str(refused.value)
 
 
 @pytest.mark.realdata
 @needs_fashion_mnist
 def test_a_split_made_before_there_was_a_choice_is_one_of_the_training_images(tmp_path: Path) -> None:
-    """Cards that do not say what was parted are still read, and mean what they meant."""
+    """Older cards do not record the source of the split; they are still read and mean the training images."""
     data = tmp_path / "data"
-    prepare(data, Wish(redraw_seed=7, install=False), silent)
+    prepare(data, PrepareOptions(redraw_seed=7, install=False), silent)
     for path in (data / CARD, data / "labels" / CARD):
         card = json.loads(path.read_text())
         assert card.pop("redrawn_from") == "training"
         path.write_text(json.dumps(card))
-    assert prepare(data, Wish(redraw_seed=7), silent).redrawn_from is None
+    assert prepare(data, PrepareOptions(redraw_seed=7), silent).redrawn_from is None
     assert read_label_files(data, other_data=False).info.redraw_seed == 7
     with pytest.raises(DataRefused, match="already holds Fashion-MNIST re-drawn split 7; choose another"):
-        prepare(data, Wish(redraw_seed=7, redraw_from="all"), silent)
+        prepare(data, PrepareOptions(redraw_seed=7, redraw_from="all"), silent)
 
 
 def _parts(folder: Path) -> list[bytes]:
-    """Return a digest of each image with its label, over both parts, in an order that tells nothing of the parts."""
+    """Return a digest of each image with its label, from both parts, sorted."""
     pairs: list[bytes] = []
     for images_name, labels_name in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
         images = idx.parse_images(_content(folder, images_name), images_name)

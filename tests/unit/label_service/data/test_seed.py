@@ -35,7 +35,7 @@ def test_database_holds_exactly_the_labels_of_the_files(tmp_path: Path) -> None:
 
 
 def test_labels_folder_alone_is_enough(tmp_path: Path) -> None:
-    """The service's container sees only labels/; its card tells the rest, the images' fingerprint included."""
+    """The service's container has only labels/; the card there holds the rest, such as the images' fingerprint."""
     data = make_idx_dataset(tmp_path / "data", pool=30, test=10)
     whole = read_label_files(data, True).info
     shutil.move(data / "labels", tmp_path / "alone")
@@ -70,7 +70,7 @@ def test_data_set_without_a_card_has_numbers_for_names(tmp_path: Path) -> None:
 
 
 def test_missing_changed_and_swapped_files_are_refused(tmp_path: Path) -> None:
-    """No folder, an empty one, a file that is not the one the card lists, a card that is none."""
+    """A missing folder, an empty one, a file that the card does not list, and a damaged card."""
     with pytest.raises(DataMissing, match="run `python -m label_service prepare"):
         read_label_files(tmp_path / "nowhere", True)
     (tmp_path / "empty").mkdir()

@@ -97,7 +97,7 @@ def test_sealed_run_is_refused() -> None:
 
 
 def test_bucket_gives_a_minutes_worth_and_refills() -> None:
-    """60 a minute: 60 at once, then one a second; the wait that is told is long enough."""
+    """60 a minute: 60 at once, then one a second; after the wait that it names, the ids are granted."""
     bucket = TokenBucket(per_minute=60, level=60, at_s=0)
     bucket, wait_s = bucket.take(60, 0)
     assert wait_s == 0
@@ -108,7 +108,7 @@ def test_bucket_gives_a_minutes_worth_and_refills() -> None:
 
 
 def test_batch_larger_than_the_bucket_passes_when_full_and_leaves_a_debt() -> None:
-    """A legal batch is never impossible, only rare."""
+    """Every legal batch can pass, however small the rate."""
     bucket = TokenBucket(per_minute=60, level=60, at_s=0)
     bucket, wait_s = bucket.take(180, 0)
     assert (wait_s, bucket.level) == (0, -120)
@@ -117,5 +117,5 @@ def test_batch_larger_than_the_bucket_passes_when_full_and_leaves_a_debt() -> No
 
 
 def test_bucket_never_saves_up_more_than_a_minute() -> None:
-    """An idle day is no licence for a flood."""
+    """After an idle day a run still gets only a minute's worth."""
     assert TokenBucket(60, 0, 0).take(1, 86_400)[0].level == 59

@@ -1,4 +1,4 @@
-"""The unit of work: what one transaction collects counts at once, and is written before anybody reads past it."""
+"""The unit of work: what a transaction has collected counts in it, and is written before any other statement reads."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event, func, select
 
-from label_service.data.seed import read_label_files, seed
 from label_service.errors import Problem
 from label_service.ledger import ledger, runs
+from label_service.ledger.append import Rules
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.answer_key import open_answer_key
+from label_service.service import begin_log
+from label_service.settings import Settings
 from label_service.store import tables
-from label_service.store.sqlite import migrate, open_writing_engine
+from label_service.store.sqlite import open_writing_engine
 from tests.support.datasets import make_idx_dataset
 
 ASKED = 20
@@ -22,28 +23,24 @@ ASKED = 20
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """A migrated, empty database."""
+    """An empty database."""
     engine = open_writing_engine(tmp_path / "labels.sqlite3", 0.1)
-    migrate(engine)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def rules(engine: Engine, tmp_path: Path) -> ledger.Rules:
-    """Those of a seeded log of 40 labels, with a guest who may ask nothing."""
+def rules(engine: Engine, tmp_path: Path) -> Rules:
+    """The rules of a seeded log of 40 labels."""
     data = make_idx_dataset(tmp_path / "data", pool=40, test=5)
-    with UnitOfWork.begin(engine) as unit:
-        info = seed(unit.connection, read_label_files(data, True))
-        rules = ledger.Rules(info.log_id, open_answer_key(unit.connection), info.pool_size)
-        runs.set_guest_budget(unit, rules, 0)
+    _, rules = begin_log(engine, Settings(data=data, other_data=True))
     return rules
 
 
-def open_run(engine: Engine, rules: ledger.Rules, budget: int) -> ledger.Request:
+def open_run(engine: Engine, rules: Rules, budget: int) -> ledger.Request:
     """Open a run in a transaction of its own."""
     with UnitOfWork.begin(engine) as unit:
-        return ledger.Request(runs.open_run(unit, rules, runs.Opening("x", budget, ()), "r").run_id, "r")
+        return ledger.Request(runs.open_run(unit, rules, "r", name="x", budget=budget).run_id, "r")
 
 
 def rows(engine: Engine, table: str) -> int:
@@ -52,7 +49,7 @@ def rows(engine: Engine, table: str) -> int:
         return connection.execute(select(func.count()).select_from(tables.metadata.tables[table])).scalar_one()
 
 
-def test_a_label_asked_twice_in_one_transaction_is_charged_once(engine: Engine, rules: ledger.Rules) -> None:
+def test_a_label_asked_twice_in_one_transaction_is_charged_once(engine: Engine, rules: Rules) -> None:
     """The second request sees what the first one has been charged, though nothing is written yet."""
     request = open_run(engine, rules, 5)
     with UnitOfWork.begin(engine) as unit:
@@ -66,17 +63,17 @@ def test_a_label_asked_twice_in_one_transaction_is_charged_once(engine: Engine, 
         assert unit.run(request.run_id).spent == 3
 
 
-def test_runs_of_one_transaction_do_not_pay_for_each_other(engine: Engine, rules: ledger.Rules) -> None:
+def test_runs_of_one_transaction_do_not_pay_for_each_other(engine: Engine, rules: Rules) -> None:
     """The same label is charged to each run that asks for it."""
-    one, other = open_run(engine, rules, 5), open_run(engine, rules, 5)
+    first, second = open_run(engine, rules, 5), open_run(engine, rules, 5)
     with UnitOfWork.begin(engine) as unit:
-        answers = [ledger.reveal(unit, rules, request, [7]) for request in (one, other, one)]
+        answers = [ledger.reveal(unit, rules, request, [7]) for request in (first, second, first)]
     assert [isinstance(answer, ledger.Revealed) and answer.charged for answer in answers] == [1, 1, 0]
     with UnitOfWork.begin(engine) as unit:
-        assert [unit.run(request.run_id).spent for request in (one, other)] == [1, 1]
+        assert [unit.run(request.run_id).spent for request in (first, second)] == [1, 1]
 
 
-def test_a_budget_ends_inside_a_transaction(engine: Engine, rules: ledger.Rules) -> None:
+def test_a_budget_ends_inside_a_transaction(engine: Engine, rules: Rules) -> None:
     """The label past the budget is refused, and the refusal is an entry."""
     request = open_run(engine, rules, 2)
     before = rows(engine, "entries")
@@ -86,7 +83,7 @@ def test_a_budget_ends_inside_a_transaction(engine: Engine, rules: ledger.Rules)
     assert (rows(engine, "entries") - before, rows(engine, "reveals")) == (3, 2)
 
 
-def test_what_goes_past_the_unit_sees_everything(engine: Engine, rules: ledger.Rules) -> None:
+def test_what_goes_past_the_unit_sees_everything(engine: Engine, rules: Rules) -> None:
     """The connection is handed out only after all that was collected is written, and counting goes on after it."""
     request = open_run(engine, rules, 5)
     with UnitOfWork.begin(engine) as unit:
@@ -97,7 +94,7 @@ def test_what_goes_past_the_unit_sees_everything(engine: Engine, rules: ledger.R
     assert isinstance(again, ledger.Revealed) and (again.charged, again.queries) == (1, 2)
 
 
-def test_an_error_undoes_all_of_it(engine: Engine, rules: ledger.Rules) -> None:
+def test_an_error_undoes_all_of_it(engine: Engine, rules: Rules) -> None:
     """Nothing that was collected is written, and the next entry takes the number of the lost one."""
     request = open_run(engine, rules, 5)
     before = rows(engine, "entries")
@@ -115,7 +112,7 @@ def test_an_error_undoes_all_of_it(engine: Engine, rules: ledger.Rules) -> None:
     assert isinstance(answer, ledger.Revealed) and answer.entry.seq == before
 
 
-def test_reveals_are_written_together(engine: Engine, rules: ledger.Rules) -> None:
+def test_reveals_are_written_together(engine: Engine, rules: Rules) -> None:
     """What a group commit is for: the number of writes does not grow with the number of requests."""
     request = open_run(engine, rules, ASKED)
     writes: list[str] = []

@@ -14,22 +14,24 @@ from label_service.log.merkle import (
     EMPTY_ROOT,
     MerkleTree,
     VerificationError,
-    consistency_proof,
-    inclusion_proof,
     leaf_hash,
-    root,
     verify_consistency,
     verify_inclusion,
 )
 
-# From github.com/transparency-dev/merkle, testdata (Apache License 2.0), one list a kind.
+# From github.com/transparency-dev/merkle, testdata (Apache License 2.0), one list for each kind of proof.
 VECTORS = Path(__file__).parents[3] / "vectors" / "rfc6962"
-LEAVES = [leaf_hash(bytes([one])) for one in range(40)]
+LEAVES = [leaf_hash(bytes([number])) for number in range(40)]
 
 
 def vectors(kind: str) -> list[Any]:
     """Read the vectors of a kind as test parameters."""
-    return [pytest.param(one, id=one["name"]) for one in json.loads((VECTORS / f"{kind}.json").read_text())]
+    return [pytest.param(vector, id=vector["name"]) for vector in json.loads((VECTORS / f"{kind}.json").read_text())]
+
+
+def root(leaves: list[bytes]) -> bytes:
+    """Return the root over leaf hashes."""
+    return MerkleTree(leaves).root()
 
 
 def decoded(text: str | None) -> bytes:
@@ -38,16 +40,16 @@ def decoded(text: str | None) -> bytes:
 
 
 def test_all_published_vectors_are_here() -> None:
-    """98 of each kind, right ones and wrong ones."""
+    """There are 98 vectors of each kind, valid and invalid."""
     for kind in ("inclusion", "consistency"):
-        wrong = [one.values[0]["wantErr"] for one in vectors(kind)]
+        wrong = [vector.values[0]["wantErr"] for vector in vectors(kind)]
         assert len(wrong) == 98 and {True, False} == set(wrong)
 
 
 @pytest.mark.parametrize("vector", vectors("inclusion"))
 def test_published_inclusion_vector(vector: dict[str, Any]) -> None:
-    """A right proof is accepted, a wrong one refused."""
-    proof = [decoded(one) for one in vector["proof"] or []]
+    """A valid proof is accepted, an invalid proof refused."""
+    proof = [decoded(text) for text in vector["proof"] or []]
     given = decoded(vector["leafHash"]), vector["leafIdx"], vector["treeSize"], proof, decoded(vector["root"])
     if vector["wantErr"]:
         with pytest.raises(VerificationError):
@@ -58,8 +60,8 @@ def test_published_inclusion_vector(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vector", vectors("consistency"))
 def test_published_consistency_vector(vector: dict[str, Any]) -> None:
-    """A right proof is accepted, a wrong one refused."""
-    proof = [decoded(one) for one in vector["proof"] or []]
+    """A valid proof is accepted, an invalid proof refused."""
+    proof = [decoded(text) for text in vector["proof"] or []]
     given = vector["size1"], vector["size2"], decoded(vector["root1"]), decoded(vector["root2"]), proof
     if vector["wantErr"]:
         with pytest.raises(VerificationError):
@@ -69,11 +71,11 @@ def test_published_consistency_vector(vector: dict[str, Any]) -> None:
 
 
 def test_roots_of_the_rfc() -> None:
-    """The empty tree's root is the hash of nothing, a leaf's carries the prefix 0, a pair's the prefix 1."""
+    """The empty tree's root is the hash of no bytes; a leaf is hashed with the prefix 0, a pair with the prefix 1."""
     assert root([]) == EMPTY_ROOT == hashlib.sha256(b"").digest()
-    one, two = (hashlib.sha256(b"\0" + data).digest() for data in (b"a", b"b"))
-    assert leaf_hash(b"a") == one == root([one])
-    assert root([one, two]) == hashlib.sha256(b"\1" + one + two).digest()
+    left, right = (hashlib.sha256(b"\0" + data).digest() for data in (b"a", b"b"))
+    assert leaf_hash(b"a") == left == root([left])
+    assert root([left, right]) == hashlib.sha256(b"\1" + left + right).digest()
 
 
 def test_every_proof_of_every_small_tree_holds_and_no_other() -> None:
@@ -81,7 +83,7 @@ def test_every_proof_of_every_small_tree_holds_and_no_other() -> None:
     for size in range(1, 21):
         leaves = LEAVES[:size]
         for index in range(size):
-            proof = inclusion_proof(leaves, index)
+            proof = MerkleTree(leaves).inclusion_proof(index)
             verify_inclusion(leaves[index], index, size, proof, root(leaves))
             for wrong in [
                 (LEAVES[index + 1], index, size, proof, root(leaves)),
@@ -99,7 +101,7 @@ def test_every_small_tree_is_shown_to_grow_and_a_changed_one_is_not() -> None:
     for second in range(1, 21):
         for first in range(1, second + 1):
             now, then = root(LEAVES[:second]), root(LEAVES[:first])
-            proof = consistency_proof(LEAVES[:second], first, second)
+            proof = MerkleTree(LEAVES[:second]).consistency_proof(first)
             verify_consistency(first, second, then, now, proof)
             rewritten = [leaf_hash(b"x"), *LEAVES[1:first]]
             for wrong in [
@@ -113,7 +115,7 @@ def test_every_small_tree_is_shown_to_grow_and_a_changed_one_is_not() -> None:
 
 
 def test_a_tree_answers_for_its_former_sizes() -> None:
-    """Roots and proofs of a former size are those that the tree gave then."""
+    """Roots and proofs of an earlier size are those of the tree at that size."""
     tree = MerkleTree(LEAVES)
     for size in range(1, len(LEAVES) + 1):
         former = MerkleTree(LEAVES[:size])

@@ -1,4 +1,4 @@
-"""The file of remembered heads: the largest whole one counts, whoever wrote it and in whatever order."""
+"""The file of remembered heads: the largest undamaged head counts, whichever worker wrote it and in any order."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import pytest
 
 from label_service.errors import DatabaseRefused
 from label_service.log import remembered_heads
-from label_service.log.checkpoint import Checkpoint, SigningKey
 from label_service.log.merkle import leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
+from label_service.log.signed_note import SigningKey
+from label_service.log.tree_head import TreeHead
 
 KEY = SigningKey.generate("labelmeter/log-1")
 
 
 def note(size: int, key: SigningKey = KEY) -> str:
     """Sign a head of some size."""
-    return Checkpoint(key.name, size, leaf_hash(b"%d" % size)).sign(key)
+    return TreeHead.sign(key, size, leaf_hash(b"%d" % size)).note
 
 
 def newest_size(path: Path) -> int:
@@ -30,30 +31,30 @@ def newest_size(path: Path) -> int:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_largest_head_counts_wherever_it_stands(tmp_path: Path, shared: bool) -> None:
-    """Workers append in the order they come, not in that of their commits."""
+    """Workers may append in another order than they committed."""
     heads = RememberedHeads(tmp_path / "heads", shared)
     assert heads.newest(KEY.verifier) is None
-    heads.begin(note(1))
+    heads.start_anew(note(1))
     for size in (2, 9, 8, 10, 3):
         heads.remember(note(size))
     assert newest_size(tmp_path / "heads") == 10
 
 
 def test_beginning_anew_never_forgets_a_larger_head(tmp_path: Path) -> None:
-    """A worker whose own head is older, at its start or when the file is long, keeps the other's."""
+    """A worker with an older head keeps the newer head of another, at its start and when the file is too long."""
     heads = RememberedHeads(tmp_path / "heads", shared=True)
-    heads.begin(note(7))
-    heads.begin(note(5))
+    heads.start_anew(note(7))
+    heads.start_anew(note(5))
     assert newest_size(tmp_path / "heads") == 7
 
 
 def test_many_workers_append_and_rotate_without_losing_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight at once, the file begun anew every few heads: whoever looks finds his own head or a larger one."""
+    """Eight workers, a file rewritten every few heads: each worker finds its own head or a larger one."""
     monkeypatch.setattr(remembered_heads, "_MAX_HEADS_BYTES", 1500)
     path = tmp_path / "heads"
-    RememberedHeads(path, shared=True).begin(note(1))
+    RememberedHeads(path, shared=True).start_anew(note(1))
     lost: list[tuple[int, int]] = []
 
     def work(worker: int) -> None:
@@ -76,12 +77,12 @@ def test_many_workers_append_and_rotate_without_losing_the_newest(
 
 
 def test_a_head_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
-    """A full disk cuts one in the middle, at any byte; those before and after it are read."""
+    """A full disk cuts a head at any byte; the heads before and after it are read."""
     path = tmp_path / "heads"
     heads = RememberedHeads(path)
     whole = note(30)
     for cut in range(1, len(whole)):
-        heads.begin(note(20))
+        heads.start_anew(note(20))
         with path.open("a") as file:
             file.write("\x00\n" + whole[:cut])
         assert newest_size(path) == 20
@@ -91,9 +92,9 @@ def test_a_head_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
 
 
 def test_the_largest_head_of_another_key_is_refused(tmp_path: Path) -> None:
-    """A key that was replaced does not go on; a smaller head of the right key does not excuse it."""
+    """A replaced key cannot continue the log, even if a smaller head is of the right key."""
     heads = RememberedHeads(tmp_path / "heads")
-    heads.begin(note(3))
+    heads.start_anew(note(3))
     heads.remember(note(4, SigningKey.generate(KEY.name)))
     with pytest.raises(DatabaseRefused, match="if the key was replaced, so was the log"):
         heads.newest(KEY.verifier)

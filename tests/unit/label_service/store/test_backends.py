@@ -41,7 +41,7 @@ def test_any_postgresql_url_is_opened_with_psycopg_3(url: str) -> None:
     assert find_database(Settings(database_url=url)).name == "postgresql+psycopg://u@h/d"
 
 
-@pytest.mark.parametrize("url", ["nonsense", "", "mysql://user:secret@host/db", "sqlite://"])
+@pytest.mark.parametrize("url", ["nonsense", "", "mysql://user:secret@host/db", "sqlite://", "sqlite:///:memory:"])
 def test_other_urls_are_refused_without_their_password(url: str) -> None:
     """One sentence that shows how a URL is written."""
     with pytest.raises(DatabaseRefused, match=r"sqlite:///data/labels\.sqlite3") as refused:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from label_service.log import checkpoint as service_checkpoint
-from label_service.log import merkle
+from label_service.log import merkle, signed_note, tree_head
 from trainer.oracle.log_proofs import (
     Checkpoint,
     LogKey,
@@ -28,8 +27,8 @@ from trainer.oracle.log_proofs import (
 # From github.com/transparency-dev/merkle, testdata (Apache License 2.0), one list a kind.
 VECTORS = Path(__file__).parents[3] / "vectors" / "rfc6962"
 LEAVES = [leaf_hash(b"%d" % number) for number in range(40)]
-SIGNER = service_checkpoint.SigningKey("labelmeter/log-1", bytes(range(32)))
-OTHER = service_checkpoint.SigningKey("labelmeter/log-1", bytes(32))
+SIGNER = signed_note.SigningKey("labelmeter/log-1", bytes(range(32)))
+OTHER = signed_note.SigningKey("labelmeter/log-1", bytes(32))
 KEY = LogKey.parse(SIGNER.verifier.vkey)
 
 
@@ -78,7 +77,7 @@ def test_published_consistency_vector(vector: dict[str, Any]) -> None:
 def test_root_is_the_services_at_every_size() -> None:
     """Two ways to compute one tree: level by level here, by the RFC's recursion there."""
     for size in range(len(LEAVES) + 1):
-        assert tree_root(LEAVES[:size]) == merkle.root(LEAVES[:size])
+        assert tree_root(LEAVES[:size]) == merkle.MerkleTree(LEAVES[:size]).root()
     assert tree_root([]) == hashlib.sha256(b"").digest()
 
 
@@ -109,7 +108,7 @@ def test_next_leafs_inclusion_proof_shows_the_growth_too() -> None:
         proof = tree.inclusion_proof(size)
         verify_appended(size, tree.root(size), proof)
         for other in (one for one in range(len(LEAVES)) if one != size):
-            expect(False, verify_appended, size, merkle.root(LEAVES[:other]), proof)
+            expect(False, verify_appended, size, merkle.MerkleTree(LEAVES[:other]).root(), proof)
 
 
 def test_hashes_of_another_width_are_refused() -> None:
@@ -120,34 +119,31 @@ def test_hashes_of_another_width_are_refused() -> None:
         verify_consistency(1, 2, LEAVES[0], tree_root(LEAVES[:2]), [LEAVES[1][:31]])
 
 
-def signed(text: str, signer: service_checkpoint.SigningKey = SIGNER) -> str:
+def signed(text: str, signer: signed_note.SigningKey = SIGNER) -> str:
     """Sign with the service's code."""
     return signer.sign(text)
 
 
-HEAD = service_checkpoint.Checkpoint(SIGNER.name, 7, LEAVES[0])
+NOTE, OTHER_NOTE = (tree_head.TreeHead.sign(key, 7, LEAVES[0]).note for key in (SIGNER, OTHER))
 
 
 def test_checkpoint_of_the_service_is_opened() -> None:
     """Key and head, written by the service's code, are read here; the key is written the same again."""
-    note = HEAD.sign(SIGNER)
-    assert Checkpoint.open(note, KEY) == Checkpoint(7, LEAVES[0], note)
+    assert Checkpoint.open(NOTE, KEY) == Checkpoint(7, LEAVES[0], NOTE)
     assert (KEY.name, KEY.vkey) == (SIGNER.name, SIGNER.verifier.vkey)
 
 
 def test_signatures_of_others_are_passed_over_but_not_instead_of_the_keys() -> None:
     """A cosigner's line changes nothing, wherever it stands; alone it is not enough."""
-    note, other = HEAD.sign(SIGNER), HEAD.sign(OTHER)
-    text, _, own = note.partition("\n\n")
-    others = other.partition("\n\n")[2]
+    text, _, own = NOTE.partition("\n\n")
+    others = OTHER_NOTE.partition("\n\n")[2]
     for lines in (own + others, others + own):
         assert Checkpoint.open(f"{text}\n\n{lines}", KEY).size == 7
     with pytest.raises(LogProofError, match="not signed by the log's pinned key"):
-        Checkpoint.open(other, KEY)
+        Checkpoint.open(OTHER_NOTE, KEY)
 
 
 ROOT = base64.b64encode(LEAVES[0]).decode()
-NOTE = HEAD.sign(SIGNER)
 
 
 @pytest.mark.parametrize(

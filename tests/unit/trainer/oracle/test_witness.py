@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from label_service.log.answer_key import AnswerKey
-from label_service.log.checkpoint import SigningKey
+from label_service.log.signed_note import SigningKey
 from tests.support.fake_label_service import CLASS_NAMES, TOKEN, answer_json, edit
 from tests.support.signing_label_service import GUEST, ORIGIN, SigningLabelService
 from trainer.errors import ConfigError, DataError, LogNotProved, RecordsUnwritable, ResumeError

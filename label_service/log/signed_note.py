@@ -1,8 +1,10 @@
-"""Checkpoints: the log's tree head, signed. C2SP signed notes (signed-note, tlog-checkpoint) with Ed25519.
+"""Signed notes (C2SP signed-note) with Ed25519 keys.
 
-A note is text, an empty line and signature lines. A checkpoint is a note whose text is the log's origin, its size and
-its root. A verifier key (vkey) is the one line that an outsider pins; a signing key is the same line with the seed,
-in the form of Go's sumdb/note, so that other tools read both.
+A note is a text, an empty line and signature lines. A verifier key (vkey) is the one line that an outsider pins. A
+signing key is stored as the same line with the private seed, in the form of Go's sumdb/note, so that other tools read
+both.
+
+Sources: c2sp.org/signed-note; RFC 8032 (Ed25519).
 """
 
 import base64
@@ -15,24 +17,23 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from label_service.log.merkle import HASH_BYTES, VerificationError
+from label_service.log.merkle import VerificationError
 
 _ED25519 = b"\x01"
 _KEY_BYTES = 32
 _KEY_ID_BYTES = 4
 _DASH = "\N{EM DASH} "
 _PRIVATE = "PRIVATE+KEY+"
-# Longer notes are refused unread: a checkpoint has under 300 characters.
+# Longer notes are refused unread: a signed tree head has under 300 characters.
 _MAX_NOTE_CHARACTERS = 100_000
-_MAX_DIGITS = 18
 
 
 @dataclass(frozen=True)
 class Verifier:
-    """A public key under its name.
+    """A public key with its name.
 
     Attributes:
-        name: key name, without white space and plus signs.
+        name: without white space and plus signs.
         public_key: 32 bytes (RFC 8032).
     """
 
@@ -40,7 +41,7 @@ class Verifier:
     public_key: bytes
 
     def __post_init__(self) -> None:
-        """Refuse a name or key that no note can carry."""
+        """Refuse a name or key that a note cannot carry."""
         if not self.name or "+" in self.name or self.name.split() != [self.name]:
             raise VerificationError("a key name must be one word without a plus sign")
         if len(self.public_key) != _KEY_BYTES:
@@ -51,7 +52,7 @@ class Verifier:
         """Read a verifier key, `NAME+ID+KEY`.
 
         Raises:
-            VerificationError: it is not one, or its id is not that of its name and key.
+            VerificationError: the text is not a verifier key, or its id does not match its name and key.
         """
         name, key_id, key = _key_parts(vkey)
         verifier = cls(name, key)
@@ -61,16 +62,16 @@ class Verifier:
 
     @property
     def key_id(self) -> bytes:
-        """Four bytes that say which key a signature is of."""
+        """Four bytes that name the key a signature was made with."""
         return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.public_key).digest()[:_KEY_ID_BYTES]
 
     @property
     def vkey(self) -> str:
-        """The key as the one line to pin."""
+        """The key as one line, to be pinned."""
         return f"{self.name}+{self.key_id.hex()}+{_base64(_ED25519 + self.public_key)}"
 
     def open(self, note: str) -> str:
-        """Return the text of a note that this key has signed; signatures of other keys are ignored.
+        """Return the text of a note that this key has signed. Signatures of other keys are ignored.
 
         Raises:
             VerificationError: the note is malformed, or not signed by this key.
@@ -84,7 +85,7 @@ class Verifier:
         return text
 
     def has_signed(self, text: str, signature: bytes) -> bool:
-        """Tell whether a note's signature (key id, then 64 bytes) is this key's over a text."""
+        """Return whether a note's signature (key id, then 64 bytes) is this key's signature of a text."""
         if signature[:_KEY_ID_BYTES] != self.key_id:
             return False
         try:
@@ -96,14 +97,14 @@ class Verifier:
 
 @dataclass(frozen=True)
 class SigningKey:
-    """A private key under its name; the seed stays out of `repr`."""
+    """A private key with its name. The seed is left out of `repr`, so that it is not logged."""
 
     name: str
     seed: bytes = field(repr=False)
 
     @classmethod
     def generate(cls, name: str) -> "SigningKey":
-        """Make a fresh key."""
+        """Make a new key."""
         return cls(name, os.urandom(_KEY_BYTES))
 
     @classmethod
@@ -111,8 +112,8 @@ class SigningKey:
         """Read a key file.
 
         Raises:
-            VerificationError: it holds no signing key.
-            OSError: it cannot be read.
+            VerificationError: the file holds no signing key.
+            OSError: the file cannot be read.
         """
         line = path.read_text(encoding="ascii", errors="replace").strip()
         if not line.startswith(_PRIVATE):
@@ -124,10 +125,10 @@ class SigningKey:
         return key
 
     def save(self, path: Path) -> None:
-        """Write a key file that only its owner can read; an existing file is never replaced.
+        """Write a key file that only its owner can read. An existing file is never replaced.
 
         Raises:
-            OSError: it cannot be written, or is there already.
+            OSError: the file exists already or cannot be written.
         """
         line = f"{_PRIVATE}{self.name}+{self.verifier.key_id.hex()}+{_base64(_ED25519 + self.seed)}\n"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -157,63 +158,20 @@ class SigningKey:
         return Ed25519PrivateKey.from_private_bytes(self.seed)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A tree head.
-
-    Attributes:
-        origin: identity of the log.
-        size: leaves.
-        root: of the tree of that size, 32 bytes.
-    """
-
-    origin: str
-    size: int
-    root: bytes
-
-    @property
-    def text(self) -> str:
-        """The text that is signed."""
-        return f"{self.origin}\n{self.size}\n{_base64(self.root)}\n"
-
-    def sign(self, key: SigningKey) -> str:
-        """Return the signed note."""
-        return key.sign(self.text)
-
-    @classmethod
-    def open(cls, note: str, verifier: Verifier) -> "Checkpoint":
-        """Read a signed checkpoint of the log that the verifier's name says.
-
-        Raises:
-            VerificationError: it is malformed, not signed by this key, or of another log.
-        """
-        lines = verifier.open(note).split("\n")
-        if len(lines) != 4 or lines[3]:
-            raise VerificationError("a checkpoint of this log has three lines: origin, size, root")
-        origin, size, root = lines[0], lines[1], _unbase64(lines[2])
-        if origin != verifier.name:
-            raise VerificationError(f"the checkpoint is of {origin}, not of {verifier.name}")
-        if not (size.isascii() and size.isdigit() and len(size) <= _MAX_DIGITS and str(int(size)) == size):
-            raise VerificationError("the checkpoint's size is not a number")
-        if len(root) != HASH_BYTES:
-            raise VerificationError(f"the checkpoint's root is not {HASH_BYTES} bytes long")
-        return cls(origin, int(size), root)
-
-
 def _key_parts(line: str) -> tuple[str, str, bytes]:
-    """Split `NAME+ID+KEY` into name, id and the 32 bytes after the type."""
-    # Base64 may hold plus signs: only the first two part the line.
+    """Split `NAME+ID+KEY` into the name, the id and the 32 bytes of the key."""
+    # Base64 may contain plus signs, so only the first two separate the parts.
     parts = line.strip().split("+", 2)
     if len(parts) != 3:
         raise VerificationError("a key is written NAME+ID+KEY, and this is not")
-    key = _unbase64(parts[2])
+    key = decode_base64(parts[2], "the key")
     if key[:1] != _ED25519 or len(key) != 1 + _KEY_BYTES:
         raise VerificationError("the key is not an Ed25519 key")
     return parts[0], parts[1], key[1:]
 
 
 def _parts(note: str) -> tuple[str, list[tuple[str, bytes]]]:
-    """Split a note into its text and (key name, key id and signature) pairs."""
+    """Split a note into its text and pairs of key name and signature; a signature begins with the key id."""
     if len(note) > _MAX_NOTE_CHARACTERS or _has_control_characters(note):
         raise VerificationError("the note is too long or holds control characters")
     text, gap, signed = note.rpartition("\n\n")
@@ -222,7 +180,7 @@ def _parts(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     signatures = []
     for line in signed.removesuffix("\n").split("\n"):
         name, _, encoded = line.removeprefix(_DASH).rpartition(" ")
-        signature = _unbase64(encoded)
+        signature = decode_base64(encoded, "a signature")
         if not line.startswith(_DASH) or not name or " " in name or len(signature) <= _KEY_ID_BYTES:
             raise VerificationError("the note has a malformed signature line")
         signatures.append((name, signature))
@@ -237,12 +195,20 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _unbase64(text: str) -> bytes:
-    """Decode strictly: one text for each bytes, or a signed thing could be written in two ways."""
+def decode_base64(text: str, what: str) -> bytes:
+    """Decode base64 strictly, so that the same bytes have one text only.
+
+    Args:
+        text: the base64.
+        what: what to call the text in an error.
+
+    Raises:
+        VerificationError: the text is not canonical base64.
+    """
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise VerificationError("a value is not base64") from error
+        raise VerificationError(f"{what} is not base64") from error
     if _base64(data) != text:
-        raise VerificationError("a value is not canonical base64")
+        raise VerificationError(f"{what} is not canonical base64")
     return data

@@ -1,0 +1,80 @@
+"""What a client can check: receipts, openings of labels, and the evidence bundle.
+
+The log makes these models, the web serves them unchanged, and `label_service.log.verify` reads them offline. The JSON
+that a client keeps is therefore defined here and nowhere else. Hashes are base64, and every proof lists its hashes from
+the leaf's sibling up (RFC 6962, section 2.1).
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from label_service.log.entries import canonical_json
+
+
+class Receipt(BaseModel):
+    """Proof that the entry of this request is in the log: hash the entry, follow the proof, compare the root."""
+
+    entry: str = Field(description="The entry's exact text: the leaf of the tree.")
+    index: int = Field(description="Its number, which is its place among the leaves.")
+    inclusion_proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64.")
+    checkpoint: str = Field(description="The signed head the proof leads to (C2SP tlog-checkpoint).")
+
+
+class EarlierHead(BaseModel):
+    """The signature under an earlier size of the log; its root follows from the entries."""
+
+    size: int
+    signature: str = Field(description="Key id and Ed25519 signature, base64, as in a signed note.")
+
+
+class Evidence(BaseModel):
+    """The whole log under one signed head: all that offline verification needs beside the pinned key."""
+
+    bundle: Literal[1] = 1
+    key: str = Field(description="The log's verifier key. Compare it with the one you pinned.")
+    pool_size: int = Field(description="Leaves of the answer key.")
+    checkpoint: str
+    entries: list[str] = Field(description="Every entry's exact text, in order, up to the checkpoint's size.")
+    heads: list[EarlierHead] = Field(description="One for each commit; they narrow down a changed entry.")
+
+
+class LabelOpening(BaseModel):
+    """Proof that a label is the one committed to before the first query.
+
+    The leaf is `{"id":…,"label":…,"salt":"…"}` without white space; its tree's root is the entry's `label_commitment`.
+    """
+
+    salt: str = Field(description="64 hexadecimal digits that nobody could guess.")
+    proof: list[str] = Field(description="RFC 6962 hashes from the leaf's sibling up, base64; the index is the id.")
+
+
+class OpenedLabel(BaseModel):
+    """One label and the proof that it was committed to."""
+
+    id: int
+    label: int
+    opening: LabelOpening
+
+
+class KeptAnswer(BaseModel):
+    """What verification reads of an answer that a client kept: its receipt and its labels."""
+
+    receipt: Receipt
+    labels: list[OpenedLabel] = Field(default_factory=list)
+    # An answer about a single label has these three fields in place of `labels`.
+    id: int | None = None
+    label: int | None = None
+    opening: LabelOpening | None = None
+
+    @property
+    def opened_labels(self) -> list[OpenedLabel]:
+        """Every label of the answer."""
+        if self.id is None or self.label is None or self.opening is None:
+            return self.labels
+        return [OpenedLabel(id=self.id, label=self.label, opening=self.opening)]
+
+
+def label_leaf(label_id: int, label: int, salt: str) -> bytes:
+    """Return the leaf of one label in the tree of the answer key; see `LabelOpening`."""
+    return canonical_json({"id": label_id, "label": label, "salt": salt})
