@@ -25,7 +25,7 @@ from trainer.ablations import PAPER_VIEW
 from trainer.acquisition.clustering import most_typical, spherical_kmeans
 from trainer.config import Profile
 from trainer.images.data import ImageSet, load_images
-from trainer.learning.beliefs import FeatureSpace, Knowledge
+from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.device import generator_for, keep_freed_memory, use_all_cores
 from trainer.learning.pretrain import new_encoder, pretrain
 from trainer.profiles import CPU
@@ -97,10 +97,10 @@ def measure(
         pretrain(images.pool, encoder, profile.pretrain, seed=seed, identity=identity, out=out, metrics=metrics)
     seconds = time.perf_counter() - began_s
     by_hcl = profile.graph.model_copy(update={"descriptor_weight": 0.0, "pretrained_weight": 1.0})
-    joint = Knowledge.of(FeatureSpace(images.pool, encoder, profile.graph), images.pool, None)
+    joint = JointModel.build(FeatureSpace(images.pool, encoder, profile.graph), images.pool, None)
     # A vote needs no graph of the pool, so the joint one stands in.
     space = FeatureSpace(images.pool, encoder, by_hcl)
-    alone = replace(joint, space=space, features=space.pool(None))
+    alone = replace(joint, space=space, features=space.embed_pool(None))
     truth = F.one_hot(pool_labels, CLASSES).float()
     spreads = []
     for number in range(CLUSTERINGS):

@@ -17,7 +17,7 @@ import torch
 
 from trainer.config import PhaseConfig
 from trainer.learning import parallel
-from trainer.learning.device import keep_freed_memory, use_all_cores
+from trainer.learning.device import available_cores, keep_freed_memory, use_all_cores
 from trainer.learning.finetune import FineTuner
 from trainer.learning.pretrain import new_encoder
 from trainer.profiles import CPU
@@ -56,7 +56,7 @@ def main() -> None:
                 if number:
                     step_ms[parts].append(1000 * (time.perf_counter() - began_s) / STEPS)
     whole, halves = (statistics.median(step_ms[parts]) for parts in (1, 2))
-    print(f"\n{parallel.available_cores()} cores, medians of {rounds} rounds of {STEPS} steps\n")
+    print(f"\n{available_cores()} cores, medians of {rounds} rounds of {STEPS} steps\n")
     print("| | ms a step |\n|---|---:|")
     print(f"| all cores on the whole batch | {whole:.0f} |")
     print(f"| each of two halves on its share of the cores | {halves:.0f} |")

@@ -4,12 +4,12 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import os
 from pathlib import Path
 
 import torch
 
 from trainer.errors import ConfigError
-from trainer.learning.parallel import available_cores
 
 # CPU flags (Linux) of instructions that multiply bfloat16; without them autocast is slower than float32.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -41,8 +41,13 @@ def pick_device(wanted: str = "auto") -> torch.device:
     return device
 
 
+def available_cores() -> int:
+    """Count the cores that this process may use (a container's share, not the host's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_all_cores() -> None:
-    """Give PyTorch as many threads as this process may use cores (a container's share, not the host's count)."""
+    """Give PyTorch one thread for each available core."""
     torch.set_num_threads(available_cores())
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.learning.losses import PROBABILITY_FLOOR
 from trainer.learning.parallel import side_by_side
 
 # Principal axes that candidates for neighbours are sought on.
@@ -155,22 +156,21 @@ def propagate_labels(
     beliefs = beliefs.clamp_min(0)
     if balanced:
         beliefs = balance_classes(beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12))
-    beliefs = beliefs + 1e-6 / classes
+    beliefs = beliefs + PROBABILITY_FLOOR / classes
     beliefs = beliefs / beliefs.sum(1, keepdim=True)
     beliefs[ids] = known
     return beliefs
 
 
-def balance_classes(beliefs: Tensor, steps: int = 10, strength: float = 1.0) -> Tensor:
+def balance_classes(beliefs: Tensor, steps: int = 10) -> Tensor:
     """Rescale the columns of [N, C] beliefs until every class has the same mass, rows summing to one.
 
     Args:
         beliefs: float [N, C], non-negative.
         steps: alternations of column and row scaling (Sinkhorn); ten leave under a percent of imbalance.
-        strength: 1 balances fully, 0 not at all.
     """
     for _ in range(steps):
         mass = beliefs.mean(0).clamp_min(1e-12) * beliefs.shape[1]
-        beliefs = beliefs / mass.pow(strength)
+        beliefs = beliefs / mass
         beliefs = beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12)
     return beliefs

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+# Probabilities are raised to this before a logarithm or a power: a zero would veto a class whatever the others say.
+PROBABILITY_FLOOR = 1e-6
+
 
 def _similarities(
     first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], temperature: float
@@ -103,12 +106,9 @@ def hard_negative_loss(
     return (torch.logaddexp(pos_A, log_Ng_A) - pos_A).mean()
 
 
-def soft_cross_entropy(
-    logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"], weights: Float[Tensor, " B"] | None = None
-) -> Float[Tensor, ""]:
-    """Compute the mean cross entropy against soft targets, each row weighted (weights of one where None is given)."""
-    rows = -(targets * F.log_softmax(logits, dim=1)).sum(1)
-    return rows.mean() if weights is None else (rows * weights).mean()
+def soft_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Compute the mean cross entropy against soft targets, rows summing to one."""
+    return -(targets * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
 def pseudo_label_loss(

@@ -45,7 +45,7 @@ class _PendingBatch(BaseModel):
     queries: tuple[_PendingQuery, ...]
 
 
-class Oracle:
+class LabelOracle:
     """Asks the service for one run and keeps the answers in OUT/queries.jsonl."""
 
     def __init__(

@@ -99,7 +99,7 @@ def test_a_generator_is_fresh_for_each_purpose() -> None:
 def test_freed_memory_is_kept_where_the_c_library_can() -> None:
     """In a process of its own, since there is no way back: glibc takes the order, another library has no such call."""
     took = subprocess.run(
-        [sys.executable, "-c", "from trainer.device import keep_freed_memory; print(keep_freed_memory())"],
+        [sys.executable, "-c", "from trainer.learning.device import keep_freed_memory; print(keep_freed_memory())"],
         capture_output=True,
         text=True,
         check=True,

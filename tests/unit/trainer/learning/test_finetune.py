@@ -23,7 +23,8 @@ from tests.support.tiny_learning import (
 from trainer.config import PhaseConfig
 from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
 from trainer.learning.encoder import Encoder
-from trainer.learning.finetune import FineTuner, PhaseState, Teacher, embed, embed_and_predict, predict
+from trainer.learning.epochs import TrainingState
+from trainer.learning.finetune import FineTuner, embed, embed_and_predict, moving_average, predict
 from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
 
 MIXED = PhaseConfig(epochs=2, soft=1.0, consistency=1.0, threshold=0.4)
@@ -74,9 +75,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, data: tuple[Tensor, Ten
 def starts_from(tuner: FineTuner, path: Path) -> bool:
     """Tell whether student and teacher both hold the file's backbone, statistics included, bit for bit."""
     weights = load_checkpoint(path, CPU)["encoder"]
-    return all(
-        same_weights(network.state_dict(), weights, "backbone.") for network in (tuner.student, tuner.teacher.network)
-    )
+    return all(same_weights(network.state_dict(), weights, "backbone.") for network in (tuner.student, tuner.teacher))
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(data: tuple[Tensor, Tensor], pretrained: Path) -> None:
@@ -125,32 +124,29 @@ def test_an_interrupted_phase_ends_with_the_same_weights_bit_for_bit(
     """Student, teacher and class average of a resumed phase equal those of an uninterrupted one."""
     images, labels = data
     ids, beliefs = torch.arange(9), torch.randn(60, 3, generator=torch.Generator().manual_seed(1)).softmax(1)
-    last: list[PhaseState] = []
+    last: list[TrainingState] = []
     whole = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), images)
     whole.train_phase(MIXED, ids, labels[:9], beliefs, name="mixed", on_epoch=last.append)
 
     first = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), images)
     path = tmp_path / "phase.pt"
 
-    def save_and_stop(state: PhaseState) -> None:
-        networks = {"student": first.student.state_dict(), "teacher": first.teacher.network.state_dict()}
-        save_checkpoint(path, networks | {"steps": first.teacher.steps} | vars(state))
+    def save_and_stop(state: TrainingState) -> None:
+        save_checkpoint(path, first.state_dict() | {"phase": state})
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         first.train_phase(MIXED, ids, labels[:9], beliefs, name="mixed", on_epoch=save_and_stop)
     saved = load_checkpoint(path, CPU)
-    assert saved["epoch"] == 1
+    assert saved["phase"]["epoch"] == 1
 
     second = tuner_of(new_encoder(TINY_ENCODER, 3, 99, CPU), images)
-    second.student.load_state_dict(saved["student"])
-    second.teacher.network.load_state_dict(saved["teacher"])
-    second.teacher.steps = saved["steps"]
-    state = PhaseState(saved["epoch"], saved["optimizer"], saved["class_average"])
-    second.train_phase(MIXED, ids, labels[:9], beliefs, name="mixed", state=state)
+    second.load_state_dict(saved)
+    resumed: list[TrainingState] = []
+    second.train_phase(MIXED, ids, labels[:9], beliefs, name="mixed", state=saved["phase"], on_epoch=resumed.append)
     assert same_weights(second.student.state_dict(), whole.student.state_dict())
-    assert same_weights(second.teacher.network.state_dict(), whole.teacher.network.state_dict())
-    assert torch.equal(state.class_average, last[-1].class_average)
+    assert same_weights(second.teacher.state_dict(), whole.teacher.state_dict())
+    assert torch.equal(resumed[-1]["class_average"], last[-1]["class_average"])
     assert not same_weights(saved["student"], whole.student.state_dict(), "backbone."), "the second epoch does train"
 
 
@@ -169,7 +165,7 @@ def test_a_phase_s_name_seeds_it(data: tuple[Tensor, Tensor]) -> None:
 def test_the_teacher_is_the_moving_average_of_its_formula(decay: float) -> None:
     """teacher <- d teacher + (1 - d) student with d = min(decay, (1 + n) / (10 + n)), for weights and statistics."""
     student = new_encoder(TINY_ENCODER, 3, 0, CPU)
-    teacher = Teacher(student, decay)
+    teacher = moving_average(student, decay)
     expected = {name: value.double() for name, value in student.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     for n in range(1, 13):
@@ -179,17 +175,16 @@ def test_the_teacher_is_the_moving_average_of_its_formula(decay: float) -> None:
                     value.copy_(torch.randn(value.shape, generator=generator))
                 else:
                     value.add_(1)
-        teacher.follow(student)
+        teacher.update_parameters(student)
         d = min(decay, (1 + n) / (10 + n))
         for name, value in student.state_dict().items():
             old = expected[name]
             expected[name] = d * old + (1 - d) * value if value.is_floating_point() else value.double()
-    own = teacher.network.state_dict()
+    own = teacher.module.state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(own[name].double(), value, rtol=1e-4, atol=1e-5)
-    assert teacher.steps == 12
-    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
-    assert not teacher.network.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher.module.training
 
 
 @pytest.mark.parametrize("source", ["labels", "beliefs"])
@@ -205,7 +200,7 @@ def test_what_is_told_gets_learned(data: tuple[Tensor, Tensor], source: str) -> 
     tuner.train_phase(phase, told, labels[told], F.one_hot(labels, 3).float(), name=source)
     assert before < 0.7
     assert accuracy(tuner.student, seen, known) > 0.9
-    assert accuracy(tuner.teacher.network, seen, known) > 0.9
+    assert accuracy(tuner.teacher, seen, known) > 0.9
 
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.0, 1.0), (1.0, 0.0)])

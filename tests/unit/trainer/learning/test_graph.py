@@ -184,9 +184,3 @@ def test_balancing_keeps_the_order_within_a_class() -> None:
     beliefs = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
     odds, balanced = beliefs[:, 0] / beliefs[:, 1], balance_classes(beliefs)
     assert torch.equal(odds.argsort(), (balanced[:, 0] / balanced[:, 1]).argsort())
-
-
-def test_balancing_with_no_strength_only_normalises() -> None:
-    """Strength 0 leaves the classes' masses alone."""
-    beliefs = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(balance_classes(beliefs, strength=0.0), beliefs / beliefs.sum(1, keepdim=True))

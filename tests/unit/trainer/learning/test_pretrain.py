@@ -14,7 +14,7 @@ from trainer.config import EncoderConfig, PretrainConfig
 from trainer.errors import ResumeError
 from trainer.learning.checkpoint import load_checkpoint
 from trainer.learning.encoder import Encoder
-from trainer.learning.pretrain import ENCODER_FILE, cosine_rate, load_encoder, new_encoder, pretrain
+from trainer.learning.pretrain import ENCODER_FILE, load_encoder, new_encoder, pretrain
 
 
 def noise(count: int = 24) -> Tensor:
@@ -175,13 +175,3 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
         torch.save(content, path)
         with pytest.raises(ResumeError, match="weights of another encoder"):
             load_encoder(new_encoder(TINY_ENCODER, 3, 0, CPU), path, None)
-
-
-def test_the_rate_warms_up_and_falls_to_nothing() -> None:
-    """Linear over the warm-up, half the peak half-way, near zero at the end, never above the peak."""
-    rates = [cosine_rate(step, 1000, 0.1, 100) for step in range(1000)]
-    assert rates[0] == pytest.approx(0.001)
-    assert rates[49] == pytest.approx(0.05, rel=0.01)
-    assert rates[500] == pytest.approx(0.05)
-    assert 0 < rates[-1] < 1e-6
-    assert max(rates) <= 0.1 and rates.index(max(rates)) == 99

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.records.run_records import QueryRecord
-from trainer.run.accuracy_estimate import Estimate, estimate_accuracy, slope_at
+from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy, slope_at
 
 
 def asked(confidence: float | None, right: int, wrong: int) -> list[QueryRecord]:
@@ -65,7 +65,7 @@ def test_more_guesses_make_the_error_smaller_and_never_nothing() -> None:
     for count in (2, 10, 30):
         estimate = estimate_accuracy(pool(0.6), asked(0.5, count, count))
         assert estimate is not None
-        errors.append(estimate.error)
+        errors.append(estimate.standard_error)
     assert errors[0] > errors[1] > errors[2] > 0.005
 
 
@@ -93,5 +93,5 @@ def test_certain_beliefs_do_not_break_the_estimate() -> None:
 
 def test_a_target_is_met_with_one_standard_error_to_spare() -> None:
     """Ninety and a half, give or take one, is not yet ninety."""
-    assert not Estimate(0.905, 0.01).reaches(0.9)
-    assert Estimate(0.911, 0.01).reaches(0.9)
+    assert not AccuracyEstimate(0.905, 0.01).reaches(0.9)
+    assert AccuracyEstimate(0.911, 0.01).reaches(0.9)

@@ -14,7 +14,7 @@ from trainer.acquisition import PoolState
 from trainer.errors import DataError, RequestRefused, ServiceProtocolError, TrainerError
 from trainer.oracle.client import LabelClient
 from trainer.records.run_records import QUERIES_FILE, read_queries
-from trainer.run.questions import Oracle
+from trainer.run.questions import LabelOracle
 
 QUERY = "/v1/labels:query"
 POOL = 20
@@ -34,9 +34,9 @@ def client(service: FakeLabelService) -> Iterator[LabelClient]:
         yield made
 
 
-def oracle_of(client: LabelClient, out: Path) -> Oracle:
+def oracle_of(client: LabelClient, out: Path) -> LabelOracle:
     """Take up the run of a folder."""
-    return Oracle(client, "r1", out, CLASS_NAMES, POOL)
+    return LabelOracle(client, "r1", out, CLASS_NAMES, POOL)
 
 
 def state(beliefs: torch.Tensor | None = None) -> PoolState:
@@ -51,7 +51,7 @@ def state(beliefs: torch.Tensor | None = None) -> PoolState:
     )
 
 
-def ask(oracle: Oracle, round_number: int, *ids: int) -> None:
+def ask(oracle: LabelOracle, round_number: int, *ids: int) -> None:
     """Ask for a round's labels without a guess."""
     oracle.ask(round_number, "random", torch.tensor(ids), state())
 
