@@ -21,14 +21,13 @@ from torch import Tensor
 
 from label_service.data import idx
 from label_service.data.dataset import CARD, TEST_LABELS, TRAIN_LABELS, read_card, stored_path
-from trainer.ablations import PAPER_VIEW
 from trainer.acquisition.clustering import most_typical, spherical_kmeans
 from trainer.config import Profile
 from trainer.images.data import ImageSet, load_images
 from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.device import generator_for, keep_freed_memory, use_all_cores
 from trainer.learning.pretrain import new_encoder, pretrain
-from trainer.profiles import CPU
+from trainer.profiles import CPU, PAPER_VIEW
 from trainer.records.progress import MetricWriter
 
 CLUSTERS = 200

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from trainer.ablations import ABLATIONS
 from trainer.config import EncoderConfig, PhaseConfig, PretrainConfig, Profile, ViewConfig
 from trainer.errors import ConfigError
-from trainer.profiles import BRIEF, CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
+from trainer.profiles import ABLATIONS, BRIEF, CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
 
 every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
 
