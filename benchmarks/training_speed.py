@@ -1,7 +1,7 @@
-"""What work side by side is worth: `python -m benchmarks.training_speed`.
+"""Measure what work side by side gains: `python -m benchmarks.training_speed`.
 
-Times steps of consistency training of the default profile, views and teacher included, on random images: all cores on
-the whole batch, and in turns with it each of two halves on its half of the cores (`trainer/learning/parallel.py`).
+Times steps of consistency training of the default profile, views and teacher included, on random images: with all cores
+on the whole batch, and in turn with each half of the batch on half of the cores (`trainer/learning/parallel.py`).
 Prints both and their ratio. Run it on an idle machine.
 """
 

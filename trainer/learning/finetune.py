@@ -1,13 +1,13 @@
-"""Semi-supervised fine-tuning: learn from the labels paid for and from one's own consistent guesses.
+"""Semi-supervised fine-tuning: learn from the labels paid for and from confident pseudo-labels.
 
 A phase mixes three losses over the whole pool:
 
 - labelled: cross entropy on weak views of the queried images;
 - soft: cross entropy of weak views against the beliefs of graph and network (distillation);
-- consistency: a strong view must agree with what the teacher, a moving average of the student, is sure of on a weak
-  view (FixMatch, K. Sohn et al., NeurIPS 2020; teacher: A. Tarvainen and H. Valpola, NeurIPS 2017). The graph's
-  beliefs enter the teacher's as a second expert, and the classes' average is aligned to balance (ReMixMatch,
-  D. Berthelot et al., ICLR 2020).
+- consistency: the prediction on a strong view must agree with a confident pseudo-label, which the teacher, a moving
+  average of the student, makes on a weak view (FixMatch, K. Sohn et al., NeurIPS 2020; teacher: A. Tarvainen and
+  H. Valpola, NeurIPS 2017). The teacher's prediction is multiplied by the beliefs, and then aligned to balanced
+  classes (ReMixMatch, D. Berthelot et al., ICLR 2020).
 """
 
 import functools
@@ -31,10 +31,10 @@ from trainer.records.progress import MetricWriter
 _WARMUP_STEPS = 100
 # Share of each step in the running average of the teacher's class distribution.
 _CLASS_AVERAGE_STEP = 0.01
-# Measured on two cores: 1,000 images at once are a third faster than 2,000, whose maps leave the cache.
+# Measured on two cores: a third faster than 2,000 images at a time, whose maps do not fit the cache.
 _EVALUATION_CHUNK = 1000
 
-Answer = TypeVar("Answer")
+Output = TypeVar("Output")
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -59,7 +59,7 @@ def moving_average(student: Encoder, decay: float) -> AveragedModel:
 
 
 class FineTuner:
-    """The student, its teacher, and the images they learn from.
+    """A student network, its teacher, and the pool they learn from.
 
     Attributes:
         student: trained in place.
@@ -68,14 +68,14 @@ class FineTuner:
     def __init__(
         self, encoder: Encoder, images: Tensor, config: FinetuneConfig, *, seed: int, metrics: MetricWriter
     ) -> None:
-        """Start from an encoder as it is.
+        """Make the teacher from the encoder as it is.
 
         Args:
-            encoder: with pretrained weights (or random ones); becomes the student.
+            encoder: with pretrained or random weights; becomes the student.
             images: uint8 [N, H, W] of the pool, on the device to train on.
             config: batch sizes, views, optimiser.
             seed: of the run; each epoch derives its own generator.
-            metrics: receives losses and the share of confident guesses an epoch.
+            metrics: receives the loss and the share of confident pseudo-labels an epoch.
         """
         self.student = encoder
         self._replicas = Replicas(encoder, parts_on(images.device))
@@ -171,7 +171,7 @@ class FineTuner:
         class_average: Tensor,
         share: Share[Encoder],
     ) -> Tensor:
-        """Compute one share of a step: float32 [2 + C], its loss, share of confident guesses, and their classes."""
+        """Compute a share's loss, its part of confident pseudo-labels and its class average: float32 [2 + C]."""
         config, device = self._config, self._images.device
         generator, batch = share.generator, share.batch
         drawn = torch.randint(
@@ -199,10 +199,10 @@ class FineTuner:
 
     @torch.no_grad()
     def _guess(self, weak: Tensor, beliefs: Tensor, phase: PhaseConfig, class_average: Tensor) -> tuple[Tensor, Tensor]:
-        """Join teacher and graph as a product of experts, then align the classes' average to balance.
+        """Multiply the teacher's predictions by the beliefs, then align them to balanced classes.
 
         Returns:
-            The guesses [B, C], and the mean [C] of what they were before they were aligned.
+            The aligned predictions [B, C], and the mean [C] of the predictions before they were aligned.
         """
         with mixed_precision(self._images.device):
             logits = self.teacher.classify(weak)
@@ -221,18 +221,18 @@ def predict(network: Encoder, images: Tensor, *, shifts: bool = False) -> Tensor
     Args:
         network: put into evaluation mode.
         images: uint8 [N, H, W].
-        shifts: average over shifts by one pixel too, at five times the cost.
+        shifts: average also over shifts by one pixel, at five times the cost.
 
     Returns:
         Class probabilities, float32 [N, C].
     """
 
-    def answer(x: Tensor) -> Tensor:
-        placed = _shifts(x) if shifts else [x]
-        variants = [network.classify(y).softmax(1) for shifted in placed for y in (shifted, shifted.flip(3))]
+    def classify(x: Tensor) -> Tensor:
+        shifted = _shifts(x) if shifts else [x]
+        variants = [network.classify(variant).softmax(1) for y in shifted for variant in (y, y.flip(3))]
         return torch.stack(variants).mean(0)
 
-    return torch.cat(_evaluate(network, images, answer))
+    return torch.cat(_evaluate(network, images, classify))
 
 
 def _shifts(x: Tensor) -> list[Tensor]:
@@ -242,34 +242,34 @@ def _shifts(x: Tensor) -> list[Tensor]:
 
 
 def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Answer what `embed` and `predict` (without shifts) would, at the cost of one of them."""
+    """Return what `embed` and `predict` (without shifts) return, at the cost of one of them."""
 
-    def answer(x: Tensor) -> tuple[Tensor, Tensor]:
-        both = [network(y) for y in (x, x.flip(3))]
-        guess = torch.stack([network.classifier(one).float().softmax(1) for one in both]).mean(0)
-        return both[0].float() + both[1].float(), guess
+    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+        features = [network(variant) for variant in (x, x.flip(3))]
+        prediction = torch.stack([network.classifier(row).float().softmax(1) for row in features]).mean(0)
+        return features[0].float() + features[1].float(), prediction
 
-    features, answers = zip(*_evaluate(network, images, answer), strict=True)
-    return F.normalize(torch.cat(features), dim=1), torch.cat(answers)
+    features, predictions = zip(*_evaluate(network, images, compute), strict=True)
+    return F.normalize(torch.cat(features), dim=1), torch.cat(predictions)
 
 
 def embed(network: Encoder, images: Tensor) -> Tensor:
     """Embed images, each averaged with its mirror image: uint8 [N, H, W] -> unit vectors, float32 [N, D]."""
 
-    def answer(x: Tensor) -> Tensor:
-        both: Tensor = network(x).float() + network(x.flip(3)).float()
-        return both
+    def compute(x: Tensor) -> Tensor:
+        features: Tensor = network(x).float() + network(x.flip(3)).float()
+        return features
 
-    return F.normalize(torch.cat(_evaluate(network, images, answer)), dim=1)
+    return F.normalize(torch.cat(_evaluate(network, images, compute)), dim=1)
 
 
-def _evaluate(network: Encoder, images: Tensor, answer: Callable[[Tensor], Answer]) -> list[Answer]:
-    """Ask a network in evaluation about uint8 images [N, H, W], chunk by chunk, as [B, 1, H, W] in [0, 1]."""
+def _evaluate(network: Encoder, images: Tensor, compute: Callable[[Tensor], Output]) -> list[Output]:
+    """Put a network into evaluation mode, and compute on uint8 images [N, H, W] in chunks [B, 1, H, W] in [0, 1]."""
     network.eval()
 
     @torch.no_grad()
-    def ask(chunk: Tensor) -> Answer:
+    def compute_chunk(chunk: Tensor) -> Output:
         with mixed_precision(images.device):
-            return answer(chunk.unsqueeze(1).float() / 255)
+            return compute(chunk.unsqueeze(1).float() / 255)
 
-    return side_by_side(ask, images.split(_EVALUATION_CHUNK), images.device)
+    return side_by_side(compute_chunk, images.split(_EVALUATION_CHUNK), images.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.learning.losses import PROBABILITY_FLOOR
 from trainer.learning.parallel import side_by_side
 
-# Principal axes that candidates for neighbours are sought on.
+# Principal axes on which candidate neighbours are searched.
 _LEADING_AXES = 128
 
 
@@ -42,14 +42,14 @@ class NeighbourGraph:
 def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Find the k most similar keys of each query.
 
-    Candidates are the 2k most similar on the keys' leading principal axes, where there are more dimensions than those;
-    among the candidates similarities are exact. On the joint features of 50,000 images that finds 99.7% of the true
-    neighbours (docs/decisions/0019-halves-side-by-side.md).
+    In many dimensions, the 2k most similar keys on the leading principal axes are candidates, and among those the
+    similarities are exact. On the joint features of 50,000 images this finds 99.7% of the true neighbours
+    (docs/decisions/0019-halves-side-by-side.md).
 
     Args:
         queries: float32 [Q, D], unit vectors.
         keys: float32 [N, D], unit vectors.
-        k: neighbours wanted, at most N.
+        k: neighbours a query, at most N.
         chunk: queries per matrix product, to bound memory.
 
     Returns:
@@ -75,7 +75,7 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     """Build the graph of unit vectors.
 
     Weights are exp(-d_ij^2 / (s_i s_j)) with the local scale s_i, the distance of the k-th neighbour (L. Zelnik-Manor
-    and P. Perona, "Self-tuning spectral clustering", NeurIPS 2004), so dense and sparse classes hold together alike.
+    and P. Perona, "Self-tuning spectral clustering", NeurIPS 2004), which suits dense and sparse classes alike.
 
     Args:
         features: float32 [N, D], unit vectors.
@@ -84,7 +84,7 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     N = len(features)
     k = min(k, N - 1)
     similarities, indices = nearest_neighbours(features, features, k + 1)
-    # A node is its own nearest neighbour but for exact duplicates: drop it, or the last if it is not there.
+    # A node is its own nearest neighbour. Among many exact duplicates it may be missing: then drop the last one.
     own = indices == torch.arange(N, device=indices.device).unsqueeze(1)
     own[:, -1] |= ~own.any(1)
     indices = indices[~own].view(N, k)
@@ -94,7 +94,7 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     weights = torch.exp(-distance_sq / (scale.unsqueeze(1) * scale[indices]))
     rows = torch.arange(N, device=indices.device).repeat_interleave(k)
     columns = indices.flatten()
-    # W + W^T counts mutual neighbours twice, which is meant: mutual neighbours share a class more often.
+    # W + W^T counts mutual neighbours twice on purpose: they share a class more often.
     W = _sparse(
         torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])]),
         weights.flatten().repeat(2),
@@ -113,7 +113,7 @@ def _sparse(indices: Tensor, values: Tensor, N: int) -> Tensor:
 
 def _compressed(matrix: Tensor) -> Tensor:
     with warnings.catch_warnings():
-        # Compressed rows multiply several times faster; that torch calls them beta is no news to the user.
+        # Compressed rows multiply several times faster; torch's warning does not concern the user.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
         return matrix.to_sparse_csr()
 
@@ -139,12 +139,12 @@ def propagate_labels(
         labels: int64 [L].
         classes: number of classes, C.
         alpha: share of a node's belief that comes from its neighbours.
-        steps: iterations; alpha^steps bounds what is left to converge.
+        steps: iterations; alpha^steps bounds the remaining error.
         balanced: rescale the classes' total mass to be equal (class-mass normalisation).
-        prior: float [N, C], beliefs to start from where no label is known (rows summing to one); None for zeros.
+        prior: float [N, C], Y where no label is known, rows summing to one; None for zeros.
 
     Returns:
-        float32 [N, C], rows summing to one; a node no label reached is uniform.
+        float32 [N, C], rows summing to one; uniform where no label reached.
     """
     N = graph.size
     Y = torch.zeros(N, classes, device=graph.affinity.device) if prior is None else prior.clone()

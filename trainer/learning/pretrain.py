@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 def new_encoder(config: EncoderConfig, classes: int, seed: int, device: torch.device) -> Encoder:
-    """Make an encoder whose random weights depend on the seed alone."""
+    """Make an encoder whose random weights depend only on the seed."""
     torch.manual_seed(derived_seed(seed, "weights"))
     encoder = Encoder(config, classes)
-    # torch's stubs leave the memory format out of Module.to
+    # torch's stubs for Module.to lack the memory format.
     return encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
@@ -53,15 +53,15 @@ def pretrain(
         encoder: its classifier is not touched.
         config: views, loss and schedule.
         seed: of the run; each epoch derives its own generator.
-        identity: of data, seed and configuration; a half-done pretraining of another identity is refused.
-        out: folder for checkpoints.
+        identity: of data, seed and configuration; files of another identity are refused.
+        out: folder for the checkpoint and the finished weights.
         metrics: receives `loss` and `learning_rate` an epoch.
 
     Returns:
         The file of finished weights.
 
     Raises:
-        ResumeError: the folder holds a pretraining of another identity.
+        ResumeError: the folder holds damaged files, or files of another identity.
         RecordsUnwritable: a checkpoint cannot be written.
     """
     finished, half_done = out / ENCODER_FILE, out / _PROGRESS_FILE
@@ -121,12 +121,12 @@ def pretrain(
 
 
 def load_encoder(encoder: Encoder, path: Path, identity: str | None) -> None:
-    """Load pretrained weights, every one of them.
+    """Load all pretrained weights, or none.
 
     Args:
-        encoder: changed in place; keeps its own classifier, which pretraining never trained.
+        encoder: changed in place; it keeps its classifier, which pretraining does not train.
         path: an `encoder.pt`.
-        identity: what the weights must have been made from, or None to take any weights that fit.
+        identity: that the weights must have; None to accept any weights that fit.
 
     Raises:
         ResumeError: the file is damaged, of another identity, or of another architecture.

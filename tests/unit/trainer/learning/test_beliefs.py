@@ -1,4 +1,4 @@
-"""Features of three sources make one space; graph and network make one belief."""
+"""Three kinds of features make one space; graph and network make joint beliefs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_space_joins_its_sources_by_their_weights(data: tuple[Tensor, Tensor
 
 
 def test_other_images_are_described_as_the_pool_is(data: tuple[Tensor, Tensor]) -> None:
-    """An image of the pool has the same place whether asked as such or as another image."""
+    """An image of the pool has the same features when it is embedded as another image."""
     space, network = space_of(data[0]), new_encoder(TINY_ENCODER, 3, 1, CPU)
     for learned in (None, network):
         pool = space.embed_pool(None if learned is None else embed(learned, data[0]))
@@ -74,7 +74,7 @@ def test_without_a_network_beliefs_are_the_graph_s(data: tuple[Tensor, Tensor]) 
 
 
 def test_joint_beliefs_are_probabilities_and_known_labels_certain(data: tuple[Tensor, Tensor]) -> None:
-    """Rows sum to one, a label paid for is certain, and the network's opinion does count."""
+    """Rows sum to one, a label paid for is certain, and the network's predictions change the beliefs."""
     images, labels = data
     network = new_encoder(TINY_ENCODER, 3, 1, CPU)
     model = JointModel.build(space_of(images, graph_share=0.2), images, network)
@@ -87,7 +87,7 @@ def test_joint_beliefs_are_probabilities_and_known_labels_certain(data: tuple[Te
 
 
 def test_without_propagation_the_network_alone_is_believed(data: tuple[Tensor, Tensor]) -> None:
-    """What the labels are moves no belief but their own; other images are predicted by the network, not by a vote."""
+    """A label changes no belief but its own; other images are predicted by the network, not by a vote."""
     images, labels = data
     network = new_encoder(TINY_ENCODER, 3, 1, CPU)
     model = JointModel.build(space_of(images, propagate=False), images, network)
@@ -102,7 +102,7 @@ def test_without_propagation_the_network_alone_is_believed(data: tuple[Tensor, T
 
 
 def test_without_propagation_and_network_nothing_is_known_but_the_labels(data: tuple[Tensor, Tensor]) -> None:
-    """Beliefs are even; other images can only be told by their neighbours with a label."""
+    """Beliefs are uniform; other images are predicted by their labelled neighbours."""
     images, labels = data
     model = JointModel.build(space_of(images, propagate=False), images, None)
     beliefs = model.beliefs(IDS, labels[IDS], 3)

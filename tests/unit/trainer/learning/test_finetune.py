@@ -1,4 +1,4 @@
-"""Fine-tuning starts from the pretrained weights, learns what it is told, and resumes bit for bit."""
+"""Fine-tuning starts from the pretrained weights, learns its targets, and resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tuner_of(encoder: Encoder, images: Tensor, metrics: RecordedMetrics | None =
 
 
 def uniform(images: Tensor, classes: int = 3) -> Tensor:
-    """Believe nothing."""
+    """Make uniform beliefs."""
     return torch.full((len(images), classes), 1 / classes)
 
 
@@ -106,11 +106,11 @@ def test_the_first_steps_are_taken_from_the_pretrained_weights(data: tuple[Tenso
 
 @pytest.mark.parametrize("mistake", ["not loaded", "prefixed and not strict", "teacher made before"])
 def test_the_check_of_the_start_can_fail(data: tuple[Tensor, Tensor], pretrained: Path, mistake: str) -> None:
-    """The twin: the mistakes that lose pretrained weights silently are seen by the check above."""
+    """The twin: the check above sees the mistakes that lose pretrained weights silently."""
     encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
     weights = load_checkpoint(pretrained, CPU)["encoder"]
     if mistake == "prefixed and not strict":
-        # The classic: saved from a wrapper, loaded with strict=False, and not one name matches.
+        # Saved from a wrapper and loaded with strict=False, so that no name matches.
         encoder.load_state_dict({f"module.{name}": value for name, value in weights.items()}, strict=False)
     tuner = tuner_of(encoder, data[0])
     if mistake == "teacher made before":
@@ -188,16 +188,16 @@ def test_the_teacher_is_the_moving_average_of_its_formula(decay: float) -> None:
 
 
 @pytest.mark.parametrize("source", ["labels", "beliefs"])
-def test_what_is_told_gets_learned(data: tuple[Tensor, Tensor], source: str) -> None:
+def test_labels_and_beliefs_are_learned(data: tuple[Tensor, Tensor], source: str) -> None:
     """From labels of 24 images, or from right beliefs about all, student and teacher come to know the classes."""
     images, labels = data
-    told = torch.arange(24 if source == "labels" else 3)
+    given = torch.arange(24 if source == "labels" else 3)
     phase = PhaseConfig(epochs=25, soft=float(source == "beliefs"), learning_rate=0.05)
     tuner = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), images, steps=40, teacher_decay=0.8, weak=SHIFTED)
-    seen = images[told] if source == "labels" else images
-    known = labels[told] if source == "labels" else labels
+    seen = images[given] if source == "labels" else images
+    known = labels[given] if source == "labels" else labels
     before = accuracy(tuner.student, seen, known)
-    tuner.train_phase(phase, told, labels[told], F.one_hot(labels, 3).float(), name=source)
+    tuner.train_phase(phase, given, labels[given], F.one_hot(labels, 3).float(), name=source)
     assert before < 0.7
     assert accuracy(tuner.student, seen, known) > 0.9
     assert accuracy(tuner.teacher, seen, known) > 0.9
@@ -216,7 +216,7 @@ def test_the_share_of_confident_guesses_is_counted(
     assert [row["epoch"] for row in metrics.rows] == [1, 2]
 
 
-def test_the_projection_head_has_done_its_work(data: tuple[Tensor, Tensor]) -> None:
+def test_the_projection_head_is_not_trained(data: tuple[Tensor, Tensor]) -> None:
     """Fine-tuning leaves the contrastive head as it was, weight decay included."""
     encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
     before = copied(encoder)
@@ -227,7 +227,7 @@ def test_the_projection_head_has_done_its_work(data: tuple[Tensor, Tensor]) -> N
 
 @pytest.mark.parametrize("shifts", [False, True])
 def test_predictions_are_probabilities_and_blind_to_mirroring(data: tuple[Tensor, Tensor], shifts: bool) -> None:
-    """Rows sum to one; an image and its mirror image get the same answer, and the training flag is put off."""
+    """Rows sum to one; an image and its mirror image are predicted alike; the network ends in evaluation mode."""
     network = new_encoder(TINY_ENCODER, 3, 0, CPU).train()
     answers = predict(network, data[0], shifts=shifts)
     assert answers.shape == (60, 3) and answers.dtype == torch.float32 and not answers.requires_grad
@@ -246,7 +246,7 @@ def test_embeddings_are_unit_vectors_blind_to_mirroring(data: tuple[Tensor, Tens
     torch.testing.assert_close(embed(network, data[0].flip(2)), features, rtol=0, atol=0.01)
 
 
-def test_embedding_and_predicting_at_once_answers_what_each_alone_does(data: tuple[Tensor, Tensor]) -> None:
+def test_embedding_and_predicting_together_gives_what_each_gives(data: tuple[Tensor, Tensor]) -> None:
     """The shared forward pass saves time and changes nothing."""
     network = new_encoder(TINY_ENCODER, 3, 0, CPU).train()
     embedding, answers = embed_and_predict(network, data[0])

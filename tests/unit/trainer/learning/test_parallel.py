@@ -1,4 +1,4 @@
-"""Work side by side gives what one after the other would, in order, and twins share parameters but no gradients."""
+"""Work side by side gives the same results in the same order; replicas share parameters but not gradients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def two_workers() -> Iterator[None]:
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
-    """Whoever is done first, the first item's result is first."""
+    """The first item's result is first, also if a later item is done earlier."""
     second_is_done = threading.Event()
 
     def wait_for_the_second(item: int) -> int:
@@ -66,7 +66,7 @@ def test_the_caller_s_number_of_threads_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("rows", "parts", "sizes"), [(8, 2, [4, 4]), (5, 2, [3, 2]), (3, 2, [3]), (1, 2, [1]), (8, 1, [8])]
 )
-def test_a_batch_is_parted_so_that_each_part_can_be_normalised(rows: int, parts: int, sizes: list[int]) -> None:
+def test_a_batch_is_split_so_that_each_part_can_be_normalised(rows: int, parts: int, sizes: list[int]) -> None:
     """No part has fewer than two rows, unless the batch has."""
     batch = torch.arange(rows)
     shares = split_batch(batch, parts)
@@ -74,8 +74,8 @@ def test_a_batch_is_parted_so_that_each_part_can_be_normalised(rows: int, parts:
     assert torch.equal(torch.cat(list(shares)), batch)
 
 
-def test_a_cpu_always_parts_alike_and_a_gpu_does_not_part() -> None:
-    """The number of parts goes by the kind of device alone, so one core computes what two do."""
+def test_a_cpu_always_splits_alike_and_a_gpu_does_not_split() -> None:
+    """The number of parts depends only on the kind of device, so one core computes what two do."""
     assert parts_on(torch.device("cpu")) == 2
     assert parts_on(torch.device("cuda")) == 1
 
@@ -102,14 +102,14 @@ def test_gradients_of_the_parts_add_up_to_the_whole_batch_s(rows: int) -> None:
     assert all(parameter.grad is None for parameter in replicas.networks[1].parameters())
 
 
-def test_twins_see_every_step_and_every_loaded_state() -> None:
-    """Optimisers and load_state_dict change parameters in place, so the twin's are changed too."""
+def test_replicas_see_every_step_and_every_loaded_state() -> None:
+    """Optimisers and load_state_dict change parameters in place, so those of the replica change too."""
     encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
-    twin = Replicas(encoder, 2).networks[1]
-    assert twin is not encoder
+    replica = Replicas(encoder, 2).networks[1]
+    assert replica is not encoder
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1.0)
     encoder.load_state_dict(new_encoder(TINY_ENCODER, 3, 5, CPU).state_dict())
-    for own, shared in zip(twin.parameters(), encoder.parameters(), strict=True):
+    for own, shared in zip(replica.parameters(), encoder.parameters(), strict=True):
         assert torch.equal(own, shared) and own.data_ptr() == shared.data_ptr()

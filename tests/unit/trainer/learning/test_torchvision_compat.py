@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in a fresh interpreter: what is imported in this one must not help it."""
+    """Run a program in a new interpreter, which has imported nothing yet."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=False
     )
