@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.config import GraphConfig
 from trainer.images.descriptor import Descriptor
 from trainer.learning.encoder import Encoder
-from trainer.learning.finetune import embed, embed_and_predict, predict
+from trainer.learning.finetune import embed_and_predict, predict
 from trainer.learning.graph import NeighbourGraph, balance_classes, build_graph, nearest_neighbours, propagate_labels
 from trainer.learning.losses import PROBABILITY_FLOOR
 
@@ -44,10 +44,10 @@ class FeatureSpace:
 
     def embed(self, images: Tensor, network: Encoder | None) -> Tensor:
         """Embed other images in the same space: uint8 [M, H, W] -> float32 [M, D]."""
-        return self._join(self._fixed(images), None if network is None else embed(network, images))
+        return self._join(self._fixed(images), None if network is None else embed_and_predict(network, images)[0])
 
     def _fixed(self, images: Tensor) -> Tensor:
-        pretrained = self.config.pretrained_weight * embed(self._pretrained, images)
+        pretrained = self.config.pretrained_weight * embed_and_predict(self._pretrained, images)[0]
         described = self.config.descriptor_weight * self._descriptor(images)
         return F.normalize(torch.cat([described, pretrained], 1), dim=1)
 
@@ -131,7 +131,7 @@ class JointModel:
         """
         config = self.space.config
         if not config.propagate and self.network is not None:
-            return predict(self.network, images, shifts=True)
+            return predict(self.network, images)
         similarities, indices = nearest_neighbours(
             self.space.embed(images, self.network), self.features, min(config.neighbours, len(self.features))
         )
@@ -139,6 +139,6 @@ class JointModel:
         vote = (beliefs[indices] * weights.unsqueeze(2)).sum(1)
         if self.network is None:
             return vote
-        predicted = predict(self.network, images, shifts=True).clamp_min(PROBABILITY_FLOOR)
+        predicted = predict(self.network, images).clamp_min(PROBABILITY_FLOOR)
         joint = vote.clamp_min(PROBABILITY_FLOOR).pow(config.vote_share) * predicted.pow(1 - config.vote_share)
         return joint / joint.sum(1, keepdim=True)

@@ -215,52 +215,41 @@ def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(0)
 
 
-def predict(network: Encoder, images: Tensor, *, shifts: bool = False) -> Tensor:
-    """Predict with test-time averaging over mirror images.
+def predict(network: Encoder, images: Tensor) -> Tensor:
+    """Predict with test-time averaging over mirror images and shifts by one pixel.
 
     Args:
         network: put into evaluation mode.
         images: uint8 [N, H, W].
-        shifts: average also over shifts by one pixel, at five times the cost.
 
     Returns:
         Class probabilities, float32 [N, C].
     """
 
-    def classify(x: Tensor) -> Tensor:
-        shifted = _shifts(x) if shifts else [x]
+    def compute(x: Tensor) -> Tensor:
+        padded = F.pad(x, (1, 1, 1, 1))
+        H, W = x.shape[2:]
+        shifted = [padded[:, :, dy : dy + H, dx : dx + W] for dy, dx in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
         variants = [network.classify(variant).softmax(1) for y in shifted for variant in (y, y.flip(3))]
         return torch.stack(variants).mean(0)
 
-    return torch.cat(_evaluate(network, images, classify))
-
-
-def _shifts(x: Tensor) -> list[Tensor]:
-    padded = F.pad(x, (1, 1, 1, 1))
-    H, W = x.shape[2:]
-    return [padded[:, :, dy : dy + H, dx : dx + W] for dy, dx in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
+    return torch.cat(_evaluate(network, images, compute))
 
 
 def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `embed` and `predict` (without shifts) return, at the cost of one of them."""
+    """Embed and predict images with averaging over mirror images only, at a fifth of the cost of `predict`.
+
+    Returns:
+        Unit vectors float32 [N, D], and class probabilities float32 [N, C].
+    """
 
     def compute(x: Tensor) -> tuple[Tensor, Tensor]:
         features = [network(variant) for variant in (x, x.flip(3))]
-        prediction = torch.stack([network.classifier(row).float().softmax(1) for row in features]).mean(0)
+        prediction = torch.stack([network.classifier(rows).float().softmax(1) for rows in features]).mean(0)
         return features[0].float() + features[1].float(), prediction
 
     features, predictions = zip(*_evaluate(network, images, compute), strict=True)
     return F.normalize(torch.cat(features), dim=1), torch.cat(predictions)
-
-
-def embed(network: Encoder, images: Tensor) -> Tensor:
-    """Embed images, each averaged with its mirror image: uint8 [N, H, W] -> unit vectors, float32 [N, D]."""
-
-    def compute(x: Tensor) -> Tensor:
-        features: Tensor = network(x).float() + network(x.flip(3)).float()
-        return features
-
-    return F.normalize(torch.cat(_evaluate(network, images, compute)), dim=1)
 
 
 def _evaluate(network: Encoder, images: Tensor, compute: Callable[[Tensor], Output]) -> list[Output]:

@@ -33,11 +33,6 @@ class NeighbourGraph:
     similarities: Tensor
     affinity: Tensor
 
-    @property
-    def size(self) -> int:
-        """The number of nodes."""
-        return len(self.neighbours)
-
 
 def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Find the k most similar keys of each query.
@@ -126,40 +121,46 @@ def propagate_labels(
     *,
     alpha: float = 0.95,
     steps: int = 60,
-    balanced: bool = True,
     prior: Tensor | None = None,
 ) -> Tensor:
-    """Spread known labels over the graph.
-
-    Iterates F <- alpha S F + (1 - alpha) Y, then clamps the known labels.
+    """Spread known labels over the graph, balance the classes, and clamp the known labels.
 
     Args:
         graph: the pool's graph.
         ids: int64 [L], nodes whose label is known.
         labels: int64 [L].
         classes: number of classes, C.
-        alpha: share of a node's belief that comes from its neighbours.
-        steps: iterations; alpha^steps bounds the remaining error.
-        balanced: rescale the classes' total mass to be equal (class-mass normalisation).
-        prior: float [N, C], Y where no label is known, rows summing to one; None for zeros.
+        alpha: see `diffuse`.
+        steps: see `diffuse`.
+        prior: float [N, C], beliefs to start from where no label is known, rows summing to one; None for zeros.
 
     Returns:
         float32 [N, C], rows summing to one; uniform where no label reached.
     """
-    N = graph.size
-    Y = torch.zeros(N, classes, device=graph.affinity.device) if prior is None else prior.clone()
+    Y = torch.zeros(len(graph.neighbours), classes, device=graph.affinity.device) if prior is None else prior.clone()
     known = F.one_hot(labels, classes).float()
     Y[ids] = known
-    beliefs = Y.clone()
-    for _ in range(steps):
-        beliefs = alpha * (graph.affinity @ beliefs) + (1 - alpha) * Y
-    beliefs = beliefs.clamp_min(0)
-    if balanced:
-        beliefs = balance_classes(beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12))
+    beliefs = diffuse(graph, Y, alpha, steps).clamp_min(0)
+    beliefs = balance_classes(beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12))
     beliefs = beliefs + PROBABILITY_FLOOR / classes
     beliefs = beliefs / beliefs.sum(1, keepdim=True)
     beliefs[ids] = known
     return beliefs
+
+
+def diffuse(graph: NeighbourGraph, Y: Tensor, alpha: float, steps: int) -> Tensor:
+    """Iterate F <- alpha S F + (1 - alpha) Y from F = Y, with the graph's affinity S.
+
+    Args:
+        graph: of N nodes.
+        Y: float32 [N, C].
+        alpha: share of a node's value that comes from its neighbours.
+        steps: iterations; alpha^steps bounds the remaining error.
+    """
+    values = Y
+    for _ in range(steps):
+        values = alpha * (graph.affinity @ values) + (1 - alpha) * Y
+    return values
 
 
 def balance_classes(beliefs: Tensor, steps: int = 10) -> Tensor:

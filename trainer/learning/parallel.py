@@ -148,6 +148,6 @@ class Replicas(Generic[Network]):
                 other.grad = None
 
 
-def split_batch(batch: Tensor, parts: int, smallest: int = 2) -> Sequence[Tensor]:
-    """Split a batch into `parts` of nearly equal size, or into fewer, so that none has less than `smallest` rows."""
-    return batch.chunk(max(1, min(parts, len(batch) // smallest)))
+def split_batch(batch: Tensor, parts: int) -> Sequence[Tensor]:
+    """Split a batch into `parts` of nearly equal size, or into fewer, so that each has two rows to normalise by."""
+    return batch.chunk(max(1, min(parts, len(batch) // 2)))

@@ -7,13 +7,11 @@ from trainer.config import PhaseConfig, Profile
 
 @dataclass(frozen=True)
 class Ask:
-    """Ask for the labels of a round.
+    """Ask for a round's images, until `labels` are paid for in all.
 
     Attributes:
-        round: from 0.
-        labels: paid for afterwards, in all.
-        chosen_in: the round whose choice the images come from: this one, or an earlier one that chose ahead.
-        chosen_until: labels in all up to which that round chose.
+        chosen_in: the round that chooses the images: this one, or an earlier one that chose ahead.
+        chosen_until: labels in all up to which that round chooses.
     """
 
     round: int
@@ -24,7 +22,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Train:
-    """Fine-tune for one phase of a round; `phase` counts from 0 within the round."""
+    """Fine-tune for one phase of a round."""
 
     round: int
     phase: int
@@ -33,7 +31,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimate the accuracy after a round, and stop asking when it reaches the target."""
+    """Estimate the accuracy after a round, and stop asking if it reaches the target."""
 
     round: int
 
@@ -51,12 +49,7 @@ Step = Ask | Train | Estimate | Freeze
 
 
 def plan(profile: Profile, *, has_target: bool) -> list[Step]:
-    """Expand a profile into the steps of its run.
-
-    Args:
-        profile: its rounds.
-        has_target: whether to estimate the accuracy after each round that trains, but for the last.
-    """
+    """Expand a profile into the steps of its run; with a target, rounds that train are followed by an estimate."""
     steps: list[Step] = []
     last = len(profile.rounds) - 1
     for number, settings in enumerate(profile.rounds):

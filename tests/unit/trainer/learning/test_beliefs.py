@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.support.tiny_learning import CPU, TINY_ENCODER, bars
 from trainer.config import GraphConfig
 from trainer.learning.beliefs import FeatureSpace, JointModel
-from trainer.learning.finetune import embed, predict
+from trainer.learning.finetune import embed_and_predict, predict
 from trainer.learning.graph import balance_classes, propagate_labels
 from trainer.learning.losses import PROBABILITY_FLOOR
 from trainer.learning.pretrain import new_encoder
@@ -36,7 +36,7 @@ def test_the_space_joins_its_sources_by_their_weights(data: tuple[Tensor, Tensor
         space_of(data[0], pretrained_weight=0.5, finetuned_weight=2.0),
         new_encoder(TINY_ENCODER, 3, 1, CPU),
     )
-    fixed, joined = space.embed_pool(None), space.embed_pool(embed(network, data[0]))
+    fixed, joined = space.embed_pool(None), space.embed_pool(embed_and_predict(network, data[0])[0])
     assert fixed.shape == (60, 16 + 8) and joined.shape == (60, 16 + 8 + 8)
     for features in (fixed, joined):
         torch.testing.assert_close(features.norm(dim=1), torch.ones(60))
@@ -48,7 +48,7 @@ def test_other_images_are_described_as_the_pool_is(data: tuple[Tensor, Tensor]) 
     """An image of the pool has the same features when it is embedded as another image."""
     space, network = space_of(data[0]), new_encoder(TINY_ENCODER, 3, 1, CPU)
     for learned in (None, network):
-        pool = space.embed_pool(None if learned is None else embed(learned, data[0]))
+        pool = space.embed_pool(None if learned is None else embed_and_predict(learned, data[0])[0])
         torch.testing.assert_close(space.embed(data[0][:9], learned), pool[:9], rtol=0, atol=0.01)
 
 
@@ -98,7 +98,7 @@ def test_without_propagation_the_network_alone_is_believed(data: tuple[Tensor, T
     assert torch.equal(beliefs[IDS], F.one_hot(labels[IDS], 3).float())
     assert torch.equal(beliefs[others], model.beliefs(IDS, (labels[IDS] + 1) % 3, 3)[others])
     assert torch.equal(beliefs[others], balance_classes(model.predictions.clamp_min(PROBABILITY_FLOOR))[others])
-    assert torch.equal(model.predict(images, beliefs), predict(network, images, shifts=True))
+    assert torch.equal(model.predict(images, beliefs), predict(network, images))
 
 
 def test_without_propagation_and_network_nothing_is_known_but_the_labels(data: tuple[Tensor, Tensor]) -> None:
@@ -135,4 +135,4 @@ def test_a_vote_without_a_share_leaves_the_network_s_answer(data: tuple[Tensor, 
     network = new_encoder(TINY_ENCODER, 3, 1, CPU)
     model = JointModel.build(space_of(images, vote_share=0.0), images, network)
     answers = model.predict(images, torch.full((60, 3), 1 / 3))
-    torch.testing.assert_close(answers, predict(network, images, shifts=True))
+    torch.testing.assert_close(answers, predict(network, images))
