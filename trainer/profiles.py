@@ -6,16 +6,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from trainer.config import (
-    EncoderConfig,
-    FinetuneConfig,
-    Frozen,
-    PhaseConfig,
-    PretrainConfig,
-    Profile,
-    RoundConfig,
-    ViewConfig,
-)
+from trainer.config import EncoderConfig, FinetuneConfig, PhaseConfig, PretrainConfig, Profile, RoundConfig, ViewConfig
 from trainer.errors import ConfigError
 
 # Random crops and tone, as profile `paper` has them: the changes of SimCLR that mean something in grey images. The
@@ -166,8 +157,7 @@ _FIRST_TRAINED = 40
 
 
 def _changed(profile: Profile, part: str, **values: Any) -> Profile:  # noqa: ANN401 - each setting has its own type
-    whole: Frozen = getattr(profile, part)
-    return profile.model_copy(update={part: whole.model_copy(update=values)})
+    return profile.model_copy(update={part: getattr(profile, part).model_copy(update=values)})
 
 
 def _with_phases(profile: Profile, change: Callable[[PhaseConfig], PhaseConfig]) -> Profile:

@@ -1,6 +1,6 @@
 """All that a query strategy may look at; it holds no label and no test image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,5 +49,4 @@ class PoolState:
             return chosen[:batch]
         taken = self.labelled.clone()
         taken[chosen] = True
-        rest = PoolState(self.features, self.neighbours, self.similarities, self.beliefs, taken, self.classes)
-        return torch.cat([chosen, rest.draw(missing, generator)])
+        return torch.cat([chosen, replace(self, labelled=taken).draw(missing, generator)])

@@ -114,14 +114,8 @@ class LabelOracle:
             if state.beliefs is not None:
                 value, guess = state.beliefs[index].max(0)
                 predicted, confidence = int(guess), min(1.0, float(value))
-            queries.append(
-                _PendingQuery(
-                    id=index,
-                    reason=explain(state, index, self.class_names),
-                    predicted=predicted,
-                    confidence=confidence,
-                )
-            )
+            reason = explain(state, index, self.class_names)
+            queries.append(_PendingQuery(id=index, reason=reason, predicted=predicted, confidence=confidence))
         batch = _PendingBatch(run_id=self._run_id, round=round_number, strategy=strategy, queries=tuple(queries))
         replace_file(self._out / _PENDING_FILE, batch.model_dump_json() + "\n")
         self._ask_pending(batch)
@@ -139,14 +133,11 @@ class LabelOracle:
                 QueryRecord(
                     order=first + offset,
                     round=batch.round,
-                    id=query.id,
                     strategy=batch.strategy,
-                    reason=query.reason,
-                    predicted=query.predicted,
-                    confidence=query.confidence,
                     label=labels[query.id].label,
                     charged=labels[query.id].charged,
                     asked_at=now,
+                    **query.model_dump(),
                 )
                 for offset, query in enumerate(batch.queries)
             ],
