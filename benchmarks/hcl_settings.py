@@ -1,8 +1,8 @@
-"""What HCL's settings are worth: `python -m benchmarks.hcl_settings --data DIR --out DIR`, DIR a re-drawn split.
+"""Compare settings of HCL on a re-drawn split: `python -m benchmarks.hcl_settings --data DIR --out DIR`.
 
 Pretrains the default profile's encoder under settings that differ from the profile in one thing each, and measures the
-features with the split's labels: alone and beside the descriptor. Labels are read for measuring, after pretraining; the
-official data are refused. What is finished is kept in --out, and the same command goes on.
+features with the split's labels, alone and beside the descriptor. Labels are read only for measuring, after
+pretraining; the official data are refused. Results are kept in --out, and the same command resumes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from torch import Tensor
 
 from label_service.data import idx
 from label_service.data.dataset import CARD, TEST_LABELS, TRAIN_LABELS, read_card, stored_path
-from trainer.ablations import PAPER_VIEW
 from trainer.acquisition.clustering import most_typical, spherical_kmeans
 from trainer.config import Profile
 from trainer.images.data import ImageSet, load_images
-from trainer.learning.beliefs import FeatureSpace, Knowledge
+from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.device import generator_for, keep_freed_memory, use_all_cores
 from trainer.learning.pretrain import new_encoder, pretrain
-from trainer.profiles import CPU
+from trainer.profiles import CPU, PAPER_VIEW
 from trainer.records.progress import MetricWriter
 
 CLUSTERS = 200
@@ -39,10 +38,10 @@ DEVICE = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Measured:
-    """How good features are, all in percent of images.
+    """How good features are, in percent of images.
 
     Attributes:
-        alone: held-out images whose 15 nearest neighbours in the pool vote rightly, by pretrained features alone.
+        alone: held-out images that their 15 nearest neighbours in the pool classify rightly, by pretrained features.
         joint: the same beside the descriptor, weighted as in the profile.
         purity: neighbours in the joint graph that are of the image's class.
         spread: pool images right when the medoids of 200 k-means clusters are asked and their labels spread over the
@@ -97,15 +96,17 @@ def measure(
         pretrain(images.pool, encoder, profile.pretrain, seed=seed, identity=identity, out=out, metrics=metrics)
     seconds = time.perf_counter() - began_s
     by_hcl = profile.graph.model_copy(update={"descriptor_weight": 0.0, "pretrained_weight": 1.0})
-    joint = Knowledge.of(FeatureSpace(images.pool, encoder, profile.graph), images.pool, None)
-    # A vote needs no graph of the pool, so the joint one stands in.
+    joint = JointModel.build(FeatureSpace(images.pool, encoder, profile.graph), images.pool, None)
+    # A vote does not use the graph, so the joint model's graph can stay.
     space = FeatureSpace(images.pool, encoder, by_hcl)
-    alone = replace(joint, space=space, features=space.pool(None))
+    alone = replace(joint, space=space, features=space.embed_pool(None))
     truth = F.one_hot(pool_labels, CLASSES).float()
     spreads = []
     for number in range(CLUSTERINGS):
         assigned, _ = spherical_kmeans(joint.features, CLUSTERS, generator_for(DEVICE, seed, "clusters", number))
-        medoids = torch.tensor([most_typical(joint.features, assigned, one) for one in assigned.unique().tolist()])
+        medoids = torch.tensor(
+            [most_typical(joint.features, assigned, cluster) for cluster in assigned.unique().tolist()]
+        )
         spreads.append(_right(joint.beliefs(medoids, pool_labels[medoids], CLASSES).argmax(1), pool_labels))
     return Measured(
         alone=_right(alone.predict(images.test, truth).argmax(1), test_labels),
@@ -145,7 +146,7 @@ def main() -> int:
         if given.only and name not in given.only:
             continue
         for seed in given.seeds:
-            # Named by all that the weights depend on, so that results of other data or lengths are not taken for these.
+            # The name has all that the weights depend on, so results of other data or lengths are not mixed up.
             out = given.out / profile.pretraining_identity(seed, images.fingerprint)[:12]
             result = out / "measured.json"
             if not result.exists():

@@ -1,7 +1,7 @@
-"""What work side by side is worth: `python -m benchmarks.training_speed`.
+"""Measure what work side by side gains: `python -m benchmarks.training_speed`.
 
-Times steps of consistency training of the default profile, views and teacher included, on random images: all cores on
-the whole batch, and in turns with it each of two halves on its half of the cores (`trainer/learning/parallel.py`).
+Times steps of consistency training of the default profile, views and teacher included, on random images: with all cores
+on the whole batch, and in turn with each half of the batch on half of the cores (`trainer/learning/parallel.py`).
 Prints both and their ratio. Run it on an idle machine.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from trainer.config import PhaseConfig
 from trainer.learning import parallel
-from trainer.learning.device import keep_freed_memory, use_all_cores
+from trainer.learning.device import available_cores, keep_freed_memory, use_all_cores
 from trainer.learning.finetune import FineTuner
 from trainer.learning.pretrain import new_encoder
 from trainer.profiles import CPU
@@ -56,7 +56,7 @@ def main() -> None:
                 if number:
                     step_ms[parts].append(1000 * (time.perf_counter() - began_s) / STEPS)
     whole, halves = (statistics.median(step_ms[parts]) for parts in (1, 2))
-    print(f"\n{parallel.available_cores()} cores, medians of {rounds} rounds of {STEPS} steps\n")
+    print(f"\n{available_cores()} cores, medians of {rounds} rounds of {STEPS} steps\n")
     print("| | ms a step |\n|---|---:|")
     print(f"| all cores on the whole batch | {whole:.0f} |")
     print(f"| each of two halves on its share of the cores | {halves:.0f} |")

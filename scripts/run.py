@@ -207,9 +207,6 @@ def _train(wish: Wish, programs: Programs, data: Path, url: str) -> None:
     _say("trainer", "going on from where it stopped" if resume else "starting")
     # The trainer is told nothing about the service but its address.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
-    # OpenMP's threads else spin while they wait: beside one other busy program on two cores, the graph's products
-    # took thirteen times as long.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = processes.run_to_its_end(command, environment)
     if code:
         raise RunError(

@@ -1,7 +1,6 @@
-"""Frozen configuration models and the named profiles: complete sets of settings, each with its source.
+"""The settings of a run, frozen; `profiles.py` has complete sets of them by name.
 
-A profile is chosen by name; seed and budget are the only numbers that a command line overrides. The whole of it is
-written to OUT/config.json, and a run resumes only under the configuration it began with.
+The whole profile is written to OUT/config.json, and a run resumes only under the configuration it began with.
 """
 
 import hashlib
@@ -11,8 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from trainer.errors import ConfigError
 
-# Renewed when the same settings come to train otherwise, so that weights of an earlier way are not taken for today's.
-_PRETRAINING = "halves side by side"
+# A name of `acquisition.FILES`.
+DEFAULT_STRATEGY = "uncertain-clusters"
+
+# To be changed when the code trains differently under the same settings: old weights are then not taken for new ones.
+_PRETRAINING_METHOD = "halves side by side"
 
 
 class Frozen(BaseModel):
@@ -22,18 +24,18 @@ class Frozen(BaseModel):
 
 
 class ViewConfig(Frozen):
-    """Kinds and strengths of change of a random view; the default changes nothing but the side an image faces.
+    """How a random view changes an image; the default only mirrors.
 
     Attributes:
         flip: mirror half of the images.
         scale: lowest and highest zoom; below 1 shows a part of the image larger.
-        crop: whether the part may lie anywhere (SimCLR's random crop) or stays in the middle.
+        crop: whether that part may be anywhere (SimCLR's random crop) or stays in the middle.
         aspect: largest change of log(width / height).
         rotation_deg: largest rotation, degrees, either way.
         translate_px: largest shift, pixels, either way.
         tone: strength of random gamma and gain.
         texture: strength of multiplied low-frequency noise.
-        erase: share of images that lose a random rectangle.
+        erase: share of images in which a random rectangle is filled.
     """
 
     flip: bool = True
@@ -48,12 +50,12 @@ class ViewConfig(Frozen):
 
     @property
     def moves(self) -> bool:
-        """Whether pixels change place other than by mirroring."""
+        """Whether the view resamples the image: zooms, rotates or shifts it."""
         return self.scale != (1.0, 1.0) or max(self.aspect, self.rotation_deg, self.translate_px) > 0
 
 
 class EncoderConfig(Frozen):
-    """Which backbone, and how wide.
+    """The encoder's backbone and its size.
 
     Attributes:
         backbone: `oriented` (fixed front end, residual stages) or `resnet18`.
@@ -77,13 +79,13 @@ class PretrainConfig(Frozen):
     Attributes:
         epochs: passes over the pool; 0 keeps the random weights.
         batch: images a step (two views each).
-        steps: steps an epoch, where an epoch is to be shorter than the pool.
+        steps: steps an epoch at most; None for the whole pool.
         learning_rate: peak of AdamW's cosine.
         weight_decay: of AdamW.
         temperature: t of HCL.
         beta: concentration on hard negatives of HCL.
         tau_plus: class prior of HCL.
-        view: both views are drawn from it.
+        view: of both views.
     """
 
     epochs: int = Field(ge=0)
@@ -103,14 +105,14 @@ class GraphConfig(Frozen):
     Attributes:
         neighbours: of each image.
         alpha: share of a belief that comes from the neighbours.
-        propagate: whether labels spread over the graph; without it beliefs and test predictions are the network's own.
+        propagate: whether labels spread over the graph; if not, beliefs and test predictions are the network's.
         descriptor_dimensions: principal axes of the oriented-gradient descriptor.
         descriptor_weight: of the descriptor; 0 leaves it out.
-        pretrained_weight: of the pretrained features beside it.
-        finetuned_weight: of the fine-tuned network's features beside both, which are of unit length together.
-        graph_share: exponent of the graph's beliefs in their product with the network's, which has the rest.
+        pretrained_weight: of the pretrained features, relative to the descriptor.
+        finetuned_weight: of the fine-tuned features, relative to descriptor and pretrained features together.
+        graph_share: exponent s of the graph's beliefs in their product with the network's, whose exponent is 1 - s.
         smoothing: share of a joint belief that comes from the neighbours' joint beliefs.
-        vote_share: exponent of the neighbours' vote in a test prediction, of which the network has the rest.
+        vote_share: exponent s of the neighbours' vote in a test prediction; the network's exponent is 1 - s.
         vote_temperature: how fast a neighbour's vote falls with its cosine distance.
     """
 
@@ -128,14 +130,14 @@ class GraphConfig(Frozen):
 
 
 class PhaseConfig(Frozen):
-    """One stretch of fine-tuning under one mix of losses; the labels paid for are always learned.
+    """A number of fine-tuning epochs under one mix of losses; the loss on the labels paid for is always in it.
 
     Attributes:
         epochs: passes over the pool.
         soft: weight of the loss against the beliefs of graph and network.
         consistency: weight of the consistency loss.
-        trust_beliefs: exponent of the beliefs in the product with the teacher's guess.
-        threshold: confidence from which a guess is learned.
+        trust_beliefs: exponent of the beliefs in their product with the teacher's prediction.
+        threshold: lowest confidence at which a pseudo-label is used.
         learning_rate: peak of AdamW's cosine.
     """
 
@@ -153,11 +155,11 @@ class FinetuneConfig(Frozen):
     Attributes:
         batch: unlabelled images a step.
         labelled_batch: queried images a step, drawn with repetition.
-        steps: steps an epoch, where an epoch is to be shorter than the pool.
+        steps: steps an epoch at most; None for the whole pool.
         weight_decay: of AdamW.
         teacher_decay: of the moving average.
-        weak: views that labels are learned on and guesses are made on.
-        strong: views that must agree with the guesses.
+        weak: views for the labels and for the teacher's pseudo-labels.
+        strong: views that must agree with the pseudo-labels.
     """
 
     batch: PositiveInt = 256
@@ -170,14 +172,14 @@ class FinetuneConfig(Frozen):
 
 
 class RoundConfig(Frozen):
-    """One round of queries and what is learned from it.
+    """One round of queries and the training after it.
 
     Attributes:
-        labels: paid for when the round has asked, in all.
-        phases: of fine-tuning after it; before each, graph and beliefs are renewed. None leaves it to the graph.
-        chosen_ahead: labels up to which images are chosen in this round; the next rounds ask for the rest of them in
-            order. None chooses this round's alone.
-        evaluated: whether test predictions are frozen after it, a point of the learning curve.
+        labels: paid for in all when the round has asked.
+        phases: of fine-tuning; graph and beliefs are computed anew before each. With none, only the graph learns.
+        chosen_ahead: labels in all up to which this round chooses images; the next rounds ask for them in order. None
+            to choose for this round only.
+        evaluated: whether test predictions are frozen after the round, as a point of the learning curve.
     """
 
     labels: PositiveInt
@@ -192,16 +194,16 @@ class Profile(Frozen):
     Attributes:
         name: as given on the command line.
         about: source, expected cost and result, in a sentence.
-        rounds: ascending in labels; the last round's are the budget, and its training ends the run. Test predictions
-            are always frozen after the last one.
+        rounds: ascending in labels; the last round's labels are the budget. Test predictions are always frozen after
+            the last round.
         strategy: of acquisition.
-        pool_limit: use only so many images of the pool, None for all; for quick tests.
+        pool_limit: number of images of the pool to use, None for all; for quick tests.
     """
 
     name: str
     about: str
     rounds: tuple[RoundConfig, ...]
-    strategy: str = "uncertain-clusters"
+    strategy: str = DEFAULT_STRATEGY
     pool_limit: PositiveInt | None = None
     encoder: EncoderConfig
     pretrain: PretrainConfig
@@ -211,18 +213,18 @@ class Profile(Frozen):
     @model_validator(mode="after")
     def _rounds_ascend(self) -> "Profile":
         if list(self.budgets) != sorted(set(self.budgets)) or not self.budgets:
-            raise ValueError("rounds must ascend in labels, and there must be one")
+            raise ValueError("there must be a round, and rounds must ascend in labels")
         ahead = 0
-        for one in self.rounds:
-            ahead = max(ahead, one.chosen_ahead or 0)
-            if one.phases and one.labels < ahead:
-                raise ValueError("what is chosen ahead cannot follow from training in between")
+        for settings in self.rounds:
+            ahead = max(ahead, settings.chosen_ahead or 0)
+            if settings.phases and settings.labels < ahead:
+                raise ValueError("a round may not train before all images that were chosen ahead are asked for")
         return self
 
     @property
     def budgets(self) -> tuple[int, ...]:
         """Labels paid for after each round."""
-        return tuple(one.labels for one in self.rounds)
+        return tuple(settings.labels for settings in self.rounds)
 
     @property
     def budget(self) -> int:
@@ -231,12 +233,12 @@ class Profile(Frozen):
 
     @property
     def evaluation_budgets(self) -> tuple[int, ...]:
-        """The points of the learning curve, ascending; empty where only the end is evaluated."""
-        points = {one.labels for one in self.rounds if one.evaluated} | {self.budget}
+        """The points of the learning curve, ascending; empty if only the end is evaluated."""
+        points = {settings.labels for settings in self.rounds if settings.evaluated} | {self.budget}
         return () if points == {self.budget} else tuple(sorted(points))
 
     def with_budget(self, budget: int) -> "Profile":
-        """Scale the rounds to another total; of rounds that fall together, the last one's training stays.
+        """Scale the rounds to another budget; of rounds that become equal, the last one's settings are kept.
 
         Raises:
             ConfigError: the budget is not positive.
@@ -248,18 +250,18 @@ class Profile(Frozen):
             return max(1, round(labels * budget / self.budget))
 
         rounds = {
-            scaled(one.labels): one.model_copy(
+            scaled(settings.labels): settings.model_copy(
                 update={
-                    "labels": scaled(one.labels),
-                    "chosen_ahead": None if one.chosen_ahead is None else scaled(one.chosen_ahead),
+                    "labels": scaled(settings.labels),
+                    "chosen_ahead": None if settings.chosen_ahead is None else scaled(settings.chosen_ahead),
                 }
             )
-            for one in self.rounds
+            for settings in self.rounds
         }
         return self.model_copy(update={"rounds": tuple(rounds.values())})
 
     def pretraining_identity(self, seed: int, images_fingerprint: str) -> str:
-        """Digest of all that pretrained weights depend on."""
+        """Compute a digest of all that pretrained weights depend on."""
         pool = f"{images_fingerprint}[:{self.pool_limit}]"
-        parts = (_PRETRAINING, self.encoder.model_dump_json(), self.pretrain.model_dump_json(), str(seed), pool)
+        parts = (_PRETRAINING_METHOD, self.encoder.model_dump_json(), self.pretrain.model_dump_json(), str(seed), pool)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -19,7 +19,7 @@ from pathlib import Path
 from scripts import files, processes
 from scripts.counts import format_seconds
 from scripts.errors import RunError
-from trainer.learning.parallel import available_cores
+from trainer.learning.device import available_cores
 
 OUTPUT_FILE, CORES_FILE = "output.log", "cores.json"
 POLL_S = 0.1

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.ablations import ABLATIONS
 from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES
 from trainer.config import Profile
-from trainer.profiles import profile_named
+from trainer.profiles import ABLATIONS, profile_named
 
 
 @dataclass(frozen=True)

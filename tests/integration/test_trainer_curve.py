@@ -101,8 +101,8 @@ def test_a_curve_killed_at_a_point_resumes_to_the_same_end(
     again = settings_for(tmp_path / "out", tiny_data, shared_service, profile="tiny-curve", resume=True)
     result = run_to_end(again)
     assert outcome_of(tmp_path / "out", result) == outcome_of(tmp_path / "whole", whole)
-    assert [(one.labels, one.evaluation) for one in result.points] == [
-        (one.labels, one.evaluation) for one in whole.points
+    assert [(point.labels, point.evaluation) for point in result.points] == [
+        (point.labels, point.evaluation) for point in whole.points
     ]
     assert len(charges_of(shared_service, result.run_id).ids) == 18
     name = "predictions-at-3.json"

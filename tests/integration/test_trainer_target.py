@@ -38,7 +38,7 @@ def test_a_target_that_is_met_at_once_ends_the_asking(
     assert [point.labels for point in result.points] == [12]
     assert result.points[0].estimate is not None and result.points[0].estimate_error is not None
     rounds = read_rounds(tmp_path / "out")
-    assert [one.estimated_accuracy is not None for one in rounds[:2]] == [False, True]
+    assert [record.estimated_accuracy is not None for record in rounds[:2]] == [False, True]
     metrics = [json.loads(line)["stage"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert "round-2-1" in metrics
 

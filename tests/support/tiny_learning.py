@@ -20,7 +20,7 @@ SHIFTED = ViewConfig(flip=False, translate_px=1)
 
 
 class RecordedMetrics:
-    """Stands for a MetricWriter without its seconds of imports; dies at a chosen write, as Ctrl-C would."""
+    """Replaces a MetricWriter, whose imports take seconds; raises KeyboardInterrupt at a chosen write."""
 
     def __init__(self, interrupt_at: int | None = None) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The real trainer with one profile more, `tiny`: seconds on a pool of 200 images, every kind of work in it.
+"""The real trainer with a further profile, `tiny`: all stages in seconds on a pool of 200 images.
 
     python -m tests.support.tiny_trainer run --profile tiny …
 
@@ -54,7 +54,7 @@ CHECKPOINTS = 5
 
 
 def use_one_thread() -> None:
-    """Take the place of `use_all_cores`: so small a network waits for its threads longer than it computes."""
+    """Replace `use_all_cores`: so small a network waits for its threads longer than it computes."""
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""What the trainer's integration tests share: one run of the tiny profile, and what the service's log says of it."""
+"""Runs of the tiny profile for integration tests, their outcomes, and their charges in the service's log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_to_end(settings: Settings) -> RunResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What two runs of one seed must have in common, whatever befell them."""
+    """What two runs of one seed must have in common, also if one was interrupted."""
 
     asked: list[tuple[int, int, int, int | None]]
     rounds: list[tuple[int, int, float | None]]
@@ -51,7 +51,7 @@ def outcome_of(out: Path, result: RunResult) -> Outcome:
 
 @dataclass(frozen=True)
 class Charges:
-    """What the service's log says of one run: the ids charged, in order, and the batches answered again for free."""
+    """A run in the service's log: the ids charged, in order, and the number of batches answered again for free."""
 
     ids: list[int]
     replayed_batches: int

@@ -1,8 +1,7 @@
-"""Query strategies: what to ask next.
+"""Query strategies: each is a file with `select(state, batch, generator) -> indices`, and a line in `FILES` below.
 
-Each strategy is one file with one function of one signature, `select(state, batch, generator) -> indices`, and one
-line in `FILES`. To add your own, write the file and the line; `tests/unit/trainer/acquisition/test_strategies.py`
-then holds it to the promises that all of them keep.
+May import: `config` and `errors`.
+Must not import: `oracle`, `run`, `learning`; a strategy sees no label that is not paid for (`PoolState`).
 """
 
 from collections.abc import Callable
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 
 from trainer.acquisition.state import PoolState
+from trainer.config import DEFAULT_STRATEGY
 from trainer.errors import ConfigError
 
 Strategy = Callable[[PoolState, int, torch.Generator], Tensor]
 
-DEFAULT_STRATEGY = "uncertain-clusters"
-
-# The name for `--strategy`, and the file of this folder that has it.
+# To add a strategy, write its file and its line: the name for `--strategy`, and the module in this folder.
+# tests/unit/trainer/acquisition/test_strategies.py then checks what all strategies promise.
 FILES = {
     "badge": "badge",
     "coverage-margin": "coverage_margin",
@@ -36,10 +35,10 @@ STRATEGIES: dict[str, Strategy] = {name: import_module(f"{__name__}.{file}").sel
 
 
 def strategy_named(name: str) -> Strategy:
-    """Look a strategy up.
+    """Look a strategy up by its name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such strategy.
     """
     if name not in STRATEGIES:
         raise ConfigError(f"there is no query strategy {name!r}; choose one of {', '.join(sorted(STRATEGIES))}")
@@ -47,7 +46,7 @@ def strategy_named(name: str) -> Strategy:
 
 
 def explain(state: PoolState, index: int, class_names: tuple[str, ...]) -> str:
-    """Say in a short phrase why an image was worth asking: what the learner believed of it before."""
+    """Describe in a short phrase what was believed about an image before asking for its label."""
     if state.beliefs is None:
         return "cold start: nothing was known yet"
     top = state.beliefs[index].topk(2)

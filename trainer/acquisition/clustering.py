@@ -1,4 +1,4 @@
-"""Spherical k-means on unit vectors and order by coverage, shared by the strategies that want coverage."""
+"""Spherical k-means on unit vectors, medoids, and greedy ordering by coverage."""
 
 import torch
 import torch.nn.functional as F
@@ -12,29 +12,29 @@ def spherical_kmeans(
 
     Args:
         features: float32 [N, D], unit vectors.
-        clusters: at most N, and at most as many as have a weight.
+        clusters: at most N, and at most the number of positive weights.
         generator: for the first centres.
         steps: iterations.
-        weights: float32 [N], >= 0, how much each vector pulls its centre and is likely to be the first one; None for
-            equal ones.
+        weights: float32 [N], >= 0, of each vector in its centre and in the draw of the first centres; None for equal
+            weights.
 
     Returns:
-        The cluster of each row, int64 [N], in [0, clusters), and its similarity to the cluster's centre, float32 [N].
-        Some clusters may be empty.
+        The cluster of each row, int64 [N], in [0, clusters), and the row's similarity to the centre, float32 [N]. Some
+        clusters may be empty.
     """
-    centres = features[_first(len(features), clusters, generator, weights).to(features.device)]
+    centres = features[_draw_centres(len(features), clusters, generator, weights).to(features.device)]
     assigned, similarity = _assign(features, centres)
-    pull = features if weights is None else features * weights.unsqueeze(1)
+    weighted = features if weights is None else features * weights.unsqueeze(1)
     for _ in range(steps):
-        sums = torch.zeros_like(centres).index_add_(0, assigned, pull)
+        sums = torch.zeros_like(centres).index_add_(0, assigned, weighted)
         empty = sums.square().sum(1) == 0
         centres = torch.where(empty.unsqueeze(1), centres, F.normalize(sums, dim=1))
         assigned, similarity = _assign(features, centres)
     return assigned, similarity
 
 
-def _first(count: int, clusters: int, generator: torch.Generator, weights: Tensor | None) -> Tensor:
-    """Draw the first centres' rows, none twice, in proportion to their weights."""
+def _draw_centres(count: int, clusters: int, generator: torch.Generator, weights: Tensor | None) -> Tensor:
+    """Draw the rows of the first centres without replacement, in proportion to their weights."""
     if weights is None:
         return torch.randperm(count, generator=generator, device=generator.device)[:clusters]
     # The largest of u^(1/w) is a draw without replacement (P. Efraimidis and P. Spirakis, IPL 2006).
@@ -44,19 +44,19 @@ def _first(count: int, clusters: int, generator: torch.Generator, weights: Tenso
 
 
 def _assign(features: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    best = [(part @ centres.T).max(1) for part in features.split(8192)]
-    return torch.cat([one.indices for one in best]), torch.cat([one.values for one in best])
+    best = [(rows @ centres.T).max(1) for rows in features.split(8192)]
+    return torch.cat([part.indices for part in best]), torch.cat([part.values for part in best])
 
 
 def most_typical(features: Tensor, assigned: Tensor, cluster: int) -> int:
-    """Find the member of a cluster nearest to the cluster's mean direction (its medoid, to first order)."""
+    """Find the member of a cluster most similar to the mean of the cluster (its medoid, to first order)."""
     members = (assigned == cluster).nonzero().flatten()
     similarity = features[members] @ F.normalize(features[members].sum(0), dim=0)
     return int(members[similarity.argmax()])
 
 
 def by_coverage(features: Tensor, picks: Tensor, known: Tensor) -> Tensor:
-    """Order picks so that each next one brings the whole pool nearest to what is known or picked.
+    """Order picks so that each next one adds most to the coverage of the pool.
 
     Greedy maximisation of facility location (K. Wei, R. Iyer and J. Bilmes, "Submodularity in data subset selection and
     active learning", ICML 2015).
@@ -64,12 +64,12 @@ def by_coverage(features: Tensor, picks: Tensor, known: Tensor) -> Tensor:
     Args:
         features: float32 [N, D], unit vectors.
         picks: int64 [B], none twice; [N, B + L] similarities are held at once.
-        known: int64 [L], what is covered already.
+        known: int64 [L], images that cover already.
 
     Returns:
-        The picks, int64 [B], in that order; of equal ones the earlier first.
+        The picks, int64 [B], in that order; of equal picks the earlier first.
     """
-    # -1 is the similarity of opposites: where nothing is known, whatever is picked first covers.
+    # -1 is the lowest cosine: without known images, any first pick adds coverage.
     opposite = torch.full((len(features), 1), -1.0, device=features.device)
     nearest = torch.cat([opposite, features @ features[known].T], 1).max(1).values
     similarity = features @ features[picks].T
@@ -77,7 +77,7 @@ def by_coverage(features: Tensor, picks: Tensor, known: Tensor) -> Tensor:
     for _ in range(len(picks)):
         gain = (similarity - nearest.unsqueeze(1)).clamp_min(0).sum(0)
         gain[order] = -1
-        place = int(gain.argmax())
-        order.append(place)
-        nearest = torch.maximum(nearest, similarity[:, place])
+        best = int(gain.argmax())
+        order.append(best)
+        nearest = torch.maximum(nearest, similarity[:, best])
     return picks[torch.tensor(order, dtype=torch.long, device=picks.device)]

@@ -1,9 +1,8 @@
-"""Cover the pool first, then ask where a whole neighbourhood is torn between two classes.
+"""Cover the pool first, then ask where whole neighbourhoods are uncertain between two classes.
 
-While there are few labels: medoids of the largest k-means clusters that no label is in, so that every kind of image is
-seen. Afterwards: an image's margin
-averaged with its neighbours' (a lone odd image teaches nothing about others), and each pick halves the worth of its
-neighbours, so that one batch does not ask the same question many times.
+While there are few labels: medoids of the largest k-means clusters without a label, so that every kind of image is
+labelled. Afterwards: the uncertainty of an image averaged with its neighbours' (a single odd image says nothing about
+others). Each pick halves the scores of its neighbours, so that the images of a batch differ.
 """
 
 import torch
@@ -13,11 +12,11 @@ from trainer.acquisition.clustering import by_coverage, most_typical, spherical_
 from trainer.acquisition.margin import uncertainty
 from trainer.acquisition.state import PoolState
 
-# Labels a class, on average, up to which kinds of images are looked for: fewer tell too little to be torn by.
+# Up to this number of labels a class, on average, beliefs are too poor to choose by, and the pool is covered.
 COVERED_PER_CLASS = 4
-# How much of a neighbour's worth is left once an image beside it is asked.
-WORTH_LEFT = 0.5
-# Picks that are put in order of what they cover: the order counts where few labels are asked in parts.
+# Factor of a neighbour's score when an image beside it is picked.
+NEIGHBOUR_DISCOUNT = 0.5
+# Number of picks that are ordered by coverage: the order matters when few labels are asked for in parts.
 _ORDERED = 100
 
 
@@ -26,20 +25,20 @@ def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     batch = min(batch, len(state.free))
     if state.beliefs is None or is_covering(state):
         return cover(state, batch, generator)
-    worth = neighbourhood_uncertainty(state, state.beliefs)
-    worth[state.labelled] = -1
+    scores = neighbourhood_uncertainty(state, state.beliefs)
+    scores[state.labelled] = -1
     chosen: list[int] = []
     for _ in range(batch):
-        pick = int(worth.argmax())
+        pick = int(scores.argmax())
         chosen.append(pick)
         near = state.neighbours[pick]
-        worth[near] = torch.where(worth[near] > 0, worth[near] * WORTH_LEFT, worth[near])
-        worth[pick] = -1
+        scores[near] = torch.where(scores[near] > 0, scores[near] * NEIGHBOUR_DISCOUNT, scores[near])
+        scores[pick] = -1
     return torch.tensor(chosen, dtype=torch.long, device=state.features.device)
 
 
 def is_covering(state: PoolState) -> bool:
-    """Tell whether there are still so few labels that kinds of images are looked for."""
+    """Tell whether there are so few labels that the pool is still to be covered."""
     return int(state.labelled.sum()) < COVERED_PER_CLASS * state.classes
 
 
@@ -50,9 +49,9 @@ def neighbourhood_uncertainty(state: PoolState, beliefs: Tensor) -> Tensor:
 
 
 def cover(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    """Part the pool into as many clusters as there will be labels; take the medoids of the largest without one.
+    """Take the medoids of the largest clusters without a label; there are as many clusters as there will be labels.
 
-    The first hundred are in order of what each adds to the coverage, so that a beginning of them is a good choice too.
+    The first hundred medoids are ordered by coverage, so that the first few of them are a good choice too.
     """
     clusters = min(int(state.labelled.sum()) + batch, len(state.features))
     assigned, _ = spherical_kmeans(state.features, clusters, generator)

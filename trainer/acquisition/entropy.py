@@ -1,6 +1,6 @@
 """Entropy sampling: I. Dagan and S. P. Engelson, "Committee-based sampling for training classifiers", ICML 1995.
 
-One model's entropy stands for the committee's, as in B. Settles, "Active learning literature survey", 2009.
+The entropy of one model replaces that of a committee, as in B. Settles, "Active learning literature survey", 2009.
 """
 
 import torch
@@ -10,7 +10,7 @@ from trainer.acquisition.state import PoolState
 
 
 def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    """Take the unlabelled images of the highest entropy; random ones while there is no belief."""
+    """Take the unlabelled images of the highest entropy; random ones without beliefs."""
     if state.beliefs is None:
         return state.draw(batch, generator)
     return state.best(torch.special.entr(state.beliefs).sum(1), batch)

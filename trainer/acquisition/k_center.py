@@ -7,14 +7,14 @@ from trainer.acquisition.state import PoolState
 
 
 def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    """Take, one after the other, the image farthest from all that are labelled or taken; the first of all at random."""
+    """Take, one by one, the image farthest from all that are labelled or taken; without labels the first is random."""
     batch = min(batch, len(state.free))
     features = state.features
-    # Similarity to the nearest image labelled or taken; below any cosine while there is none.
+    # Similarity to the nearest labelled or taken image; lower than any cosine while there is none.
     nearest = torch.full((len(features),), -2.0, device=features.device)
     for index in state.labelled.nonzero().flatten().tolist():
         nearest = torch.maximum(nearest, features @ features[index])
-    # Above any cosine: never the least similar.
+    # Higher than any cosine, so that it is never the minimum.
     nearest[state.labelled] = 2.0
     chosen: list[int] = []
     for _ in range(batch):

@@ -13,7 +13,7 @@ def uncertainty(beliefs: Tensor) -> Tensor:
 
 
 def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    """Take the unlabelled images with the smallest margins; random ones while there is no belief."""
+    """Take the unlabelled images with the smallest margins; random ones without beliefs."""
     if state.beliefs is None:
         return state.draw(batch, generator)
     return state.best(uncertainty(state.beliefs), batch)

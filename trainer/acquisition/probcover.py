@@ -1,8 +1,8 @@
-"""ProbCover: cover as much of the pool as possible with balls of one radius around labelled images.
+"""ProbCover: cover as much of the pool as possible with balls of equal radius around labelled images.
 
 Source: O. Yehuda et al., "Active learning through a covering lens", NeurIPS 2022. The radius is the largest at which
-95% of the balls are pure, where k-means clusters, as many as there are classes, stand for the classes (their
-section 4.2). Departure: purity is read off a sample of balls, and no ball is stored.
+95% of the balls are pure, with as many k-means clusters as classes in place of the classes (their section 4.2).
+Departure: purity is measured on a sample of balls, and no ball is stored.
 """
 
 import torch
@@ -12,13 +12,13 @@ from trainer.acquisition.clustering import spherical_kmeans
 from trainer.acquisition.state import PoolState
 
 PURITY = 0.95
-# Balls that purity is estimated on: its standard error is then half a percent.
+# Number of balls on which purity is estimated: its standard error is then half a percent.
 _SAMPLE = 2000
 _CHUNK = 1024
 
 
 def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    """Take, one after the other, the image whose ball holds most images that no ball holds yet."""
+    """Take, one by one, the image whose ball holds most images that are not covered."""
     batch = min(batch, len(state.free))
     features = state.features
     reach = pure_similarity(features, state.classes, generator)
@@ -36,16 +36,16 @@ def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
         gain -= _ball_counts(features, newly, reach)
         gain[pick] = -1
         gain[state.labelled] = -1
-    # Everything is covered: more balls would add nothing.
+    # If everything is covered, the rest is random.
     return state.fill_up(torch.tensor(chosen, dtype=torch.long, device=features.device), batch, generator)
 
 
 def pure_similarity(features: Tensor, classes: int, generator: torch.Generator) -> float:
-    """Find the cosine similarity of the largest radius at which `PURITY` of the balls hold one cluster only.
+    """Find the largest radius at which `PURITY` of the balls hold one cluster only, as a cosine similarity.
 
     Args:
         features: float32 [N, D], unit vectors.
-        classes: clusters that stand for classes, at most N.
+        classes: number of clusters, at most N.
         generator: for k-means and the sample.
     """
     assigned, _ = spherical_kmeans(features, min(classes, len(features)), generator)
@@ -55,7 +55,7 @@ def pure_similarity(features: Tensor, classes: int, generator: torch.Generator) 
         similarity = features[part] @ features.T
         similarity[assigned[part].unsqueeze(1) == assigned] = -1
         nearest_other.append(similarity.max(1).values)
-    # A ball is pure as long as its radius stops short of the nearest image of another cluster.
+    # A ball is pure if its radius is shorter than the distance of the nearest image of another cluster.
     boundary = torch.cat(nearest_other).quantile(PURITY)
     return float(torch.nextafter(boundary, torch.full_like(boundary, 2)))
 

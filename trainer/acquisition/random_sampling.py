@@ -1,4 +1,4 @@
-"""Random sampling: the strategy every other must beat."""
+"""Random sampling: the baseline of all other strategies."""
 
 import torch
 from torch import Tensor

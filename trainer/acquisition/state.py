@@ -1,6 +1,6 @@
-"""What a query strategy may look at: features, neighbours, beliefs and which images are labelled. No label, no test."""
+"""All that a query strategy may look at; it holds no label and no test image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PoolState:
-    """The pool as a strategy sees it; strategies must not change it.
+    """The pool before a query; strategies must not change it.
 
     Attributes:
         features: float32 [N, D], unit vectors.
@@ -16,7 +16,7 @@ class PoolState:
         similarities: float32 [N, k], cosine similarities of those neighbours.
         beliefs: float32 [N, C], class probabilities, or None before the first label.
         labelled: bool [N].
-        classes: how many there are, C.
+        classes: number of classes, C.
     """
 
     features: Tensor
@@ -32,22 +32,21 @@ class PoolState:
         return (~self.labelled).nonzero().flatten()
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` distinct unlabelled indices, all of them if there are fewer."""
+        """Draw `count` distinct unlabelled indices, or all if there are fewer."""
         free = self.free
         order = torch.randperm(len(free), generator=generator, device=generator.device).to(free.device)
         return free[order[:count]]
 
     def best(self, scores: Tensor, batch: int) -> Tensor:
-        """Take the unlabelled indices of the highest scores [N], ties in the pool's order."""
+        """Take the unlabelled indices with the highest scores [N]; of equal scores the lower index first."""
         free = self.free
         return free[scores[free].argsort(descending=True, stable=True)[:batch]]
 
     def fill_up(self, chosen: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-        """Bring a selection to exactly `batch` (or to all that is free) with random unlabelled images."""
+        """Fill a selection up to `batch` indices (or to all that are free) with random unlabelled ones."""
         missing = min(batch, len(self.free)) - len(chosen)
         if missing <= 0:
             return chosen[:batch]
         taken = self.labelled.clone()
         taken[chosen] = True
-        rest = PoolState(self.features, self.neighbours, self.similarities, self.beliefs, taken, self.classes)
-        return torch.cat([chosen, rest.draw(missing, generator)])
+        return torch.cat([chosen, replace(self, labelled=taken).draw(missing, generator)])

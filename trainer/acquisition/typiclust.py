@@ -1,8 +1,7 @@
-"""TypiClust: ask for the most typical image of each cluster not yet covered.
+"""TypiClust: ask for the most typical image of each cluster without a label.
 
 Source: G. Hacohen et al., "Active learning on a budget: opposite strategies suit high and low budgets", ICML 2022.
-Departure: typicality is read off the pool's neighbour graph (mean similarity to the k nearest) instead of a new
-nearest-neighbour search inside each cluster.
+Departure: typicality is the mean similarity to the neighbours in the pool's graph, not to those in the cluster.
 """
 
 import torch
@@ -26,7 +25,7 @@ def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
     size = torch.bincount(assigned[free], minlength=clusters)
     chosen: list[int] = []
     while len(chosen) < batch:
-        # Fewest labels first, then the largest cluster: past MAX_CLUSTERS clusters are visited again.
+        # Fewest labels first, then the largest cluster: beyond MAX_CLUSTERS picks, clusters are visited again.
         candidates = (size > 0).nonzero().flatten()
         fewest = candidates[covered[candidates] == covered[candidates].min()]
         cluster = int(fewest[size[fewest].argmax()])

@@ -1,7 +1,7 @@
-"""Random views of image batches, made on the images' device from a generator passed in.
+"""Random views of image batches, computed on the device of the images.
 
-Contrastive pretraining takes two views an image; fine-tuning takes a weak one to learn labels from and a strong one
-for consistency. The kinds of change are named in `ViewConfig`; profiles choose their strengths.
+Contrastive pretraining uses two views of each image; fine-tuning uses weak views and strong ones. `ViewConfig` names
+the kinds of change; profiles choose their strengths.
 """
 
 import math
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from trainer.config import ViewConfig
 
+# Smallest grey value before the power of the gamma correction.
+_DARKEST = 1e-6
+
 
 def random_view(images: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor:
     """Draw one random view of each image.
@@ -19,7 +22,7 @@ def random_view(images: Tensor, view: ViewConfig, generator: torch.Generator) ->
     Args:
         images: uint8 [B, H, W].
         view: kinds and strengths of change.
-        generator: on the images' device; the only source of randomness.
+        generator: on the device of the images; the only source of randomness.
 
     Returns:
         float32 [B, 1, H, W], in [0, 1].
@@ -28,14 +31,14 @@ def random_view(images: Tensor, view: ViewConfig, generator: torch.Generator) ->
     x = _geometry(x, view, generator)
     B = len(x)
     if view.tone > 0:
-        # Gamma and gain together stand for lighting and fabric colour: shape stays, grey values do not.
+        # Gamma and gain stand for lighting and the colour of the fabric: they change grey values, not shapes.
         gamma = torch.exp(_uniform((B, 1, 1, 1), -view.tone, view.tone, x, generator))
         gain = 1 + _uniform((B, 1, 1, 1), -view.tone, view.tone, x, generator) / 2
-        x = x.clamp_min(1e-6).pow(gamma) * gain
+        x = x.clamp_min(_DARKEST).pow(gamma) * gain
     if view.texture > 0:
         coarse = torch.randn((B, 1, 7, 7), generator=generator, device=x.device)
         smooth = F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
-        # Multiplied, so that the empty background stays empty.
+        # Multiplied, so that the background stays black.
         x = x * (1 + view.texture * smooth)
     if view.erase > 0:
         x = _erase(x, view.erase, generator)
@@ -47,7 +50,7 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, like: Tensor, gene
 
 
 def _geometry(x: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor:
-    """Flip, scale, rotate and shift each image by one bilinear resampling; pixels from outside are black."""
+    """Flip, zoom, rotate and shift each image by one bilinear resampling; pixels from outside are black."""
     B, _, H, W = x.shape
     flip = torch.ones(B, device=x.device)
     if view.flip:
@@ -55,12 +58,12 @@ def _geometry(x: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor
     if not view.moves:
         return torch.where(flip.view(-1, 1, 1, 1) < 0, x.flip(3), x)
     low, high = view.scale
-    # Zoom is uniform in log space; the aspect ratio changes by at most the same factor view.aspect either way.
+    # Zoom and aspect ratio are uniform in log space.
     zoom = torch.exp(_uniform((B,), math.log(low), math.log(high), x, generator))
     aspect = torch.exp(_uniform((B,), -view.aspect, view.aspect, x, generator) / 2)
     angle = _uniform((B,), -view.rotation_deg, view.rotation_deg, x, generator) * (math.pi / 180)
     shift = _uniform((B, 2), -1, 1, x, generator)
-    # A crop of scale < 1 may lie anywhere in the image; translate_px comes on top.
+    # A crop may be anywhere in the image; translate_px is added to that.
     room = (1 - zoom).clamp_min(0) if view.crop else torch.zeros_like(zoom)
     dx = shift[:, 0] * (room + 2 * view.translate_px / W)
     dy = shift[:, 1] * (room + 2 * view.translate_px / H)
@@ -77,7 +80,7 @@ def _geometry(x: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor
 
 
 def _erase(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Fill one random rectangle, 15 to 50% of each side long, with one random grey, in a share of the images."""
+    """Fill a random rectangle, 15 to 50% of each side long, with a random grey, in a share of the images."""
     B, _, H, W = x.shape
     size = _uniform((B, 2), 0.15, 0.5, x, generator)
     start = torch.rand((B, 2), generator=generator, device=x.device) * (1 - size)

@@ -1,7 +1,7 @@
-"""Fashion-MNIST images, and any other IDX image set, held in memory as uint8.
+"""IDX image files (Fashion-MNIST and others), read into memory as uint8.
 
-This module reads image files only. It refuses label files by their magic number, so that a label cannot enter the
-trainer even by mistake: labels come over HTTP (`label_client`), and from nowhere else.
+This module reads image files only. It refuses label files by their magic number, so a label cannot enter the trainer
+by mistake: labels come only over HTTP (`trainer/oracle`).
 
 Format: IDX (http://yann.lecun.com/exdb/mnist, "the IDX file format"): a big-endian magic number, one big-endian
 32-bit size per dimension, then the bytes.
@@ -35,17 +35,13 @@ class ImageSet:
     Attributes:
         pool: uint8 [N, H, W]; row i is the image that the label service calls `id` i.
         test: uint8 [M, H, W]; only predicted on, never trained on.
-        fingerprint: tells one data set from another, on resume and at the label service, which answers the same one:
-            the SHA-256 (hex) of two lines, the SHA-256 of the unpacked pool file and that of the test file.
+        fingerprint: identifies the data set, on resume and at the label service: the SHA-256 (hex) of two lines, the
+            SHA-256 of the unpacked pool file and that of the test file.
     """
 
     pool: Tensor
     test: Tensor
     fingerprint: str
-
-    def to(self, device: torch.device) -> "ImageSet":
-        """Copy both arrays to `device`; the fingerprint stays."""
-        return ImageSet(self.pool.to(device), self.test.to(device), self.fingerprint)
 
 
 def load_images(folder: Path) -> ImageSet:
@@ -77,7 +73,7 @@ def load_images(folder: Path) -> ImageSet:
 
 
 def fingerprint_of(pool_sha256: str, test_sha256: str) -> str:
-    """Make an image set's fingerprint of the SHA-256 (hex) of its two unpacked files; see `ImageSet`."""
+    """Compute an image set's fingerprint from the SHA-256 (hex) of its two unpacked files; see `ImageSet`."""
     return hashlib.sha256(f"{pool_sha256}\n{test_sha256}\n".encode()).hexdigest()
 
 
@@ -89,7 +85,7 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _read_idx_images(path: Path) -> tuple[np.ndarray, str]:
-    """Read one IDX image file into a writable uint8 array [N, H, W]; beside it the SHA-256 of the unpacked file."""
+    """Read an IDX image file: a writable uint8 array [N, H, W], and the SHA-256 of the unpacked file."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

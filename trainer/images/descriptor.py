@@ -1,11 +1,11 @@
-"""Oriented-gradient maps and the descriptor made of them: what the trainer knows about images before it learns.
+"""Oriented-gradient maps, and a descriptor computed from them.
 
-The maps are the fixed front end of the encoder; the descriptor is the feature of the neighbour graph. Nothing here is
+The maps are the fixed front end of the encoder; the descriptor is a feature of the neighbour graph. Nothing here is
 learned from labels: the principal axes are those of the pool's images.
 
 Source: N. Dalal and B. Triggs, "Histograms of oriented gradients for human detection", CVPR 2005: unsigned
-orientations, soft votes, overlapping contrast normalisation. Departures: cells of 2 pixels and six bins suit images of
-28 pixels, and principal components with half-whitening replace the linear SVM as the consumer.
+orientations, soft votes, overlapping contrast normalisation. Departures: cells of 2 pixels and six bins, for images of
+28 pixels; half-whitened principal components instead of a linear SVM.
 """
 
 import math
@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Research on the pool's images: six bins were as good as nine, and a third cheaper.
+# Measured on the pool's images: as good as nine bins, and a third cheaper.
 ORIENTATION_BINS = 6
 CELL_PX = 2
-# Keeps the normalisation of empty background finite; in units of squared gradient of images in [0, 1].
+# Keeps the normalisation of a black background finite; squared gradient of images in [0, 1].
 CONTRAST_EPSILON = 1e-3
 
 
 class OrientedGradients(nn.Module):
-    """Turn images into maps of gradient energy by orientation. It has no parameters.
+    """Compute maps of gradient energy by orientation, without parameters.
 
     Shapes: images [B, 1, H, W] in [0, 1] -> maps [B, ORIENTATION_BINS, H / 2, W / 2] (H and W rounded down to even).
     """
@@ -35,14 +35,14 @@ class OrientedGradients(nn.Module):
         self.register_buffer("centres", centres.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the maps in float32 whatever the autocast state: small gradients vanish in bfloat16."""
+        """Compute the maps in float32, also under autocast: small gradients vanish in bfloat16."""
         with torch.autocast(images.device.type, enabled=False):
             padded = F.pad(images.float(), (1, 1, 1, 1), mode="replicate")
             dx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
             dy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
             magnitude = torch.sqrt(dx * dx + dy * dy + 1e-12)
             angle = torch.atan2(dy, dx)
-            # Distance of two undirected orientations, in bins; a vote is split linearly between the two nearest bins.
+            # Distance of undirected orientations, in bins; a vote is split linearly between the two nearest bins.
             turns = (angle - self.centres) / math.pi
             distance = (turns - turns.round()).abs() * ORIENTATION_BINS
             return F.avg_pool2d(magnitude * (1 - distance).clamp_min(0), CELL_PX)
@@ -66,15 +66,15 @@ def raw_descriptor(images: Tensor, front_end: OrientedGradients) -> Tensor:
     """
     maps = front_end(images.unsqueeze(1).float() / 255)
     pooled = F.avg_pool2d(normalise_contrast(maps), 2, stride=1)
-    # The square root tames the few strong edges, as for any histogram compared by a Euclidean distance.
+    # The square root reduces the weight of the few strong edges in Euclidean distances.
     return pooled.sqrt().flatten(1)
 
 
 class Descriptor:
     """The oriented-gradient descriptor, rotated to principal axes of the pool and half-whitened.
 
-    Half-whitening divides each axis by the fourth root of its variance: halfway between trusting the variances and
-    ignoring them.
+    Half-whitening divides each axis by the fourth root of its variance: halfway between keeping and equalising the
+    variances.
     """
 
     def __init__(self, pool: Tensor, dimensions: int = 128, chunk: int = 2048) -> None:
@@ -82,7 +82,7 @@ class Descriptor:
 
         Args:
             pool: uint8 [N, H, W]; its device is used throughout.
-            dimensions: number of principal axes kept (fewer when the pool spans fewer).
+            dimensions: number of principal axes to keep; fewer if the pool spans fewer.
             chunk: images per step, to bound memory.
         """
         self._front_end = OrientedGradients().to(pool.device)

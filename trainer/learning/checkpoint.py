@@ -1,54 +1,44 @@
-"""Save and load training state: whole or not at all, and never executing what a file holds."""
+"""Save and load training state: a file is replaced whole, and loading it never runs code that it holds."""
 
-import os
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.errors import RecordsUnwritable, ResumeError
+from trainer.errors import ResumeError
+from trainer.records.files import replace_file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint beside its place, make it durable, then rename it into place.
-
-    A kill at any moment leaves the old file or the new one.
+    """Replace a checkpoint; a kill at any moment leaves the old file or the new one.
 
     Args:
-        path: where it goes; the folder exists.
+        path: of the file.
         state: tensors, numbers, strings and containers of them.
 
     Raises:
         RecordsUnwritable: the disk is full or read-only; the old checkpoint is untouched.
     """
-    draft = path.with_name(path.name + ".part")
-    try:
-        with draft.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except (OSError, RuntimeError) as error:
-        draft.unlink(missing_ok=True)
-        raise RecordsUnwritable(
-            f"the checkpoint {path} cannot be written ({error}); free some space and start again with --resume"
-        ) from error
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    replace_file(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint with PyTorch's restricted unpickler, after its checksums.
+    """Check a checkpoint's checksums, then read it with PyTorch's restricted unpickler.
 
     Raises:
         ResumeError: the file is missing or damaged, or holds anything but tensors, numbers and strings.
     """
     try:
-        # torch.load does not look at the checksums that torch.save wrote, and one flipped bit can change a weight.
+        # torch.load ignores the checksums that torch.save wrote, and one flipped bit can change a weight.
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
-    # Damaged bytes make the two readers fail in many ways (ten kinds of exception were seen), and all mean the same.
+    # Damaged bytes raised ten kinds of exception in the two readers, and all of them mean the same.
     except Exception as error:
         raise ResumeError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}); remove it to redo it"

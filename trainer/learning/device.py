@@ -1,20 +1,20 @@
-"""Where and how precisely to compute: CUDA if there is one, else the CPU; bfloat16 where the hardware has it."""
+"""Device, cores, precision and random generators."""
 
 import contextlib
 import ctypes
 import functools
 import hashlib
+import os
 from pathlib import Path
 
 import torch
 
 from trainer.errors import ConfigError
-from trainer.learning.parallel import available_cores
 
-# CPU flags (Linux) of instructions that multiply bfloat16; without them autocast is slower than float32.
+# CPU flags (Linux) of instructions that multiply bfloat16. Without them autocast is slower than float32.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 _CPUINFO = Path("/proc/cpuinfo")
-# Parameters of glibc's mallopt (malloc.h): how much free memory to keep, and how many blocks to map one by one.
+# Parameters of glibc's mallopt (malloc.h): how much free memory to keep, and how many blocks to map singly.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
@@ -32,7 +32,7 @@ def pick_device(wanted: str = "auto") -> torch.device:
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
-        # `meta` and the like can hold a tensor, and no training.
+        # Devices such as `meta` hold tensors but do not train.
         known = device.type in ("cpu", "cuda")
     except (RuntimeError, AssertionError):
         known = False
@@ -41,16 +41,21 @@ def pick_device(wanted: str = "auto") -> torch.device:
     return device
 
 
+def available_cores() -> int:
+    """Count the cores that this process may use (a container's share, not the host's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_all_cores() -> None:
-    """Give PyTorch as many threads as this process may use cores (a container's share, not the host's count)."""
+    """Give PyTorch one thread for each available core."""
     torch.set_num_threads(available_cores())
 
 
 def keep_freed_memory() -> bool:
-    """Tell the allocator to keep what is freed for the next step, where it is glibc's; answer whether it took it.
+    """Make glibc's allocator keep freed memory for the next step; return whether it could be set.
 
-    By default every large tensor is mapped afresh from the kernel, which clears its pages first: 10 to 25% of a
-    training step on two cores.
+    By default every large tensor is mapped anew by the kernel, which clears its pages first: 10 to 25% of a training
+    step on two cores.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -63,22 +68,22 @@ def has_bfloat16(device: torch.device) -> bool:
     """Tell whether bfloat16 arithmetic is faster than float32 on the device."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return _tells_bfloat16(_CPUINFO)
+    return _lists_bfloat16(_CPUINFO)
 
 
-# Every training step asks, and the kernel writes the file afresh each time.
+# Every training step needs this, and the kernel writes the file anew for each reader.
 @functools.cache
-def _tells_bfloat16(cpuinfo: Path) -> bool:
+def _lists_bfloat16(cpuinfo: Path) -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in _BF16_FLAGS)
 
 
 def arithmetic_on(device: torch.device) -> str:
-    """Name the type that the networks compute in there: `bfloat16` or `float32`."""
+    """Name the type that networks compute in on a device: `bfloat16` or `float32`."""
     return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Enter bfloat16 autocast where it pays, else change nothing."""
+    """Enter bfloat16 autocast where it is faster, else change nothing."""
     if has_bfloat16(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -91,9 +96,9 @@ def derived_seed(seed: int, *purpose: object) -> int:
 
 
 def generator_for(device: torch.device, seed: int, *purpose: object) -> torch.Generator:
-    """Make a fresh generator for one purpose.
+    """Make a new generator for one purpose.
 
-    Every epoch and every round draws from its own, so that a resumed run draws what an uninterrupted one would have,
-    with no generator state to keep.
+    Each epoch and each round has its own, so a resumed run draws what an uninterrupted one draws, and no generator
+    state is saved.
     """
     return torch.Generator(device).manual_seed(derived_seed(seed, *purpose))

@@ -58,7 +58,7 @@ class OrientedBackbone(nn.Module):
         self.width = previous
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images; the front end runs in float32, the rest in the autocast type."""
+        """Compute features; the front end runs in float32, the rest in the autocast type."""
         even = images[:, :, : images.shape[2] // 2 * 2, : images.shape[3] // 2 * 2]
         x = 2 * F.pixel_unshuffle(even, 2) - 1
         if self.front_end is not None:
@@ -70,7 +70,7 @@ class OrientedBackbone(nn.Module):
 
 
 def resnet18_backbone() -> nn.Module:
-    """Make torchvision's ResNet-18 for small grey images; features [B, 512]. Never with pre-trained weights."""
+    """Make torchvision's ResNet-18 for small grey images, with random weights; features [B, 512]."""
     from trainer.learning.torchvision_compat import torchvision
 
     network: nn.Module = torchvision.models.resnet18(weights=None)
@@ -88,10 +88,10 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, config: EncoderConfig, classes: int) -> None:
-        """Build with random weights from torch's global generator; seed it before.
+        """Draw random weights from torch's global generator; seed it first (`new_encoder`).
 
         Args:
-            config: which backbone, how wide.
+            config: backbone and sizes.
             classes: number of classes, C.
         """
         super().__init__()
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
             oriented = OrientedBackbone(config.widths, config.blocks, gradients=config.front_end == "gradients")
             self.backbone, self.width = oriented, oriented.width
         hidden = max(self.width, config.projection)
-        # SimCLR's head (T. Chen et al., ICML 2020): thrown away after pretraining.
+        # SimCLR's head (T. Chen et al., ICML 2020); only pretraining uses it.
         self.projection_head = nn.Sequential(
             nn.Linear(self.width, hidden, bias=False),
             nn.BatchNorm1d(hidden),
@@ -116,10 +116,10 @@ class Encoder(nn.Module):
         return features
 
     def project(self, images: Tensor) -> Tensor:
-        """Embed on the contrastive loss's unit sphere: [B, projection], float32."""
+        """Embed as unit vectors for the contrastive loss: [B, projection], float32."""
         return F.normalize(self.projection_head(self(images)).float(), dim=1)
 
     def classify(self, images: Tensor) -> Tensor:
-        """Answer logits [B, C], float32."""
+        """Compute logits [B, C], float32."""
         logits: Tensor = self.classifier(self(images)).float()
         return logits

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.learning.losses import PROBABILITY_FLOOR
 from trainer.learning.parallel import side_by_side
 
-# Principal axes that candidates for neighbours are sought on.
+# Principal axes on which candidate neighbours are searched.
 _LEADING_AXES = 128
 
 
@@ -32,23 +33,18 @@ class NeighbourGraph:
     similarities: Tensor
     affinity: Tensor
 
-    @property
-    def size(self) -> int:
-        """The number of nodes."""
-        return len(self.neighbours)
-
 
 def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Find the k most similar keys of each query.
 
-    Candidates are the 2k most similar on the keys' leading principal axes, where there are more dimensions than those;
-    among the candidates similarities are exact. On the joint features of 50,000 images that finds 99.7% of the true
-    neighbours (docs/decisions/0019-halves-side-by-side.md).
+    In many dimensions, the 2k most similar keys on the leading principal axes are candidates, and among those the
+    similarities are exact. On the joint features of 50,000 images this finds 99.7% of the true neighbours
+    (docs/decisions/0019-halves-side-by-side.md).
 
     Args:
         queries: float32 [Q, D], unit vectors.
         keys: float32 [N, D], unit vectors.
-        k: neighbours wanted, at most N.
+        k: neighbours a query, at most N.
         chunk: queries per matrix product, to bound memory.
 
     Returns:
@@ -74,7 +70,7 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     """Build the graph of unit vectors.
 
     Weights are exp(-d_ij^2 / (s_i s_j)) with the local scale s_i, the distance of the k-th neighbour (L. Zelnik-Manor
-    and P. Perona, "Self-tuning spectral clustering", NeurIPS 2004), so dense and sparse classes hold together alike.
+    and P. Perona, "Self-tuning spectral clustering", NeurIPS 2004), which suits dense and sparse classes alike.
 
     Args:
         features: float32 [N, D], unit vectors.
@@ -83,7 +79,7 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     N = len(features)
     k = min(k, N - 1)
     similarities, indices = nearest_neighbours(features, features, k + 1)
-    # A node is its own nearest neighbour but for exact duplicates: drop it, or the last if it is not there.
+    # A node is its own nearest neighbour. Among many exact duplicates it may be missing: then drop the last one.
     own = indices == torch.arange(N, device=indices.device).unsqueeze(1)
     own[:, -1] |= ~own.any(1)
     indices = indices[~own].view(N, k)
@@ -93,7 +89,7 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     weights = torch.exp(-distance_sq / (scale.unsqueeze(1) * scale[indices]))
     rows = torch.arange(N, device=indices.device).repeat_interleave(k)
     columns = indices.flatten()
-    # W + W^T counts mutual neighbours twice, which is meant: mutual neighbours share a class more often.
+    # W + W^T counts mutual neighbours twice on purpose: they share a class more often.
     W = _sparse(
         torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])]),
         weights.flatten().repeat(2),
@@ -112,7 +108,7 @@ def _sparse(indices: Tensor, values: Tensor, N: int) -> Tensor:
 
 def _compressed(matrix: Tensor) -> Tensor:
     with warnings.catch_warnings():
-        # Compressed rows multiply several times faster; that torch calls them beta is no news to the user.
+        # Compressed rows multiply several times faster; torch's warning does not concern the user.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
         return matrix.to_sparse_csr()
 
@@ -125,52 +121,57 @@ def propagate_labels(
     *,
     alpha: float = 0.95,
     steps: int = 60,
-    balanced: bool = True,
     prior: Tensor | None = None,
 ) -> Tensor:
-    """Spread known labels over the graph.
-
-    Iterates F <- alpha S F + (1 - alpha) Y, then clamps the known labels.
+    """Spread known labels over the graph, balance the classes, and clamp the known labels.
 
     Args:
         graph: the pool's graph.
         ids: int64 [L], nodes whose label is known.
         labels: int64 [L].
         classes: number of classes, C.
-        alpha: share of a node's belief that comes from its neighbours.
-        steps: iterations; alpha^steps bounds what is left to converge.
-        balanced: rescale the classes' total mass to be equal (class-mass normalisation).
-        prior: float [N, C], beliefs to start from where no label is known (rows summing to one); None for zeros.
+        alpha: see `diffuse`.
+        steps: see `diffuse`.
+        prior: float [N, C], beliefs to start from where no label is known, rows summing to one; None for zeros.
 
     Returns:
-        float32 [N, C], rows summing to one; a node no label reached is uniform.
+        float32 [N, C], rows summing to one; uniform where no label reached.
     """
-    N = graph.size
-    Y = torch.zeros(N, classes, device=graph.affinity.device) if prior is None else prior.clone()
+    Y = torch.zeros(len(graph.neighbours), classes, device=graph.affinity.device) if prior is None else prior.clone()
     known = F.one_hot(labels, classes).float()
     Y[ids] = known
-    beliefs = Y.clone()
-    for _ in range(steps):
-        beliefs = alpha * (graph.affinity @ beliefs) + (1 - alpha) * Y
-    beliefs = beliefs.clamp_min(0)
-    if balanced:
-        beliefs = balance_classes(beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12))
-    beliefs = beliefs + 1e-6 / classes
+    beliefs = diffuse(graph, Y, alpha, steps).clamp_min(0)
+    beliefs = balance_classes(beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12))
+    beliefs = beliefs + PROBABILITY_FLOOR / classes
     beliefs = beliefs / beliefs.sum(1, keepdim=True)
     beliefs[ids] = known
     return beliefs
 
 
-def balance_classes(beliefs: Tensor, steps: int = 10, strength: float = 1.0) -> Tensor:
+def diffuse(graph: NeighbourGraph, Y: Tensor, alpha: float, steps: int) -> Tensor:
+    """Iterate F <- alpha S F + (1 - alpha) Y from F = Y, with the graph's affinity S.
+
+    Args:
+        graph: of N nodes.
+        Y: float32 [N, C].
+        alpha: share of a node's value that comes from its neighbours.
+        steps: iterations; alpha^steps bounds the remaining error.
+    """
+    values = Y
+    for _ in range(steps):
+        values = alpha * (graph.affinity @ values) + (1 - alpha) * Y
+    return values
+
+
+def balance_classes(beliefs: Tensor, steps: int = 10) -> Tensor:
     """Rescale the columns of [N, C] beliefs until every class has the same mass, rows summing to one.
 
     Args:
         beliefs: float [N, C], non-negative.
         steps: alternations of column and row scaling (Sinkhorn); ten leave under a percent of imbalance.
-        strength: 1 balances fully, 0 not at all.
     """
     for _ in range(steps):
         mass = beliefs.mean(0).clamp_min(1e-12) * beliefs.shape[1]
-        beliefs = beliefs / mass.pow(strength)
+        beliefs = beliefs / mass
         beliefs = beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12)
     return beliefs

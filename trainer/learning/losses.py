@@ -1,4 +1,4 @@
-"""Losses as pure functions: NT-Xent, the hard-negative contrastive loss (HCL), and the pseudo-label loss.
+"""Losses as pure functions: the hard-negative contrastive loss (HCL), soft cross entropy, the pseudo-label loss.
 
 HCL: J. Robinson et al., "Contrastive learning with hard negative samples", ICLR 2021, arXiv 2010.04592; the equations
 follow the authors' published code, which departs from the paper's pseudocode in normalising the importance weights by
@@ -13,13 +13,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+# Smallest probability before a logarithm or a power: a zero would exclude a class whatever the other factors are.
+PROBABILITY_FLOOR = 1e-6
+
 
 def _similarities(
     first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], temperature: float
 ) -> tuple[Float[Tensor, " A"], Float[Tensor, "A N"]]:
-    """Split s / t of all 2B views into the positive [2B] and the negatives [2B, 2B - 2]."""
+    """Compute s / t of each of the 2B views with its positive, [2B], and with its negatives, [2B, 2B - 2]."""
     views = torch.cat([first, second])
-    # Half-precision similarities lose the order of close negatives, which is what HCL weighs.
+    # HCL weighs negatives by their order, and half precision loses the order of close ones.
     views = views if views.dtype == torch.float64 else views.float()
     B = len(first)
     with torch.autocast(views.device.type, enabled=False):
@@ -30,23 +33,6 @@ def _similarities(
     negative[anchors, anchors] = False
     negative[anchors, positives] = False
     return sim_AA[anchors, positives], sim_AA[negative].view(2 * B, 2 * B - 2)
-
-
-def nt_xent(
-    first: Float[Tensor, "B D"], second: Float[Tensor, "B D"], *, temperature: float = 0.5
-) -> Float[Tensor, ""]:
-    """Compute the normalised temperature-scaled cross entropy (T. Chen et al., ICML 2020, equation 1).
-
-    Args:
-        first: unit vectors, one view an image.
-        second: unit vectors, another view of the same images in the same order.
-        temperature: t > 0.
-
-    Returns:
-        The mean over 2B anchors, each view being one.
-    """
-    pos_A, neg_AN = _similarities(first, second, temperature)
-    return (torch.logsumexp(torch.cat([pos_A.unsqueeze(1), neg_AN], 1), 1) - pos_A).mean()
 
 
 def hard_negative_loss(
@@ -61,18 +47,18 @@ def hard_negative_loss(
 
     neg = exp(s / t); imp = exp(beta s / t); reweighted = N sum(imp neg) / sum(imp);
     Ng = max((reweighted - tau_plus N pos) / (1 - tau_plus), N exp(-1 / t)); loss = -log(pos / (pos + Ng)).
-    Everything stays in log space: at low temperatures exp(s / t) leaves float32.
-    With beta = tau_plus = 0 this is `nt_xent`.
+    Computed in log space: at low temperatures exp(s / t) overflows float32.
+    With beta = tau_plus = 0 this is NT-Xent (T. Chen et al., ICML 2020, equation 1).
 
     Args:
-        first: unit vectors, one view an image; at least two images.
+        first: unit vectors, one view of each of at least two images.
         second: unit vectors, another view of the same images in the same order.
         temperature: t > 0.
         beta: concentration on hard negatives, >= 0.
         tau_plus: assumed probability that a negative has the anchor's class, in [0, 1).
 
     Returns:
-        The mean over 2B anchors.
+        The mean over 2B anchors: each view is an anchor.
 
     Raises:
         ValueError: a parameter is out of its range, or there are no negatives (one image).
@@ -83,15 +69,15 @@ def hard_negative_loss(
             f"not {temperature}, {beta}, {tau_plus}"
         )
     if len(first) < 2:
-        raise ValueError("hard_negative_loss needs at least two images, one has no negatives")
+        raise ValueError("hard_negative_loss needs at least two images: a single one has no negatives")
     pos_A, neg_AN = _similarities(first, second, temperature)
     N = neg_AN.shape[1]
     log_N = math.log(N)
     log_reweighted_A = log_N + torch.logsumexp((1 + beta) * neg_AN, 1) - torch.logsumexp(beta * neg_AN, 1)
     log_floor = log_N - 1 / temperature
     if tau_plus > 0:
-        # log(reweighted - tau_plus N pos) = log_reweighted + log1p(-ratio). The difference can be negative, where
-        # the floor applies; the ratio is clamped below one so that neither branch makes a NaN gradient.
+        # log(reweighted - tau_plus N pos) = log_reweighted + log1p(-ratio). Where the difference is negative, the
+        # floor applies; a ratio of zero stands in there, so that neither branch makes a NaN gradient.
         ratio_A = torch.exp((math.log(tau_plus) + log_N + pos_A - log_reweighted_A).clamp_max(20.0))
         positive_A = ratio_A < 1
         safe_A = torch.where(positive_A, ratio_A, torch.zeros_like(ratio_A))
@@ -103,12 +89,9 @@ def hard_negative_loss(
     return (torch.logaddexp(pos_A, log_Ng_A) - pos_A).mean()
 
 
-def soft_cross_entropy(
-    logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"], weights: Float[Tensor, " B"] | None = None
-) -> Float[Tensor, ""]:
-    """Compute the mean cross entropy against soft targets, each row weighted (weights of one where None is given)."""
-    rows = -(targets * F.log_softmax(logits, dim=1)).sum(1)
-    return rows.mean() if weights is None else (rows * weights).mean()
+def soft_cross_entropy(logits: Float[Tensor, "B C"], targets: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Compute the mean cross entropy against soft targets, rows summing to one."""
+    return -(targets * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
 def pseudo_label_loss(
@@ -118,9 +101,9 @@ def pseudo_label_loss(
 
     Args:
         logits: the student's, on strong views.
-        teacher: probabilities on weak views; no gradient flows into them.
-        threshold: images whose top probability is lower add nothing to the sum, but count in the mean.
+        teacher: probabilities on weak views; they get no gradient.
+        threshold: images whose top probability is lower count in the mean with a loss of zero.
     """
-    confidence, guess = teacher.detach().max(1)
+    confidence, pseudo_label = teacher.detach().max(1)
     mask = (confidence >= threshold).to(logits.dtype)
-    return (F.cross_entropy(logits, guess, reduction="none") * mask).mean()
+    return (F.cross_entropy(logits, pseudo_label, reduction="none") * mask).mean()

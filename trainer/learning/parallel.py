@@ -1,12 +1,11 @@
-"""Halves of the work side by side, each on half of the cores: small layers gain little from a second core.
+"""Run the halves of a batch side by side, each on half of the cores: small layers gain little from a second core.
 
-What it is worth: benchmarks/training_speed.py. A batch is parted into the same parts on every CPU, whatever the number
-of its cores, of which only the last bits of a result depend. On a GPU nothing is parted.
+How much time that saves: benchmarks/training_speed.py. Every CPU splits a batch into the same parts, whatever the
+number of its cores, because the last bits of a result depend on the split. A GPU does not split.
 """
 
 import copy
 import functools
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-# Parts of a batch on a CPU. More would leave batch normalisation too few images a part.
+from trainer.learning.device import generator_for
+
+# Parts of a batch on a CPU. More would leave batch normalisation too few images in a part.
 _CPU_PARTS = 2
 
 Item = TypeVar("Item")
@@ -23,36 +24,31 @@ Result = TypeVar("Result")
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def available_cores() -> int:
-    """Count the cores that this process may use (a container's share, not the host's count)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def parts_on(device: torch.device) -> int:
-    """Tell into how many parts a batch is parted on a device."""
+    """Return the number of parts that a batch is split into on a device."""
     return _CPU_PARTS if device.type == "cpu" else 1
 
 
 @functools.cache
 def _workers() -> ThreadPoolExecutor:
-    """Start as many threads as there are parts, or cores if they are fewer; each has its share of the cores."""
-    # Asking also fixes the caller's own number, which a worker's would replace while nobody has asked.
+    """Start one thread a part, or one a core if there are fewer cores; the threads share the cores evenly."""
+    # Reading the number also fixes it for the calling thread: PyTorch would otherwise take over a worker's number.
     cores = torch.get_num_threads()
     threads = min(_CPU_PARTS, cores)
     return ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(max(1, cores // threads)))
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
-    """Apply a function to each item; on a CPU several at a time, each on its share of the cores.
+    """Apply a function to each item; on a CPU to several at a time, each on its share of the cores.
 
     Args:
-        function: on a CPU it runs in other threads, where autograd's and autocast's modes are their defaults again. It
-            must not call `side_by_side` itself: with one worker it would wait for itself.
+        function: on a CPU it runs in other threads, where the modes of autograd and autocast are the defaults. It must
+            not call `side_by_side` itself: a single worker would wait for itself.
         items: independent of each other.
-        device: that the function computes on.
+        device: where the function computes.
 
     Returns:
-        The results in the items' order. If some fail, the first one's exception is raised when all have ended.
+        The results in the order of the items. If calls fail, the first exception is raised after all have ended.
     """
     if device.type != "cpu":
         return [function(item) for item in items]
@@ -63,7 +59,14 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], devi
 
 @dataclass(frozen=True)
 class Share(Generic[Network]):
-    """A part of a step: the network that learns it, its rows of the batch, its weight in the step, its randomness."""
+    """One network's part of a training step.
+
+    Attributes:
+        network: learns from the part.
+        batch: the part's rows.
+        weight: the part's share of the whole batch, in (0, 1].
+        generator: the part's randomness.
+    """
 
     network: Network
     batch: Tensor
@@ -72,54 +75,79 @@ class Share(Generic[Network]):
 
 
 class Replicas(Generic[Network]):
-    """A network and its twins: the same parameters in memory, gradients and normalisation statistics of their own.
+    """A network and its copies: shared parameters, but gradients and normalisation statistics of their own.
 
-    As in PyTorch's DistributedDataParallel the first network's statistics are the ones that last.
+    As in PyTorch's DistributedDataParallel, only the first network's statistics are kept.
 
     Attributes:
         networks: the network itself first.
     """
 
     def __init__(self, network: Network, count: int) -> None:
-        """Make the twins.
+        """Make the copies.
 
         Args:
-            network: its parameters must stay the same tensors from here on (loading a state keeps them).
-            count: networks in all.
+            network: must keep its parameter tensors from here on (loading a state does).
+            count: number of networks, the given one included.
         """
-        self.networks: list[Network] = [network, *(self._twin(network) for _ in range(count - 1))]
+        self.networks: list[Network] = [network, *(self._copy(network) for _ in range(count - 1))]
+        self._device = next(network.parameters()).device
+        self._generators: list[torch.Generator] = []
 
     @staticmethod
-    def _twin(network: Network) -> Network:
-        twin = copy.deepcopy(network)
-        for own, shared in zip(twin.parameters(), network.parameters(), strict=True):
+    def _copy(network: Network) -> Network:
+        replica = copy.deepcopy(network)
+        for own, shared in zip(replica.parameters(), network.parameters(), strict=True):
             own.data = shared.data
-        return twin
+        return replica
 
-    def train(self) -> None:
-        """Put all in training mode and forget gradients."""
+    def start_epoch(self, seed: int, *purpose: object) -> torch.Generator:
+        """Enter training mode, drop gradients, and derive a generator for each network; return the first generator."""
         for network in self.networks:
             network.train()
             network.zero_grad(set_to_none=True)
+        self._generators = [generator_for(self._device, seed, *purpose, index) for index in range(len(self.networks))]
+        return self._generators[0]
 
-    def deal(self, batch: Tensor, generators: Sequence[torch.Generator]) -> list[Share[Network]]:
-        """Part a batch among the networks, each with its generator; a small batch leaves some without a share."""
-        parts = part(batch, len(self.networks))
-        return [
-            Share(network, rows, len(rows) / len(batch), generator)
-            for network, rows, generator in zip(self.networks, parts, generators, strict=False)
+    def learn(
+        self,
+        batch: Tensor,
+        forward: Callable[[Share[Network]], Tensor],
+        join: Callable[[Sequence[Tensor], Sequence[float]], Tensor],
+    ) -> Tensor:
+        """Add one step's gradients to the first network.
+
+        Args:
+            batch: the step's rows.
+            forward: computes the output of one share; runs side by side.
+            join: computes what was measured from all outputs and their weights, float [M], the loss first.
+
+        Returns:
+            What `join` computed, detached.
+        """
+        parts = split_batch(batch, len(self.networks))
+        shares = [
+            Share(network, part, len(part) / len(batch), generator)
+            for network, part, generator in zip(self.networks, parts, self._generators, strict=False)
         ]
+        outputs = side_by_side(forward, shares, self._device)
+        leaves = [output.detach().requires_grad_() for output in outputs]
+        measured = join(leaves, [share.weight for share in shares])
+        measured[0].backward()
+        side_by_side(lambda pair: pair[0].backward(pair[1].grad), zip(outputs, leaves, strict=True), self._device)
+        self._gather_gradients()
+        return measured.detach()
 
-    def gather_gradients(self) -> None:
-        """Add the twins' gradients to the first network's, and forget the twins'."""
-        for twin in self.networks[1:]:
-            for first, other in zip(self.networks[0].parameters(), twin.parameters(), strict=True):
+    def _gather_gradients(self) -> None:
+        """Move the copies' gradients to the first network."""
+        for replica in self.networks[1:]:
+            for first, other in zip(self.networks[0].parameters(), replica.parameters(), strict=True):
                 if other.grad is None:
                     continue
                 first.grad = other.grad if first.grad is None else first.grad.add_(other.grad)
                 other.grad = None
 
 
-def part(batch: Tensor, parts: int, smallest: int = 2) -> Sequence[Tensor]:
-    """Part a batch into `parts` of nearly equal size, or fewer, so that none has less than `smallest` rows."""
-    return batch.chunk(max(1, min(parts, len(batch) // smallest)))
+def split_batch(batch: Tensor, parts: int) -> Sequence[Tensor]:
+    """Split a batch into `parts` of nearly equal size, or into fewer, so that each has two rows to normalise by."""
+    return batch.chunk(max(1, min(parts, len(batch) // 2)))

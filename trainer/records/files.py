@@ -79,19 +79,20 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path} is damaged (not UTF-8 at byte {error.start}); move it away to start anew.") from error
 
 
-def replace_file(path: Path, text: str, *, mode: int = PUBLIC) -> None:
+def replace_file(path: Path, content: str | bytes, *, mode: int = PUBLIC) -> None:
     """Replace a whole file, so that a reader sees the old content or the new one and never a part.
 
     Raises:
         RecordsUnwritable: The file cannot be written; its former content is left as it was.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One name for all drafts of a file: what a killed process left is overwritten, not kept.
+    draft = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             draft.touch(mode)
-            with draft.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with draft.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)

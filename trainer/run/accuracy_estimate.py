@@ -1,16 +1,16 @@
-"""A run's own estimate of its accuracy, from no test label: when is the target met?
+"""A run's own estimate of its accuracy, made without test labels, to decide when the target is met.
 
-The beliefs say how sure they are of each image of the pool; Platt's calibration says how right such beliefs are,
+Each image of the pool has a belief of some confidence. Platt's calibration turns it into a probability of being right,
 
     P(right) = sigmoid(a + slope * logit(confidence)),
 
 and the estimate is the mean of P over the pool (J. Platt, "Probabilistic outputs for support vector machines", 1999).
 
-The slope is a constant of the method, measured on re-drawn splits and one run on the official pool. It grows with
-the number of labels: smoothed over the graph, beliefs become righter with more labels and hardly surer. The shift `a`
-is the run's own, fitted on the guesses made before asking (the prequential principle: A. P. Dawid, JRSS A 147, 1984),
-under a narrow prior. The images asked for are the most torn ones and say little about the rest: they may warn of
-beliefs that are far off, but not decide how right the confident ones are. How well it does:
+The slope is a constant of the method, measured on re-drawn splits and one run on the official pool. It grows with the
+number of labels: beliefs smoothed over the graph become more accurate with more labels, but hardly more confident. The
+shift `a` is fitted on the run's own guesses made before asking (the prequential principle: A. P. Dawid, JRSS A 147,
+1984), under a narrow prior: the images asked for are the most uncertain ones and say little about the others, so they
+may correct beliefs that are far off, but not decide how accurate the confident ones are. How good the estimate is:
 docs/trainer.md, "When to stop".
 """
 
@@ -27,31 +27,31 @@ from trainer.records.run_records import QueryRecord
 _SLOPE, _SLOPE_GROWTH = 1.05, 0.17
 # Standard deviation of the shift before any answer.
 _PRIOR_SD = 0.1
-# The newest guesses alone: the first ones were made by beliefs that knew much less.
+# Only the newest guesses count: the first ones were made from far fewer labels.
 _GUESSES = 200
-# What remained between estimate and pool accuracy in the runs measured, beside the fit's own error, in shares.
+# Standard error that remained in the runs measured, beside that of the fit.
 _MODEL_ERROR = 0.012
 _NEWTON_STEPS = 20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class AccuracyEstimate:
     """An expected share of right predictions, and its standard error."""
 
     accuracy: float
-    error: float
+    standard_error: float
 
     def reaches(self, target: float) -> bool:
         """Tell whether the target is met with one standard error to spare."""
-        return self.accuracy - self.error >= target
+        return self.accuracy - self.standard_error >= target
 
 
-def estimate_accuracy(beliefs: Tensor, asked: Sequence[QueryRecord]) -> Estimate | None:
+def estimate_accuracy(beliefs: Tensor, asked: Sequence[QueryRecord]) -> AccuracyEstimate | None:
     """Estimate the accuracy of beliefs about the pool.
 
     Args:
         beliefs: float32 [N, C], rows summing to one, one-hot where the label is known.
-        asked: all queries so far, in order; those asked without a guess tell nothing.
+        asked: all queries so far, in order; those asked without a guess are not used.
 
     Returns:
         The estimate; None while no guess was made before asking.
@@ -70,11 +70,11 @@ def estimate_accuracy(beliefs: Tensor, asked: Sequence[QueryRecord]) -> Estimate
     chances = torch.sigmoid(shift + slope * _logit(beliefs.max(1).values.double().cpu()))
     # How far the mean moves with the shift: the derivative of the sigmoid.
     sensitivity = float((chances * (1 - chances)).mean())
-    return Estimate(float(chances.mean()), math.hypot(sensitivity * shift_sd, _MODEL_ERROR))
+    return AccuracyEstimate(float(chances.mean()), math.hypot(sensitivity * shift_sd, _MODEL_ERROR))
 
 
 def slope_at(labels: int) -> float:
-    """Answer the slope of the calibration after so many labels (at least one)."""
+    """Compute the slope of the calibration after a number of labels, at least one."""
     return _SLOPE + _SLOPE_GROWTH * math.log(labels / 100)
 
 

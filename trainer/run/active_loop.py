@@ -1,58 +1,57 @@
-"""Active fine-tuning: rounds of look, choose, ask, propagate, learn.
+"""Active fine-tuning: choose images, ask for their labels, spread the labels, fine-tune, and again.
 
-A round: look at the pool with graph and network (`knowledge`), choose (`acquisition`), ask over HTTP (`oracle`),
-propagate the new labels, and fine-tune on what is believed now (`finetune`). The last round has the longest training.
-
-Every epoch ends with a checkpoint. What a resumed run does is decided by two files alone: queries.jsonl (answered
-rounds are never chosen anew) and the checkpoint (finished phases are never trained anew).
+Each epoch ends with a checkpoint. Two files decide what a resumed run leaves out: queries.jsonl (no answered round is
+chosen anew) and the checkpoint (no finished phase is trained anew).
 """
 
 import logging
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.acquisition import PoolState, strategy_named
-from trainer.config import PhaseConfig, Profile
+from trainer.config import Profile
 from trainer.errors import ResumeError
-from trainer.learning.beliefs import FeatureSpace, Knowledge
+from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
 from trainer.learning.device import generator_for
 from trainer.learning.encoder import Encoder
-from trainer.learning.finetune import FineTuner, PhaseState
+from trainer.learning.epochs import TrainingState
+from trainer.learning.finetune import FineTuner
 from trainer.records.progress import MetricWriter, StageClock
 from trainer.records.run_records import RoundRecord, append_round, read_rounds
-from trainer.run.accuracy_estimate import Estimate, estimate_accuracy
-from trainer.run.questions import Oracle
+from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy
+from trainer.run.questions import LabelOracle
+from trainer.run.steps import Ask, Estimate, Freeze, Step, Train, plan
 
 _CHECKPOINT_FILE = "finetune.pt"
+_UNTRAINED = (-1, -1)
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class LearnedState:
     """What was learned from some number of labels.
 
     Attributes:
         labels: paid for.
         is_end: whether the run ends here, or goes on asking.
-        network: the teacher; trained on when the loop goes on.
-        knowledge: graph and network at that moment; predicts other images.
+        network: the teacher; it changes when the loop goes on.
+        model: graph and network at that moment; predicts other images.
         beliefs: float32 [N, C] of the pool.
-        estimate: of the accuracy of the beliefs, from no test label; None before anything was guessed.
+        estimate: of the accuracy of the beliefs, made without test labels; None before anything was guessed.
     """
 
     labels: int
     is_end: bool
     network: Encoder
-    knowledge: Knowledge
+    model: JointModel
     beliefs: Tensor
-    estimate: Estimate | None
+    estimate: AccuracyEstimate | None
 
 
 class ActiveLoop:
@@ -63,7 +62,7 @@ class ActiveLoop:
         pool: Tensor,
         encoder: Encoder,
         profile: Profile,
-        oracle: Oracle,
+        oracle: LabelOracle,
         *,
         seed: int,
         identity: str,
@@ -72,13 +71,13 @@ class ActiveLoop:
         metrics: MetricWriter,
         target: float | None = None,
     ) -> None:
-        """Prepare, and take up a checkpoint if there is one.
+        """Prepare, and load the checkpoint if there is one.
 
         Args:
             pool: uint8 [N, H, W], on the device to train on.
             encoder: pretrained; fine-tuned in place.
             profile: budgets, strategy, training.
-            oracle: asks for labels, and keeps them.
+            oracle: asks for labels and keeps them.
             seed: of the run.
             identity: of data, seed, configuration and run; a checkpoint of another identity is refused.
             out: the run's folder.
@@ -97,126 +96,101 @@ class ActiveLoop:
         with clock.stage("features"):
             self._space = FeatureSpace(pool, encoder, profile.graph)
         self._tuner = FineTuner(encoder, pool, profile.finetune, seed=seed, metrics=metrics)
-        # (round, phase) that the checkpoint is in or has finished; -1 before any.
-        self._round, self._phase = -1, -1
-        self._half_done: PhaseState | None = None
-        self._targets: Tensor | None = None
+        # What graph and network say now; None since the last training.
+        self._model: JointModel | None = None
+        # (round, phase) of the newest checkpoint, and the state of that phase unless it is finished.
+        self._reached = _UNTRAINED
+        self._half_done: TrainingState | None = None
         if (out / _CHECKPOINT_FILE).exists():
-            self._restore(load_checkpoint(out / _CHECKPOINT_FILE, pool.device))
+            self._restore()
 
-    def run(self, done: Container[int] = ()) -> Iterator[LearnedState]:
-        """Run all rounds; yield what was learned after each evaluated one and at the end.
+    def run(self, frozen: Container[int] = ()) -> Iterator[LearnedState]:
+        """Take all steps that are not finished; yield what was learned wherever predictions are to be frozen.
 
-        The next label is asked when the caller comes back for the next state, so what it freezes before that cannot
-        know of it. When the target is met the last round's training follows at once, without its labels.
+        The next label is asked when the caller asks for the next state, so predictions frozen before that cannot
+        depend on it. When the target is met, the last round's training follows at once, without its labels.
 
         Args:
-            done: numbers of labels whose predictions are frozen already, by a run that was interrupted later.
+            frozen: numbers of labels whose predictions are frozen already.
 
         Raises:
             ServiceError: the label service refuses or is lost; what was paid for is kept.
             RecordsUnwritable: the disk is full; what was paid for is kept.
         """
-        knowledge: Knowledge | None = None
-        last = len(self._profile.rounds) - 1
-        is_met = False
-        for number, one in enumerate(self._profile.rounds):
-            if is_met and number < last:
-                continue
-            if not is_met and not self._oracle.has_answered(number):
-                knowledge = knowledge or self._look()
-                self._ask(number, one.labels, knowledge)
-            self._record_round(number)
-            if one.phases and not self._is_past(number, len(one.phases) - 1):
-                self._learn(number, one.phases, knowledge)
-                knowledge = None
-            if self._target is not None and one.phases and number < last:
-                is_met = self._is_target_met(number, knowledge := knowledge or self._look())
-            if (one.evaluated or number == last) and one.labels not in done:
-                knowledge = knowledge or self._look()
-                yield self._learned(number, knowledge, is_end=number == last)
+        steps = [
+            step
+            for step in plan(self._profile, has_target=self._target is not None)
+            if not self._is_finished(step, frozen)
+        ]
+        while steps:
+            match steps.pop(0):
+                case Ask() as step:
+                    self._ask(step)
+                case Train() as step:
+                    self._train(step)
+                case Estimate(number):
+                    if self._is_target_met(number):
+                        last = len(self._profile.rounds) - 1
+                        steps = [step for step in steps if step.round == last and not isinstance(step, Ask)]
+                case Freeze(number, _, is_end):
+                    yield self._learned(number, is_end=is_end)
 
-    def _learned(self, number: int, knowledge: Knowledge, *, is_end: bool) -> LearnedState:
-        ids, labels = self._oracle.answered(number + 1, self._pool.device)
-        beliefs = knowledge.beliefs(ids, labels, self._classes)
-        estimate = estimate_accuracy(beliefs, [one for one in self._oracle.records if one.round <= number])
-        return LearnedState(len(ids), is_end, self._tuner.teacher.network, knowledge, beliefs, estimate)
-
-    def _is_target_met(self, number: int, knowledge: Knowledge) -> bool:
-        """Compare the estimate after a round with the target; what was found once stands, also after a resume."""
-        assert self._target is not None
-        record = next(one for one in read_rounds(self._out) if one.round == number)
-        if record.estimated_accuracy is None or record.estimate_error is None:
-            estimate = self._learned(number, knowledge, is_end=False).estimate
-            if estimate is None:
+    def _is_finished(self, step: Step, frozen: Container[int]) -> bool:
+        """Tell whether an interrupted run took a step. An estimate is taken again: what it found still decides."""
+        match step:
+            case Ask(number):
+                return self._oracle.has_answered(number) and self._round_record(number) is not None
+            case Train(number, phase):
+                is_half_done = (number, phase) == self._reached and self._half_done is not None
+                return (number, phase) <= self._reached and not is_half_done
+            case Freeze(_, labels):
+                return labels in frozen
+            case Estimate():
                 return False
-            record = record.model_copy(
-                update={"estimated_accuracy": estimate.accuracy, "estimate_error": estimate.error}
-            )
-            append_round(self._out, record)
-            log.info(
-                "round %d: own estimate of the accuracy %.2f%% (standard error %.2f)",
-                number,
-                100 * estimate.accuracy,
-                100 * estimate.error,
-            )
-        assert record.estimated_accuracy is not None and record.estimate_error is not None
-        return Estimate(record.estimated_accuracy, record.estimate_error).reaches(self._target)
 
-    def _learn(self, number: int, phases: tuple[PhaseConfig, ...], knowledge: Knowledge | None) -> None:
-        """Train a round's phases, those that a checkpoint has not finished; look again before each."""
-        ids, labels = self._oracle.answered(number + 1, self._pool.device)
-        for index, phase in enumerate(phases):
-            if self._is_past(number, index):
-                continue
-            if (number, index) == (self._round, self._phase):
-                assert self._targets is not None
-                targets = self._targets
-            else:
-                targets = (knowledge or self._look()).beliefs(ids, labels, self._classes)
-            self._train(number, index, phase, ids, labels, targets)
-            knowledge = None
+    def _ask(self, step: Ask) -> None:
+        if not self._oracle.has_answered(step.round):
+            with self._clock.stage("query"):
+                state = self._pool_state(step.round)
+                wanted = min(step.labels, len(self._pool)) - int(state.labelled.sum())
+                if wanted <= 0:
+                    return
+                self._oracle.ask(step.round, self._profile.strategy, self._choose(step, state)[:wanted], state)
+        self._record_round(step.round)
 
-    def _look(self) -> Knowledge:
-        with self._clock.stage("graph"):
-            trained = self._round >= 0
-            return Knowledge.of(self._space, self._pool, self._tuner.teacher.network if trained else None)
+    def _choose(self, step: Ask, state: PoolState) -> Tensor:
+        """Choose a round's images, most wanted first; a choice that an earlier round made ahead is repeated."""
+        chosen_from = state if step.chosen_in == step.round else self._pool_state(step.chosen_in)
+        known = int(chosen_from.labelled.sum())
+        generator = generator_for(torch.device("cpu"), self._seed, "query", step.chosen_in)
+        select = strategy_named(self._profile.strategy)
+        picks = select(chosen_from, min(step.chosen_until, len(self._pool)) - known, generator)
+        return picks[int(state.labelled.sum()) - known :]
 
-    def _is_past(self, number: int, phase: int) -> bool:
-        """Tell whether the checkpoint has finished a phase."""
-        reached = (self._round, self._phase)
-        return (number, phase) < reached or ((number, phase) == reached and self._half_done is None)
-
-    def _ask(self, number: int, budget: int, knowledge: Knowledge) -> None:
-        ids, _ = self._oracle.answered(number, self._pool.device)
-        wanted = min(budget, len(self._pool)) - len(ids)
-        if wanted <= 0:
-            return
-        with self._clock.stage("query"):
-            chosen = self._choose(number, knowledge)[:wanted]
-            self._oracle.ask(number, self._profile.strategy, chosen, self._state(number, knowledge))
-
-    def _choose(self, number: int, knowledge: Knowledge) -> Tensor:
-        """Choose a round's images, most wanted first; those left over from an earlier round's choice if it reached."""
-        rounds = self._profile.rounds
-        reaching = [i for i in range(number) if (rounds[i].chosen_ahead or 0) >= rounds[number].labels]
-        first = reaching[0] if reaching else number
-        state = self._state(first, knowledge)
-        known = int(state.labelled.sum())
-        until = min(rounds[first].chosen_ahead or rounds[first].labels, len(self._pool))
-        generator = generator_for(torch.device("cpu"), self._seed, "query", first)
-        picks = strategy_named(self._profile.strategy)(state, until - known, generator)
-        return picks[len(self._oracle.answered(number, self._pool.device)[0]) - known :]
-
-    def _state(self, number: int, knowledge: Knowledge) -> PoolState:
+    def _pool_state(self, number: int) -> PoolState:
         """Make what a strategy may look at before a round."""
-        return knowledge.pool_state(*self._oracle.answered(number, self._pool.device), self._classes)
+        ids, labels = self._oracle.answered(number, self._pool.device)
+        model = self._joint_model()
+        labelled = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.device)
+        labelled[ids] = True
+        beliefs = model.beliefs(ids, labels, self._classes) if len(ids) else None
+        return PoolState(
+            model.features, model.graph.neighbours, model.graph.similarities, beliefs, labelled, self._classes
+        )
+
+    def _joint_model(self) -> JointModel:
+        """Join graph and network as they are now."""
+        if self._model is None:
+            network = None if self._reached == _UNTRAINED else self._tuner.teacher
+            with self._clock.stage("graph"):
+                self._model = JointModel.build(self._space, self._pool, network)
+        return self._model
 
     def _record_round(self, number: int) -> None:
-        """Write a round's line unless it is there; a kill may have fallen between the answer and the line."""
-        asked = [record for record in self._oracle.records if record.round == number]
-        if not asked or any(former.round == number for former in read_rounds(self._out)):
+        """Write a round's line unless it is there."""
+        if self._round_record(number) is not None:
             return
+        asked = [record for record in self._oracle.records if record.round == number]
         guessed = [record.predicted == record.label for record in asked if record.predicted is not None]
         hits = sum(guessed) / len(guessed) if guessed else None
         labels = sum(record.round <= number for record in self._oracle.records)
@@ -229,55 +203,74 @@ class ActiveLoop:
             "" if hits is None else f"; {hits:.0%} of these (the hardest) were guessed right",
         )
 
-    def _train(self, number: int, index: int, phase: PhaseConfig, ids: Tensor, labels: Tensor, targets: Tensor) -> None:
-        def keep(state: PhaseState) -> None:
-            self._round, self._phase = number, index
-            self._half_done = state if state.epoch < phase.epochs else None
-            self._save(targets)
+    def _round_record(self, number: int) -> RoundRecord | None:
+        return next((record for record in read_rounds(self._out) if record.round == number), None)
+
+    def _train(self, step: Train) -> None:
+        ids, labels = self._oracle.answered(step.round + 1, self._pool.device)
+        # Finished steps are left out, so a half-done phase belongs to the first step that trains.
+        resumed, self._half_done = self._half_done, None
+        targets = self._joint_model().beliefs(ids, labels, self._classes) if resumed is None else resumed["targets"]
+
+        def keep(state: TrainingState) -> None:
+            self._reached = (step.round, step.phase)
+            self._save(None if state["epoch"] == step.config.epochs else state | {"targets": targets})
 
         with self._clock.stage("fine-tune"):
             self._tuner.train_phase(
-                phase,
+                step.config,
                 ids,
                 labels,
                 targets,
-                # Not told whether it is the last: a learning curve trains as a run that ends at one of its points.
-                name=f"round-{number}-{index}",
-                state=self._half_done if (number, index) == (self._round, self._phase) else None,
+                # The name does not say which round is the last: a learning curve trains as a run that ends earlier.
+                name=f"round-{step.round}-{step.phase}",
+                state=resumed,
                 on_epoch=keep,
             )
-        self._targets = None
+        self._model = None
 
-    def _save(self, targets: Tensor) -> None:
-        half_done = self._half_done
-        state: dict[str, Any] = {
-            "identity": self._identity,
-            "round": self._round,
-            "phase": self._phase,
-            "student": self._tuner.student.state_dict(),
-            "teacher": self._tuner.teacher.network.state_dict(),
-            "teacher_steps": self._tuner.teacher.steps,
-            "half_done": None,
-        }
-        if half_done is not None:
-            state["half_done"] = {
-                "epoch": half_done.epoch,
-                "optimizer": half_done.optimizer,
-                "class_average": half_done.class_average,
-                "targets": targets,
-            }
-        save_checkpoint(self._out / _CHECKPOINT_FILE, state)
+    def _is_target_met(self, number: int) -> bool:
+        """Compare the estimate after a round with the target; an estimate that is on the disk stands."""
+        assert self._target is not None
+        record = self._round_record(number)
+        assert record is not None
+        if record.estimated_accuracy is None or record.estimate_error is None:
+            estimate = self._learned(number, is_end=False).estimate
+            if estimate is None:
+                return False
+            append_round(
+                self._out,
+                record.model_copy(
+                    update={"estimated_accuracy": estimate.accuracy, "estimate_error": estimate.standard_error}
+                ),
+            )
+            log.info(
+                "round %d: own estimate of the accuracy %.2f%% (standard error %.2f)",
+                number,
+                100 * estimate.accuracy,
+                100 * estimate.standard_error,
+            )
+        else:
+            estimate = AccuracyEstimate(record.estimated_accuracy, record.estimate_error)
+        return estimate.reaches(self._target)
+
+    def _learned(self, number: int, *, is_end: bool) -> LearnedState:
+        ids, labels = self._oracle.answered(number + 1, self._pool.device)
+        model = self._joint_model()
+        beliefs = model.beliefs(ids, labels, self._classes)
+        estimate = estimate_accuracy(beliefs, [record for record in self._oracle.records if record.round <= number])
+        return LearnedState(len(ids), is_end, self._tuner.teacher, model, beliefs, estimate)
+
+    def _save(self, half_done: TrainingState | None) -> None:
+        state = {"identity": self._identity, "reached": self._reached, "half_done": half_done}
+        save_checkpoint(self._out / _CHECKPOINT_FILE, state | self._tuner.state_dict())
         self._clock.save()
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self) -> None:
+        path = self._out / _CHECKPOINT_FILE
+        state = load_checkpoint(path, self._pool.device)
         if state.get("identity") != self._identity:
-            raise ResumeError(f"{self._out / _CHECKPOINT_FILE} belongs to another run; choose another --out")
-        self._tuner.student.load_state_dict(state["student"])
-        self._tuner.teacher.network.load_state_dict(state["teacher"])
-        self._tuner.teacher.steps = state["teacher_steps"]
-        self._round, self._phase = state["round"], state["phase"]
-        half_done = state["half_done"]
-        if half_done is not None:
-            self._targets = half_done["targets"]
-            self._half_done = PhaseState(half_done["epoch"], half_done["optimizer"], half_done["class_average"])
-        log.info("fine-tuning goes on in round %d, phase %d", self._round, self._phase)
+            raise ResumeError(f"{path} belongs to another run; choose another --out")
+        self._tuner.load_state_dict(state)
+        self._reached, self._half_done = state["reached"], state["half_done"]
+        log.info("fine-tuning goes on in round %d, phase %d", *self._reached)

@@ -76,7 +76,7 @@ def freeze_predictions(out: Path, learned: LearnedState, test: Tensor, clock: St
     Raises:
         RecordsUnwritable: they cannot be written.
     """
-    guessed = learned.knowledge.predict(test, learned.beliefs)
+    guessed = learned.model.predict(test, learned.beliefs)
     path = out / ("beliefs.npz" if learned.is_end else f"beliefs-at-{learned.labels}.npz")
     try:
         with path.open("wb") as file:
@@ -89,7 +89,7 @@ def freeze_predictions(out: Path, learned: LearnedState, test: Tensor, clock: St
         labels=learned.labels,
         stage_seconds=seconds,
         estimate=None if learned.estimate is None else learned.estimate.accuracy,
-        estimate_error=None if learned.estimate is None else learned.estimate.error,
+        estimate_error=None if learned.estimate is None else learned.estimate.standard_error,
         arithmetic=arithmetic_on(test.device),
     )
     # Written last: where this file is, the point is done.

@@ -23,7 +23,7 @@ from trainer.records.run_records import RunResult
 from trainer.run import session
 from trainer.run.active_loop import ActiveLoop
 from trainer.run.evaluate import freeze_predictions, predictions_path, submit
-from trainer.run.questions import Oracle
+from trainer.run.questions import LabelOracle
 from trainer.run.report import write_report
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Pipeline:
             return ticket
         with self.client_of(ticket) as own_client, MetricWriter(self.out) as metrics:
             pool = self._pool()
-            oracle = Oracle(own_client, ticket.run_id, self.out, ticket.dataset.class_names, len(pool))
+            oracle = LabelOracle(own_client, ticket.run_id, self.out, ticket.dataset.class_names, len(pool))
             encoder = new_encoder(self.profile.encoder, ticket.dataset.num_classes, self.config.seed, self._device)
             load_encoder(encoder, weights, None)
             loop = ActiveLoop(

@@ -1,7 +1,7 @@
-"""The label service as the active loop sees it: a batch of ids goes out, answers are on disk before they are used.
+"""The oracle of active learning: asks the label service for a round's labels and keeps the answers.
 
-Before it asks, the loop writes what it is about to ask to OUT/pending.json with an idempotency key. A run killed
-between question and answer asks the same again under the same key: nothing is chosen anew and nothing charged twice.
+A question is written to OUT/pending.json before it is asked. A run killed between question and answer asks the same
+question again under the same idempotency key: nothing is chosen anew, and nothing is charged twice.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class _PendingQuery(BaseModel):
-    """One image about to be asked, and what was believed of it."""
+    """An image to ask for, and the belief about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ class _PendingQuery(BaseModel):
 
 
 class _PendingBatch(BaseModel):
-    """A round's question."""
+    """The images of a round, to ask for together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,13 +45,18 @@ class _PendingBatch(BaseModel):
     queries: tuple[_PendingQuery, ...]
 
 
-class Oracle:
-    """Asks the service for one run and keeps the answers in OUT/queries.jsonl."""
+class LabelOracle:
+    """Asks for the labels of one run and keeps them in OUT/queries.jsonl.
+
+    Attributes:
+        class_names: by class number.
+        records: all answers so far, in order.
+    """
 
     def __init__(
         self, client: LabelClient, run_id: str, out: Path, class_names: tuple[str, ...], pool_size: int
     ) -> None:
-        """Take up the run where its files left it; a batch left pending is asked again at once.
+        """Read the answers so far, and ask again for a batch that was left pending.
 
         Args:
             client: carries the run's token.
@@ -59,6 +64,10 @@ class Oracle:
             out: the run's folder.
             class_names: by class number.
             pool_size: images in the pool, N.
+
+        Raises:
+            DataError: a file is damaged or another run's.
+            ServiceError: as `LabelClient.query`.
         """
         self._client = client
         self._run_id = run_id
@@ -73,17 +82,17 @@ class Oracle:
 
     @property
     def queries(self) -> int:
-        """Charged answers received so far: the trainer's own count."""
+        """Number of charged answers, by the trainer's own count."""
         return sum(record.charged for record in self.records)
 
     def answered(self, before_round: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return ids and labels, int64 [L] each, of the rounds before `before_round`."""
+        """Return ids and labels of the rounds before `before_round`, int64 [L] each."""
         known = [(record.id, record.label) for record in self.records if record.round < before_round]
         pairs = torch.tensor(known, dtype=torch.long, device=device).view(-1, 2)
         return pairs[:, 0], pairs[:, 1]
 
     def has_answered(self, round_number: int) -> bool:
-        """Tell whether a round's labels are all here."""
+        """Tell whether a round was answered; a batch is answered whole or not at all."""
         return any(record.round == round_number for record in self.records)
 
     def ask(self, round_number: int, strategy: str, chosen: Tensor, state: PoolState) -> None:
@@ -91,12 +100,13 @@ class Oracle:
 
         Args:
             round_number: from 0; not asked before.
-            strategy: that chose them.
+            strategy: its name.
             chosen: int64 [batch], unlabelled indices.
-            state: what they were chosen from; explains the choice.
+            state: the pool before asking; gives the guess and the reason that are recorded.
 
         Raises:
             ServiceError: as `LabelClient.query`.
+            RecordsUnwritable: question or answer cannot be written.
         """
         queries = []
         for index in chosen.tolist():
@@ -104,14 +114,8 @@ class Oracle:
             if state.beliefs is not None:
                 value, guess = state.beliefs[index].max(0)
                 predicted, confidence = int(guess), min(1.0, float(value))
-            queries.append(
-                _PendingQuery(
-                    id=index,
-                    reason=explain(state, index, self.class_names),
-                    predicted=predicted,
-                    confidence=confidence,
-                )
-            )
+            reason = explain(state, index, self.class_names)
+            queries.append(_PendingQuery(id=index, reason=reason, predicted=predicted, confidence=confidence))
         batch = _PendingBatch(run_id=self._run_id, round=round_number, strategy=strategy, queries=tuple(queries))
         replace_file(self._out / _PENDING_FILE, batch.model_dump_json() + "\n")
         self._ask_pending(batch)
@@ -129,14 +133,11 @@ class Oracle:
                 QueryRecord(
                     order=first + offset,
                     round=batch.round,
-                    id=query.id,
                     strategy=batch.strategy,
-                    reason=query.reason,
-                    predicted=query.predicted,
-                    confidence=query.confidence,
                     label=labels[query.id].label,
                     charged=labels[query.id].charged,
                     asked_at=now,
+                    **query.model_dump(),
                 )
                 for offset, query in enumerate(batch.queries)
             ],

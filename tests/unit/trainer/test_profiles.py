@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from trainer.ablations import ABLATIONS
 from trainer.config import EncoderConfig, PhaseConfig, PretrainConfig, Profile, ViewConfig
 from trainer.errors import ConfigError
-from trainer.profiles import BRIEF, CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
+from trainer.profiles import ABLATIONS, BRIEF, CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
 
 every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
 
@@ -37,9 +36,11 @@ def test_a_profile_for_measuring_has_other_rounds_than_the_default_and_nothing_e
     assert profile.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": CPU.rounds}) == CPU
 
 
-def test_a_curve_is_the_default_gone_on_with() -> None:
+def test_a_curve_continues_the_default() -> None:
     """Up to the default's budget its rounds are the default's, so that its point there is the default's result."""
-    assert [one.model_copy(update={"evaluated": False}) for one in CURVE.rounds[: len(CPU.rounds)]] == list(CPU.rounds)
+    assert [settings.model_copy(update={"evaluated": False}) for settings in CURVE.rounds[: len(CPU.rounds)]] == list(
+        CPU.rounds
+    )
     assert CURVE.evaluation_budgets == (10, 20, 40, 100, 200, 300, 400, 1000)
 
 
@@ -48,7 +49,7 @@ def test_the_brief_profile_has_the_default_s_parts_and_budget_in_less_training()
     assert BRIEF.evaluation_budgets == (100, CPU.budget)
 
     def epochs(profile: Profile) -> int:
-        return sum(phase.epochs for one in profile.rounds for phase in one.phases)
+        return sum(phase.epochs for settings in profile.rounds for phase in settings.phases)
 
     def losses(profile: Profile) -> list[PhaseConfig]:
         return [phase.model_copy(update={"epochs": 1}) for phase in profile.rounds[-1].phases]
@@ -57,10 +58,10 @@ def test_the_brief_profile_has_the_default_s_parts_and_budget_in_less_training()
     assert losses(BRIEF) == losses(CPU)
 
 
-def test_what_is_chosen_ahead_cannot_follow_from_training() -> None:
-    """A round that trains before all that was chosen ahead is asked would train for nothing, and is refused."""
+def test_a_round_may_not_train_before_what_was_chosen_ahead_is_asked() -> None:
+    """Its training could not change the choice any more, so such rounds are refused."""
     rounds = [{"labels": 10, "chosen_ahead": 40}, trained(20), {"labels": 40}]
-    with pytest.raises(ValidationError, match="chosen ahead cannot follow from training"):
+    with pytest.raises(ValidationError, match="may not train before all images that were chosen ahead"):
         Profile.model_validate(SMOKE.model_dump() | {"rounds": rounds})
 
 
@@ -90,19 +91,21 @@ def test_what_is_left_out_is_really_gone() -> None:
     assert (gone["gradients"].encoder.front_end, gone["gradients"].graph.descriptor_weight) == ("pixels", 0)
     assert gone["own-views"].pretrain.view == PAPER.pretrain.view
     assert gone["choice"].strategy == "random"
-    assert all(not phase.soft and not phase.consistency for one in gone["unlabelled"].rounds for phase in one.phases)
+    assert all(
+        not phase.soft and not phase.consistency for settings in gone["unlabelled"].rounds for phase in settings.phases
+    )
     assert not gone["propagation"].graph.propagate
-    alone = [phase for one in gone["propagation"].rounds for phase in one.phases]
+    alone = [phase for settings in gone["propagation"].rounds for phase in settings.phases]
     assert all(not phase.soft and not phase.trust_beliefs and phase.consistency for phase in alone)
 
 
 @pytest.mark.parametrize("whole", ["cpu", "brief"])
 def test_without_a_graph_every_choice_after_the_cold_start_has_a_trained_network(whole: str) -> None:
-    """The graph would tell what to doubt; a network that is trained nowhere before could not."""
+    """Without propagation, beliefs come only from a trained network."""
     rounds = profile_named(f"{whole}-without-propagation").rounds
-    cold = max(rounds[0].labels, *(one.chosen_ahead or 0 for one in rounds))
-    for number, one in enumerate(rounds):
-        assert one.labels <= cold or any(former.phases for former in rounds[:number])
+    cold = max(rounds[0].labels, *(settings.chosen_ahead or 0 for settings in rounds))
+    for number, settings in enumerate(rounds):
+        assert settings.labels <= cold or any(former.phases for former in rounds[:number])
 
 
 def test_an_unknown_part_is_refused_with_the_parts_there_are() -> None:
@@ -174,7 +177,7 @@ def test_a_budget_scales_the_rounds(profile: Profile, budget: int) -> None:
 
 @every_profile
 def test_a_profile_s_own_budget_changes_nothing(profile: Profile) -> None:
-    """Scaling to the total that is there keeps every round, and one label is one round."""
+    """Scaling to the same budget keeps every round; a budget of one label leaves one round."""
     assert profile.with_budget(profile.budget) == profile
     assert profile.with_budget(1).budgets == (1,)
 

@@ -1,4 +1,4 @@
-"""Views change images as their configuration says, by their generator alone, and stay images."""
+"""Views change images as configured, draw only from their generator, and stay images."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_mirroring_mirrors_half_the_images_and_does_nothing_else() -> None:
 
 @pytest.mark.parametrize("view", PROFILE_VIEWS, ids=range(len(PROFILE_VIEWS)))
 def test_the_generator_decides_the_view(view: ViewConfig) -> None:
-    """The same generator state gives the same view, another seed another one, whatever the global generator did."""
+    """The same generator state gives the same view, another seed another; the global generator does not matter."""
     images = random_images()
     torch.manual_seed(1)
     first = random_view(images, view, generator(5))

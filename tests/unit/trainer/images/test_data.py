@@ -1,4 +1,4 @@
-"""Images come in whole and right, or not at all, with one sentence that names the file; labels never come in."""
+"""Images load whole, or not at all with a sentence that names the file; label files never load."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def good_folder(folder: Path, packed: bool = True) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    """Load, and return the sentence of the refusal: one, without a line break."""
+    """Load, and return the message of the refusal, which is one line."""
     with pytest.raises(DataError) as caught:
         load_images(folder)
     sentence = str(caught.value)
@@ -89,14 +89,6 @@ def test_the_fingerprint_tells_data_apart_and_not_packings(tmp_path: Path) -> No
     assert len(prints) == 4
 
 
-def test_moving_to_a_device_keeps_the_fingerprint(tmp_path: Path) -> None:
-    """The fingerprint is the data's, wherever it lies."""
-    images = load_images(good_folder(tmp_path / "images"))
-    moved = images.to(torch.device("cpu"))
-    assert moved.fingerprint == images.fingerprint
-    assert torch.equal(moved.pool, images.pool)
-
-
 def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     """The sentence names the folder and says how to get one."""
     sentence = refusal(tmp_path / "nowhere")
@@ -106,7 +98,7 @@ def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path: Path
 
 @pytest.mark.parametrize("missing", [POOL_FILE, TEST_FILE])
 def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
-    """An empty folder, or one with a file less, says which file it lacks."""
+    """The sentence says which file the folder lacks."""
     folder = good_folder(tmp_path / "images")
     (folder / f"{missing}.gz").unlink()
     assert f"{folder} has no {missing}.gz" in refusal(folder)

@@ -32,7 +32,7 @@ def ramp(angle: float, side: int = 16) -> Tensor:
 
 @pytest.mark.parametrize("turned", range(2 * ORIENTATION_BINS))
 def test_the_energy_of_an_edge_goes_to_the_bin_of_its_direction(turned: int) -> None:
-    """A gradient turned by k bins has all its energy in bin k, opposite directions being one."""
+    """A gradient turned by k bins has all its energy in bin k, and opposite directions count as the same."""
     maps = OrientedGradients()(ramp(turned * math.pi / ORIENTATION_BINS))[0, :, 1:-1, 1:-1]
     energy = maps.sum((1, 2))
     assert int(energy.argmax()) == turned % ORIENTATION_BINS

@@ -1,4 +1,4 @@
-"""The device is found or refused in a sentence, and every purpose has randomness of its own."""
+"""The device is found or refused with a sentence, and each purpose has its own randomness."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_threads_are_as_many_as_the_process_may_use(monkeypatch: pytest.MonkeyPa
 def test_bfloat16_is_used_where_the_processor_multiplies_it(
     flags: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The processor's flags decide; a system that does not tell them computes in float32."""
+    """The processor's flags decide; a system without the file computes in float32."""
     cpuinfo = tmp_path / "cpuinfo"
     if flags is not None:
         cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
@@ -90,16 +90,16 @@ def test_a_derived_seed_never_changes() -> None:
 
 
 def test_a_generator_is_fresh_for_each_purpose() -> None:
-    """Two generators of one purpose draw the same, whatever another drew."""
+    """Two generators of one purpose draw the same numbers."""
     first = torch.rand(5, generator=generator_for(CPU, 3, "round", 1))
     assert torch.equal(torch.rand(5, generator=generator_for(CPU, 3, "round", 1)), first)
     assert not torch.equal(torch.rand(5, generator=generator_for(CPU, 3, "round", 2)), first)
 
 
 def test_freed_memory_is_kept_where_the_c_library_can() -> None:
-    """In a process of its own, since there is no way back: glibc takes the order, another library has no such call."""
+    """In a separate process, because it cannot be undone: glibc can do it, other libraries cannot."""
     took = subprocess.run(
-        [sys.executable, "-c", "from trainer.device import keep_freed_memory; print(keep_freed_memory())"],
+        [sys.executable, "-c", "from trainer.learning.device import keep_freed_memory; print(keep_freed_memory())"],
         capture_output=True,
         text=True,
         check=True,

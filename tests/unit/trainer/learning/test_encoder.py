@@ -51,7 +51,7 @@ def test_the_front_end_has_no_parameters() -> None:
 
 
 def test_every_weight_can_learn() -> None:
-    """A loss on both heads reaches every parameter: none hangs loose."""
+    """A loss on both heads gives every parameter a gradient."""
     encoder = Encoder(TINY, classes=3)
     images = torch.rand(8, 1, 12, 12)
     (encoder.project(images)[:, 0].sum() + encoder.classify(images)[:, 0].sum()).backward()
@@ -67,8 +67,10 @@ def test_gradients_do_not_depend_on_the_memory_order(config: EncoderConfig) -> N
     images = torch.rand(8, 1, 12, 12)
     for encoder in (plain, ordered):
         (encoder.project(images)[:, 0].sum() + encoder.classify(images)[:, 0].sum()).backward()
-    for (name, one), other in zip(plain.named_parameters(), ordered.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
+    for (name, parameter), other in zip(plain.named_parameters(), ordered.parameters(), strict=True):
+        torch.testing.assert_close(
+            other.grad, parameter.grad, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text
+        )
 
 
 def test_stages_too_narrow_for_every_processor_are_refused() -> None:
@@ -100,8 +102,8 @@ def test_the_number_of_classes_changes_the_classifier_only(config: EncoderConfig
     assert ten["classifier.weight"].shape[0] == 10
 
 
-def test_the_resnet_is_made_for_small_grey_images_and_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 3x3 first convolution on one channel, no max-pool, and no weights from a hub, whatever is cached."""
+def test_the_resnet_is_made_for_small_grey_images_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 3x3 first convolution on one channel, no max-pool, and no weights from a hub, even if some are cached."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were asked from a hub")
@@ -110,7 +112,7 @@ def test_the_resnet_is_made_for_small_grey_images_and_knows_nothing(monkeypatch:
     backbone = resnet18_backbone()
     assert backbone.conv1.weight.shape == (64, 1, 3, 3)
     assert isinstance(backbone.maxpool, torch.nn.Identity)
-    # Untrained batch normalisation is the mark of fresh weights: trained weights never have it.
+    # Trained weights have other statistics and scales of batch normalisation.
     norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms and all(torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean)) for norm in norms)
     assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)

@@ -1,4 +1,4 @@
-"""The losses are the published ones, stay finite where floating point is cruel, and refuse wrong shapes."""
+"""The losses are the published ones, stay finite at extreme values, and refuse wrong shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.learning.losses import hard_negative_loss, nt_xent, pseudo_label_loss, soft_cross_entropy
+from trainer.learning.losses import hard_negative_loss, pseudo_label_loss, soft_cross_entropy
 
 GRID = list(itertools.product((0.1, 0.5, 1.0), (0.0, 0.5, 1.0, 2.5), (0.0, 0.1, 0.4)))
 
@@ -26,10 +26,10 @@ def unit_views(images: int = 5, dimensions: int = 4, seed: int = 0, dtype: torch
 
 
 def published(first: Tensor, second: Tensor, t: float, beta: float, tau_plus: float) -> tuple[float, int]:
-    """Transcribe HCL number by number; answer the loss and how many anchors the floor holds up."""
+    """Transcribe HCL number by number; return the loss and the number of anchors at the floor."""
     a, b = first.double().tolist(), second.double().tolist()
     views, images = a + b, len(a)
-    losses, held = [], 0
+    losses, floored = [], 0
     for anchor in range(2 * images):
         partner = (anchor + images) % (2 * images)
         others = [view for view in range(2 * images) if view not in (anchor, partner)]
@@ -40,21 +40,16 @@ def published(first: Tensor, second: Tensor, t: float, beta: float, tau_plus: fl
         N = len(others)
         reweighted = N * sum(i * n for i, n in zip(imp, neg, strict=True)) / sum(imp)
         debiased, floor = (reweighted - tau_plus * N * pos) / (1 - tau_plus), N * math.exp(-1 / t)
-        held += debiased < floor
+        floored += debiased < floor
         losses.append(-math.log(pos / (pos + max(debiased, floor))))
-    return sum(losses) / len(losses), held
+    return sum(losses) / len(losses), floored
 
 
-def looped_nt_xent(first: Tensor, second: Tensor, t: float) -> float:
-    """Transcribe SimCLR's equation 1: the sum in the denominator goes over all views but the anchor itself."""
-    views, images = first.tolist() + second.tolist(), len(first)
-    total = 0.0
-    for anchor in range(2 * images):
-        similarity = [sum(x * y for x, y in zip(views[anchor], view, strict=True)) for view in views]
-        partner = (anchor + images) % (2 * images)
-        denominator = sum(math.exp(similarity[k] / t) for k in range(2 * images) if k != anchor)
-        total -= math.log(math.exp(similarity[partner] / t) / denominator)
-    return total / (2 * images)
+def nt_xent(first: Tensor, second: Tensor, t: float) -> Tensor:
+    """Compute SimCLR's equation 1: the cross entropy of each view's partner among all other views."""
+    views = torch.cat([first, second])
+    logits = (views @ views.T / t).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(views)).roll(len(first)))
 
 
 @pytest.mark.parametrize(("t", "beta", "tau_plus"), GRID)
@@ -66,16 +61,9 @@ def test_hcl_equals_the_published_equations_written_as_loops(t: float, beta: flo
 
 
 def test_the_grid_reaches_both_branches_of_the_maximum() -> None:
-    """Some settings of the comparison above need the floor and some do not: neither branch goes unchecked."""
-    held = [published(*unit_views(), *setting)[1] for setting in GRID]
-    assert 0 in held and max(held) > 0
-
-
-@pytest.mark.parametrize("t", [0.1, 0.5, 2.0])
-def test_nt_xent_equals_a_loop_over_the_views(t: float) -> None:
-    """NT-Xent is the mean over 2B anchors of the cross entropy of the partner among all other views."""
-    first, second = unit_views(seed=3)
-    assert nt_xent(first, second, temperature=t).item() == pytest.approx(looped_nt_xent(first, second, t), rel=1e-12)
+    """Some settings of the comparison above need the floor and some do not: both branches are checked."""
+    floored = [published(*unit_views(), *setting)[1] for setting in GRID]
+    assert 0 in floored and max(floored) > 0
 
 
 @pytest.mark.parametrize("t", [0.05, 0.3, 1.0])
@@ -83,7 +71,7 @@ def test_without_weights_and_debiasing_hcl_is_nt_xent(t: float) -> None:
     """With beta = tau_plus = 0 nothing is left of HCL but NT-Xent, in value and in gradient."""
     first, second = (view.requires_grad_() for view in unit_views(images=6, seed=1))
     ours = hard_negative_loss(first, second, temperature=t, beta=0.0, tau_plus=0.0)
-    theirs = nt_xent(first, second, temperature=t)
+    theirs = nt_xent(first, second, t)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     ours_grad, theirs_grad = torch.autograd.grad(ours, [first, second]), torch.autograd.grad(theirs, [first, second])
     torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-10, atol=1e-12)
@@ -136,15 +124,14 @@ def test_a_low_temperature_does_not_overflow_float32() -> None:
     assert loss.item() == pytest.approx(published(first, second, 0.005, 1.0, 0.1)[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", [nt_xent, hard_negative_loss], ids=["nt_xent", "hcl"])
-def test_bfloat16_embeddings_are_compared_in_float32(loss: object) -> None:
+def test_bfloat16_embeddings_are_compared_in_float32() -> None:
     """Under bfloat16 autocast, on bfloat16 inputs, the result is that of float32 on the same numbers."""
-    assert callable(loss)
     halves = [view.requires_grad_() for view in unit_views(images=8, dtype=torch.bfloat16)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = loss(*halves, temperature=0.05)
+        mixed = hard_negative_loss(*halves, temperature=0.05)
     assert mixed.dtype == torch.float32
-    torch.testing.assert_close(mixed, loss(*(half.float() for half in halves), temperature=0.05), rtol=0, atol=0)
+    whole = hard_negative_loss(*(half.float() for half in halves), temperature=0.05)
+    torch.testing.assert_close(mixed, whole, rtol=0, atol=0)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(mixed, halves))
 
 
@@ -171,10 +158,9 @@ def test_hcl_is_finite_and_right_in_float32_whatever_the_views(
     assert loss.item() == pytest.approx(published(first, second, t, beta, tau_plus)[0], rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.parametrize("loss", [nt_xent, hard_negative_loss], ids=["nt_xent", "hcl"])
-def test_the_order_of_images_and_of_views_does_not_matter(loss: object) -> None:
+def test_the_order_of_images_and_of_views_does_not_matter() -> None:
     """Swapping the two views, or shuffling the images (and with them every anchor's negatives), changes nothing."""
-    assert callable(loss)
+    loss = hard_negative_loss
     first, second = unit_views(images=7, seed=5)
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
     torch.testing.assert_close(loss(second, first), loss(first, second), rtol=1e-12, atol=0)
@@ -216,15 +202,14 @@ def test_hcl_refuses_a_single_image() -> None:
 def test_wrong_shapes_are_refused_while_tests_run() -> None:
     """The shapes in the signatures are checked: two views of unlike batches, and beliefs over unlike classes."""
     first, second = unit_views()
-    for loss in (nt_xent, hard_negative_loss):
-        with pytest.raises(jaxtyping.TypeCheckError):
-            loss(first, second[:-1])
-        with pytest.raises(jaxtyping.TypeCheckError):
-            loss(first.long(), second.long())
+    with pytest.raises(jaxtyping.TypeCheckError):
+        hard_negative_loss(first, second[:-1])
+    with pytest.raises(jaxtyping.TypeCheckError):
+        hard_negative_loss(first.long(), second.long())
     with pytest.raises(jaxtyping.TypeCheckError):
         pseudo_label_loss(torch.zeros(3, 4), torch.zeros(3, 5), threshold=0.5)
     with pytest.raises(jaxtyping.TypeCheckError):
-        soft_cross_entropy(torch.zeros(3, 4), torch.zeros(3, 4), torch.zeros(4))
+        soft_cross_entropy(torch.zeros(3, 4), torch.zeros(3, 5))
 
 
 def test_unsure_guesses_add_nothing_but_count_in_the_mean() -> None:
@@ -247,13 +232,11 @@ def test_guesses_teach_the_student_only() -> None:
 
 
 def test_soft_cross_entropy_has_its_closed_form() -> None:
-    """Equal logits cost log C under any target; one's own softmax costs its entropy; weights multiply the rows."""
+    """Equal logits cost log C under any target; a target that equals the prediction costs its entropy."""
     targets = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
     assert soft_cross_entropy(torch.zeros(2, 3), targets).item() == pytest.approx(math.log(3))
     entropy = -(targets[0] * targets[0].log()).sum().item()
     assert soft_cross_entropy(targets[:1].log(), targets[:1]).item() == pytest.approx(entropy)
-    weighted = soft_cross_entropy(torch.zeros(2, 3), targets, torch.tensor([0.0, 3.0]))
-    assert weighted.item() == pytest.approx(1.5 * math.log(3))
 
 
 def test_soft_cross_entropy_on_one_hot_targets_is_cross_entropy() -> None:

@@ -1,4 +1,4 @@
-"""Work side by side gives what one after the other would, in order, and twins share parameters but no gradients."""
+"""Work side by side gives the same results in the same order; replicas share parameters but not gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.support.tiny_learning import CPU, TINY_ENCODER
 from trainer.learning import parallel
-from trainer.learning.parallel import Replicas, part, parts_on, side_by_side
+from trainer.learning.parallel import Replicas, Share, parts_on, side_by_side, split_batch
 from trainer.learning.pretrain import new_encoder
 
 
@@ -27,7 +27,7 @@ def two_workers() -> Iterator[None]:
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
-    """Whoever is done first, the first item's result is first."""
+    """The first item's result is first, also if a later item is done earlier."""
     second_is_done = threading.Event()
 
     def wait_for_the_second(item: int) -> int:
@@ -66,48 +66,50 @@ def test_the_caller_s_number_of_threads_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("rows", "parts", "sizes"), [(8, 2, [4, 4]), (5, 2, [3, 2]), (3, 2, [3]), (1, 2, [1]), (8, 1, [8])]
 )
-def test_a_batch_is_parted_so_that_each_part_can_be_normalised(rows: int, parts: int, sizes: list[int]) -> None:
+def test_a_batch_is_split_so_that_each_part_can_be_normalised(rows: int, parts: int, sizes: list[int]) -> None:
     """No part has fewer than two rows, unless the batch has."""
     batch = torch.arange(rows)
-    shares = part(batch, parts)
+    shares = split_batch(batch, parts)
     assert [len(share) for share in shares] == sizes
     assert torch.equal(torch.cat(list(shares)), batch)
 
 
-def test_a_cpu_always_parts_alike_and_a_gpu_does_not_part() -> None:
-    """The number of parts goes by the kind of device alone, so one core computes what two do."""
+def test_a_cpu_always_splits_alike_and_a_gpu_does_not_split() -> None:
+    """The number of parts depends only on the kind of device, so one core computes what two do."""
     assert parts_on(torch.device("cpu")) == 2
     assert parts_on(torch.device("cuda")) == 1
 
 
-def test_gradients_of_the_parts_add_up_to_the_whole_batch_s() -> None:
-    """Without normalisation, two twins' gathered gradients are those of one network on the whole batch."""
+@pytest.mark.parametrize("rows", [8, 5, 1])
+def test_gradients_of_the_parts_add_up_to_the_whole_batch_s(rows: int) -> None:
+    """Without normalisation, the replicas' gradients together are those of one network on the whole batch."""
     torch.manual_seed(0)
     whole = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    images = torch.randn(8, 6, dtype=torch.double)
-    whole(images).square().sum().backward()
+    images = torch.randn(rows, 6, dtype=torch.double)
+    loss = whole(images).square().sum()
+    loss.backward()
     expected = [parameter.grad.clone() for parameter in whole.parameters() if parameter.grad is not None]
     replicas = Replicas(whole, 2)
-    replicas.train()
+    replicas.start_epoch(0)
 
-    def learn(pair: tuple[nn.Module, torch.Tensor]) -> None:
-        pair[0](pair[1]).square().sum().backward()
+    def forward(share: Share[nn.Sequential]) -> torch.Tensor:
+        return share.network(images[share.batch])  # type: ignore[no-any-return]
 
-    side_by_side(learn, zip(replicas.networks, images.chunk(2), strict=True), CPU)
-    replicas.gather_gradients()
+    measured = replicas.learn(torch.arange(rows), forward, lambda parts, _: torch.cat(list(parts)).square().sum()[None])
+    torch.testing.assert_close(measured[0], loss.detach())
     for parameter, wanted in zip(whole.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, wanted)
     assert all(parameter.grad is None for parameter in replicas.networks[1].parameters())
 
 
-def test_twins_see_every_step_and_every_loaded_state() -> None:
-    """Optimisers and load_state_dict change parameters in place, so the twin's are changed too."""
+def test_replicas_see_every_step_and_every_loaded_state() -> None:
+    """Optimisers and load_state_dict change parameters in place, so those of the replica change too."""
     encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
-    twin = Replicas(encoder, 2).networks[1]
-    assert twin is not encoder
+    replica = Replicas(encoder, 2).networks[1]
+    assert replica is not encoder
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1.0)
     encoder.load_state_dict(new_encoder(TINY_ENCODER, 3, 5, CPU).state_dict())
-    for own, shared in zip(twin.parameters(), encoder.parameters(), strict=True):
+    for own, shared in zip(replica.parameters(), encoder.parameters(), strict=True):
         assert torch.equal(own, shared) and own.data_ptr() == shared.data_ptr()

@@ -1,4 +1,4 @@
-"""Pretraining learns, resumes bit for bit, and takes no weights that are not its own."""
+"""Pretraining learns, resumes bit for bit, and loads no weights of another run or encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.config import EncoderConfig, PretrainConfig
 from trainer.errors import ResumeError
 from trainer.learning.checkpoint import load_checkpoint
 from trainer.learning.encoder import Encoder
-from trainer.learning.pretrain import ENCODER_FILE, cosine_rate, load_encoder, new_encoder, pretrain
+from trainer.learning.pretrain import ENCODER_FILE, load_encoder, new_encoder, pretrain
 
 
 def noise(count: int = 24) -> Tensor:
@@ -71,10 +71,10 @@ def test_an_interrupted_pretraining_ends_with_the_same_weights_bit_for_bit(tmp_p
 
 
 def test_training_changes_the_weights(tmp_path: Path) -> None:
-    """The twin of the comparison above: one epoch more or less is seen."""
-    one, _ = run(tmp_path / "one", config=pretrain_config(epochs=1))
-    two, _ = run(tmp_path / "two")
-    assert not same_weights(one.state_dict(), two.state_dict(), "backbone.")
+    """The twin of the comparison above: it sees a difference of one epoch."""
+    first, _ = run(tmp_path / "one", config=pretrain_config(epochs=1))
+    second, _ = run(tmp_path / "two")
+    assert not same_weights(first.state_dict(), second.state_dict(), "backbone.")
 
 
 def test_pretraining_leaves_the_classifier_alone(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [5, 20])
 def test_a_pool_smaller_than_an_epoch_s_steps_is_passed_over_once(tmp_path: Path, count: int) -> None:
-    """Settings of many steps on few images train on whole batches that exist, or on the one that there is."""
+    """With more steps than batches, an epoch has as many steps as there are whole batches, or one."""
     _, metrics = run(tmp_path, config=pretrain_config(steps=50), images=noise(count))
     assert all(math.isfinite(row["loss"]) for row in metrics.rows)
 
@@ -127,7 +127,7 @@ def test_a_half_done_pretraining_of_another_identity_is_refused(tmp_path: Path) 
 
 
 def test_a_finished_pretraining_of_another_identity_is_refused(tmp_path: Path) -> None:
-    """The finished file is held to its identity as well; without one asked, weights that fit are taken."""
+    """The finished file must have the identity; without an identity any weights that fit are loaded."""
     encoder, _ = run(tmp_path)
     with pytest.raises(ResumeError, match=r"encoder\.pt was made with other data"):
         run(tmp_path, identity="another run")
@@ -158,7 +158,7 @@ def test_loading_keeps_the_classifier_of_the_loader(tmp_path: Path) -> None:
     ids=["wider", "deeper", "more blocks", "other projection"],
 )
 def test_weights_of_another_architecture_are_refused_whole(tmp_path: Path, other: EncoderConfig) -> None:
-    """Not one weight is taken from a file that does not fit: no silent partial load."""
+    """No weight is loaded from a file that does not fit."""
     run(tmp_path)
     encoder = new_encoder(other, 3, 0, CPU)
     before = copied(encoder)
@@ -168,20 +168,10 @@ def test_weights_of_another_architecture_are_refused_whole(tmp_path: Path, other
 
 
 def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
-    """A checkpoint that lacks weights, or names them otherwise, loads nothing and says so."""
+    """A checkpoint that lacks weights, or has other names for them, is refused."""
     path = tmp_path / ENCODER_FILE
     weights = new_encoder(TINY_ENCODER, 3, 0, CPU).state_dict()
     for content in ({}, {"encoder": {f"module.{name}": value for name, value in weights.items()}}):
         torch.save(content, path)
         with pytest.raises(ResumeError, match="weights of another encoder"):
             load_encoder(new_encoder(TINY_ENCODER, 3, 0, CPU), path, None)
-
-
-def test_the_rate_warms_up_and_falls_to_nothing() -> None:
-    """Linear over the warm-up, half the peak half-way, near zero at the end, never above the peak."""
-    rates = [cosine_rate(step, 1000, 0.1, 100) for step in range(1000)]
-    assert rates[0] == pytest.approx(0.001)
-    assert rates[49] == pytest.approx(0.05, rel=0.01)
-    assert rates[500] == pytest.approx(0.05)
-    assert 0 < rates[-1] < 1e-6
-    assert max(rates) <= 0.1 and rates.index(max(rates)) == 99

@@ -1,4 +1,4 @@
-"""The run's own estimate: calibrated by the guesses made before asking, blind to everything else."""
+"""The run's own estimate is calibrated by the guesses made before asking, and by nothing else."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from trainer.records.run_records import QueryRecord
-from trainer.run.accuracy_estimate import Estimate, estimate_accuracy, slope_at
+from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy, slope_at
 
 
 def asked(confidence: float | None, right: int, wrong: int) -> list[QueryRecord]:
-    """Queries guessed with one confidence, some rightly; without one, not guessed."""
+    """Make queries guessed with the same confidence, some of them right; None makes them not guessed."""
     guess = None if confidence is None else 1
     return [
         QueryRecord(
@@ -32,19 +32,19 @@ def asked(confidence: float | None, right: int, wrong: int) -> list[QueryRecord]
 
 
 def pool(*confidences: float) -> torch.Tensor:
-    """Beliefs about two classes, as sure as told."""
+    """Make beliefs about two classes from the confidence in the first."""
     top = torch.tensor(confidences)
     return torch.stack([top, 1 - top], 1)
 
 
 def test_without_a_guess_there_is_no_estimate() -> None:
-    """The cold start is asked blindly and tells nothing of beliefs."""
+    """The cold start is asked without a guess, so nothing can be calibrated."""
     assert estimate_accuracy(pool(0.9), []) is None
     assert estimate_accuracy(pool(0.9), asked(None, 3, 2)) is None
 
 
 def test_beliefs_that_were_half_right_at_a_half_stay_as_they_are() -> None:
-    """Guesses as right as they said leave the shift at nothing: the mean of the sharpened confidences is left."""
+    """If guesses were as right as their confidence, the shift is zero, and only the slope changes the mean."""
     estimate = estimate_accuracy(pool(0.6, 0.9), asked(0.5, 30, 30))
     expected = torch.sigmoid(slope_at(60) * torch.logit(torch.tensor([0.6, 0.9]))).mean()
     assert estimate is not None
@@ -53,31 +53,31 @@ def test_beliefs_that_were_half_right_at_a_half_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(("right", "sign"), [(45, 1), (15, -1)])
 def test_guesses_righter_than_they_said_raise_the_estimate(right: int, sign: int) -> None:
-    """And wronger ones lower it."""
+    """Guesses that were less often right lower it."""
     even, other = (estimate_accuracy(pool(0.7, 0.8), asked(0.5, hits, 60 - hits)) for hits in (30, right))
     assert even is not None and other is not None
     assert sign * (other.accuracy - even.accuracy) > 0.02
 
 
 def test_more_guesses_make_the_error_smaller_and_never_nothing() -> None:
-    """What the fit cannot know stays in the error."""
+    """The model error remains."""
     errors = []
     for count in (2, 10, 30):
         estimate = estimate_accuracy(pool(0.6), asked(0.5, count, count))
         assert estimate is not None
-        errors.append(estimate.error)
+        errors.append(estimate.standard_error)
     assert errors[0] > errors[1] > errors[2] > 0.005
 
 
 def test_only_the_newest_guesses_count() -> None:
-    """Old beliefs knew less: however right or wrong they were, the estimate is that of the new ones."""
+    """Old guesses, right or wrong, do not change the estimate."""
     new = asked(0.5, 100, 100)
     right, wrong = (estimate_accuracy(pool(0.7), asked(0.5, *old) + new) for old in ((200, 0), (0, 200)))
     assert right == wrong
 
 
 def test_the_same_confidence_is_worth_more_after_more_labels() -> None:
-    """Smoothed beliefs hardly sharpen while they become righter."""
+    """Smoothed beliefs become more accurate, but hardly more confident."""
     guesses = asked(0.5, 5, 5)
     few, many = (estimate_accuracy(pool(0.8), asked(None, cold, 0) + guesses) for cold in (90, 390))
     assert few is not None and many is not None
@@ -85,13 +85,13 @@ def test_the_same_confidence_is_worth_more_after_more_labels() -> None:
 
 
 def test_certain_beliefs_do_not_break_the_estimate() -> None:
-    """Known labels are one-hot; the estimate stays a share."""
+    """Known labels are one-hot; the estimate stays at most 1."""
     estimate = estimate_accuracy(torch.eye(2), asked(1.0, 5, 0))
     assert estimate is not None
     assert 0.99 < estimate.accuracy <= 1
 
 
 def test_a_target_is_met_with_one_standard_error_to_spare() -> None:
-    """Ninety and a half, give or take one, is not yet ninety."""
-    assert not Estimate(0.905, 0.01).reaches(0.9)
-    assert Estimate(0.911, 0.01).reaches(0.9)
+    """90.5% with a standard error of 1 point does not reach 90%."""
+    assert not AccuracyEstimate(0.905, 0.01).reaches(0.9)
+    assert AccuracyEstimate(0.911, 0.01).reaches(0.9)

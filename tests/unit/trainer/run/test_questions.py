@@ -1,4 +1,4 @@
-"""The oracle: a question is on the disk before it is asked, an answer before it is used, and the count is checked."""
+"""The label oracle writes a question before it is asked and an answer before it is used, and checks the count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.acquisition import PoolState
 from trainer.errors import DataError, RequestRefused, ServiceProtocolError, TrainerError
 from trainer.oracle.client import LabelClient
 from trainer.records.run_records import QUERIES_FILE, read_queries
-from trainer.run.questions import Oracle
+from trainer.run.questions import LabelOracle
 
 QUERY = "/v1/labels:query"
 POOL = 20
@@ -34,13 +34,13 @@ def client(service: FakeLabelService) -> Iterator[LabelClient]:
         yield made
 
 
-def oracle_of(client: LabelClient, out: Path) -> Oracle:
-    """Take up the run of a folder."""
-    return Oracle(client, "r1", out, CLASS_NAMES, POOL)
+def oracle_of(client: LabelClient, out: Path) -> LabelOracle:
+    """Open the oracle of a run's folder."""
+    return LabelOracle(client, "r1", out, CLASS_NAMES, POOL)
 
 
 def state(beliefs: torch.Tensor | None = None) -> PoolState:
-    """A pool of which the oracle only explains; one belief for all images."""
+    """Make a pool state with the same belief for all images."""
     return PoolState(
         features=torch.eye(POOL),
         neighbours=torch.zeros(POOL, 1, dtype=torch.long),
@@ -51,13 +51,13 @@ def state(beliefs: torch.Tensor | None = None) -> PoolState:
     )
 
 
-def ask(oracle: Oracle, round_number: int, *ids: int) -> None:
+def ask(oracle: LabelOracle, round_number: int, *ids: int) -> None:
     """Ask for a round's labels without a guess."""
     oracle.ask(round_number, "random", torch.tensor(ids), state())
 
 
 def test_answers_come_in_the_order_asked_with_what_was_guessed(client: LabelClient, tmp_path: Path) -> None:
-    """A record tells round, order, label, and what was believed before asking."""
+    """A record has round, order, label, and the guess before asking."""
     oracle = oracle_of(client, tmp_path)
     ask(oracle, 0, 7, 3)
     oracle.ask(1, "margin", torch.tensor([5]), state(torch.tensor([0.2, 0.7, 0.1])))
@@ -99,7 +99,7 @@ def test_question_that_failed_is_asked_again_unchanged(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "is damaged"),
         (b"{", "is damaged"),
@@ -111,14 +111,14 @@ def test_question_that_failed_is_asked_again_unchanged(
     ],
 )
 def test_damaged_or_foreign_question_is_not_asked(
-    content: bytes | dict[str, object], told: str, client: LabelClient, service: FakeLabelService, tmp_path: Path
+    content: bytes | dict[str, object], message: str, client: LabelClient, service: FakeLabelService, tmp_path: Path
 ) -> None:
     """A pending.json that this run did not write stops the run before anything is asked."""
     if isinstance(content, dict):
         whole = {"run_id": "r1", "round": 0, "strategy": "random", "queries": []}
         content = json.dumps(whole | content).encode()
     (tmp_path / "pending.json").write_bytes(content)
-    with pytest.raises(DataError, match=rf"pending\.json.*{told}"):
+    with pytest.raises(DataError, match=rf"pending\.json.*{message}"):
         oracle_of(client, tmp_path)
     assert service.paths(QUERY) == []
 
@@ -126,7 +126,7 @@ def test_damaged_or_foreign_question_is_not_asked(
 def test_somebody_else_asking_under_the_token_is_noticed(
     client: LabelClient, service: FakeLabelService, tmp_path: Path
 ) -> None:
-    """A service that counts one label more than came here makes the run stop; what was paid for is kept."""
+    """If the service counts a label more than the trainer received, the run stops; what was paid for is kept."""
     oracle = oracle_of(client, tmp_path)
     service.fail(QUERY, edit(lambda answer: answer.update(queries=answer["queries"] + 1)))
     with pytest.raises(ServiceProtocolError, match=r"counts 3 queries.*received 2; somebody else"):

@@ -1,0 +1,65 @@
+"""A run as a flat list of steps: ask, train, estimate, freeze. Resuming leaves out the finished ones."""
+
+from dataclasses import dataclass
+
+from trainer.config import PhaseConfig, Profile
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask for a round's images, until `labels` are paid for in all.
+
+    Attributes:
+        chosen_in: the round that chooses the images: this one, or an earlier one that chose ahead.
+        chosen_until: labels in all up to which that round chooses.
+    """
+
+    round: int
+    labels: int
+    chosen_in: int
+    chosen_until: int
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fine-tune for one phase of a round."""
+
+    round: int
+    phase: int
+    config: PhaseConfig
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimate the accuracy after a round, and stop asking if it reaches the target."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Freeze the test predictions after a round."""
+
+    round: int
+    labels: int
+    is_end: bool
+
+
+Step = Ask | Train | Estimate | Freeze
+
+
+def plan(profile: Profile, *, has_target: bool) -> list[Step]:
+    """Expand a profile into the steps of its run; with a target, rounds that train are followed by an estimate."""
+    steps: list[Step] = []
+    last = len(profile.rounds) - 1
+    for number, settings in enumerate(profile.rounds):
+        ahead = (i for i in range(number) if (profile.rounds[i].chosen_ahead or 0) >= settings.labels)
+        chosen_in = next(ahead, number)
+        chooser = profile.rounds[chosen_in]
+        steps.append(Ask(number, settings.labels, chosen_in, chooser.chosen_ahead or chooser.labels))
+        steps += [Train(number, phase, config) for phase, config in enumerate(settings.phases)]
+        if has_target and settings.phases and number < last:
+            steps.append(Estimate(number))
+        if settings.evaluated or number == last:
+            steps.append(Freeze(number, settings.labels, is_end=number == last))
+    return steps
