@@ -15,8 +15,8 @@ from label_service.log.checkpoint import SigningKey
 from tests.support.fake_label_service import CLASS_NAMES, TOKEN, answer_json, edit
 from tests.support.signing_label_service import GUEST, ORIGIN, SigningLabelService
 from trainer.errors import ConfigError, DataError, LogNotProved, RecordsUnwritable, ResumeError
+from trainer.oracle import LabelClient
 from trainer.oracle import witness as witness_module
-from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE, REFUSED_FILE
 from trainer.oracle.witness import WITNESS_FILE, Witness
 
@@ -313,8 +313,8 @@ def test_lie_about_a_repeat_is_refused(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"detail": {"correct": 8}}, "it says another result"),
-        ({"detail": {}}, "it says another result"),
+        ({"detail": {"correct": 8}}, "it has another result"),
+        ({"detail": {}}, "it has another result"),
         ({"outcome": "replayed"}, "says evaluation replayed, and the answer was evaluation evaluated"),
         ({"charged": 1}, "it charges labels for an evaluation"),
         ({"run": "r2"}, "it is of run r2"),
@@ -336,7 +336,7 @@ def test_repeated_evaluation_with_another_result_is_found_at_the_seal(
     client.evaluate("r1", [0] * 10, idempotency_key="e")
     service.fail(EVALUATIONS, edit(lambda answer: answer.update(correct=10, accuracy=1.0)))
     client.evaluate("r1", [0] * 10, idempotency_key="e")
-    with pytest.raises(LogNotProved, match="no entry says the test accuracy that was answered"):
+    with pytest.raises(LogNotProved, match="no entry has the test accuracy that was answered"):
         client.seal("r1")
 
 
