@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from trainer.errors import DataError
 from trainer.records.files import replace_file
 from trainer.records.progress import duration, read_stages
-from trainer.records.run_records import QueryRecord, RunResult, read_queries, read_result, read_rounds
+from trainer.records.run_records import QueryRecord, RunResult, read_queries, read_result
 from trainer.run.report_figures import class_counts, confusion, draw_curve, learning_curve, sprite_sheet
 
 REPORT_FILE = "report.html"
@@ -59,7 +59,7 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
         cards=_cards(queries, result, stages),
         details=_details(queries, result),
         log_counts=_log_counts(result),
-        curve=draw_curve(learning_curve(queries, read_rounds(out_dir))),
+        curve=draw_curve(learning_curve(queries)),
         confusion=_confusion(queries, class_names),
         balance=_bars(class_names, class_counts(queries, len(class_names))),
         stages=_bars(list(stages), list(stages.values())),
