@@ -139,7 +139,7 @@ class FakeLabelService:
         return [request for request in self.requests if request[1] == path]
 
     def respond(self, handler: Handler) -> tuple[int, object]:
-        """Answer as the contract says."""
+        """Answer by the contract."""
         key = handler.headers.get("idempotency-key", "")
         match handler.command, handler.route:
             case "GET", "/readyz":

@@ -31,7 +31,7 @@ _SIZE = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 
 
 class LogProofError(Exception):
-    """A proof, signature or key does not hold; the message is a clause that says which."""
+    """A proof, signature or key does not hold; the message is a clause."""
 
 
 @dataclass(frozen=True)

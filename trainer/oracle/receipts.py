@@ -110,7 +110,7 @@ def prove(receipt: JsonValue, key: LogKey) -> tuple[Entry, TreeHead]:
 def check_opening_entry(
     entry: Entry, answer: OpenedRun, name: str, budget: int, evaluation_budgets: Sequence[int]
 ) -> RunTerms:
-    """Check that an entry opens the run of the answer, as requested; return what it fixes."""
+    """Check that an entry opens the run of the answer, as requested; return its terms."""
     require((entry.op, entry.outcome) == ("run-opened", "opened"), f"it says {entry.op}, and a run was opened")
     require(entry.run == answer.run_id, f"it opens the run {entry.run}, and the answer says {answer.run_id}")
     require(entry.budget == budget, f"it gives the run {entry.budget} labels, and {budget} were asked for")
@@ -162,7 +162,7 @@ def _check_labels(labels: Iterable[RevealedLabel], run: RunTerms) -> None:
 
 
 def evaluation_detail(predictions: Sequence[int], budget: int | None, answer: Evaluation) -> dict[str, JsonValue]:
-    """Return what the log must say of an evaluation: its result, budget and predictions."""
+    """Return the detail of an evaluation's log entry: its result, budget and predictions."""
     return {
         "correct": answer.correct,
         "total": answer.total,
@@ -221,7 +221,7 @@ def check_evidence(
 
 
 def require(holds: bool, otherwise: str) -> None:
-    """Refuse what does not hold, with a clause that says why."""
+    """Raise `LogProofError` with a clause unless a condition holds."""
     if not holds:
         raise LogProofError(otherwise)
 

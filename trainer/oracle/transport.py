@@ -42,7 +42,7 @@ TIMEOUT_S = 10.0
 _TIMEOUTS_OF_A_TRY = 6
 # Upper bound of the jitter after the first failure; it doubles with each failure up to the second bound.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
-# The user is told of a wait that lasts longer.
+# A wait that lasts longer is reported to the user.
 SILENT_WAIT_S = 2.0
 # The evidence of a long run is the largest answer, some megabytes.
 _LONGEST_BODY_BYTES = 64 * 1024 * 1024

@@ -44,7 +44,7 @@ class Witness:
     """The witness of one run's folder. Not safe to share between threads or processes."""
 
     def __init__(self, out: Path, log_key: str | None = None) -> None:
-        """Load what the folder has witnessed.
+        """Load the folder's log-witness.json, if there is one.
 
         Args:
             out: The run's folder.

@@ -120,7 +120,7 @@ def read_file(
     Args:
         path: The file.
         parse: Reads its content, such as `Model.model_validate_json`.
-        damage: What to tell the user, after the path, when the file cannot be read or parsed.
+        damage: The message, after the path, when the file cannot be read or parsed.
         error: Class of that error.
 
     Raises:

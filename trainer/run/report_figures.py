@@ -26,12 +26,12 @@ _ORANGE, _BLUE, _TEXT, _GRID = _COLOURS
 
 @dataclass(frozen=True)
 class SpriteSheet:
-    """Thumbnails side by side in one lossless PNG, in the order given.
+    """Thumbnails side by side in one lossless PNG, in the order of the images.
 
     Attributes:
         data_uri: The PNG as a data URI.
-        width: Sheet width in pixels.
-        height: Sheet height in pixels.
+        width: Width of the sheet in pixels.
+        height: Height of the sheet in pixels.
         offsets: Left and top of each thumbnail in pixels.
     """
 
@@ -42,7 +42,7 @@ class SpriteSheet:
 
 
 def sprite_sheet(images: npt.NDArray[np.uint8]) -> SpriteSheet:
-    """Lay out images [N, H, W], uint8, pixel by pixel, in rows of 32."""
+    """Lay out images [N, H, W], uint8, unscaled, in rows of 32."""
     n, height, width = images.shape
     columns = max(1, min(n, _SPRITE_COLUMNS))
     rows = max(1, math.ceil(n / columns))
@@ -117,7 +117,7 @@ def draw_curve(curve: LearningCurve) -> str | None:
     drawn = {"guesses in the round": (curve.by_round, _ORANGE), "guesses so far": (curve.so_far, _BLUE)}
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "labelmeter", "font.size": 14}):
         figure = Figure(_CURVE_SIZE)
-        axes = figure.add_axes((0.1, 0.18, 0.88, 0.78))
+        axes = figure.add_axes((0.11, 0.19, 0.87, 0.77))
         for name, (points, colour) in drawn.items():
             labels = [point.labels for point in points]
             lows, highs = [point.low for point in points], [point.high for point in points]
@@ -127,9 +127,9 @@ def draw_curve(curve: LearningCurve) -> str | None:
         lowest = min(point.low for points, _ in drawn.values() for point in points)
         bottom = min(0.9, math.floor(lowest * 10) / 10)
         axes.set(xlim=(0, None), ylim=(bottom, 1))
-        axes.set_xlabel("labels paid for", color=_TEXT, labelpad=10)
+        axes.set_xlabel("labels paid for", color=_TEXT, labelpad=14)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MultipleLocator(0.2 if bottom < 0.4 else 0.1 if bottom < 0.8 else 0.05))
+        axes.yaxis.set_major_locator(MultipleLocator(0.2 if bottom < 0.5 else 0.1 if bottom < 0.8 else 0.05))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.tick_params(colors=_GRID, labelcolor=_TEXT, pad=8)
         axes.grid(axis="y", color=_GRID)
@@ -164,13 +164,13 @@ def _inline_svg(document: bytes, tooltips: dict[str, list[str]]) -> str:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Guess before asking against the label paid for.
+    """Guesses before asking against the labels paid for.
 
     Attributes:
         counts: counts[label, guess].
         guesses: Queries with a guess.
         right: Guesses that were right.
-        without_guess: Queries of the cold start, which are left out.
+        without_guess: Queries of the cold start, which are not in `counts`.
     """
 
     counts: npt.NDArray[np.int64]

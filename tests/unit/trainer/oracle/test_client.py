@@ -1,4 +1,4 @@
-"""The client against a real server on a socket: what it waits out, what it refuses, and that no label is paid twice."""
+"""The client against a real server on a socket: retries, refusals, and no label that is paid twice."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_a_service_that_restarts_in_the_middle_is_waited_for(
 def test_a_service_that_stays_away_is_given_up_after_the_patience(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The pauses grow with jitter up to their cap, add up to the patience, and the error says what to do."""
+    """The pauses grow with jitter up to their cap, add up to the patience, and the error advises the user."""
     url = f"http://127.0.0.1:{closed_port()}"
     with (
         LabelClient(url, patience_s=60) as client,
@@ -235,7 +235,7 @@ def test_retry_after_is_respected_in_seconds_and_as_a_date(service: FakeLabelSer
 def test_a_retry_after_beyond_the_patience_is_given_up_without_a_wait(
     service: FakeLabelService, clock: FakeClock
 ) -> None:
-    """Nobody waits five minutes for a service that said an hour."""
+    """The client does not wait five minutes for a service that asked for an hour."""
     service.fail("/readyz", answer_json(503, {"code": "busy", "detail": "Restoring."}, retry_after="3600"))
     with (
         LabelClient(service.url) as client,
@@ -302,7 +302,7 @@ def test_a_refusal_is_one_typed_error_and_is_not_retried(
 def test_garbage_is_a_protocol_error_at_once(
     service: FakeLabelService, client: LabelClient, fault: Fault, message: str
 ) -> None:
-    """What no label service says ends the run with one sentence instead of a retry or a traceback."""
+    """Garbage ends the run with one sentence instead of a retry or a traceback."""
     service.fail(QUERY, fault)
     with pytest.raises(errors.ServiceProtocolError, match=message):
         client.query([1], idempotency_key="a")
@@ -417,7 +417,7 @@ def test_an_address_that_is_none_is_refused_before_anything_is_sent(url: str) ->
 
 
 def test_a_token_that_no_header_can_carry_is_refused_without_repeating_it() -> None:
-    """A line break in a token file is found at once, and the secret is not printed."""
+    """A line break in a token is found before anything is sent, and the secret is not printed."""
     with pytest.raises(errors.ConfigError, match="token must be") as caught:
         LabelClient("http://127.0.0.1:1", token="secret\n")
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The trainer's own verifier, against RFC 6962's published vectors and what the service's own code signs and proves."""
+"""The trainer's verifier against RFC 6962's published vectors, and against the service's signatures and proofs."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ NOTE = HEAD.sign(SIGNER)
 
 
 @pytest.mark.parametrize(
-    ("note", "told"),
+    ("note", "message"),
     [
         (NOTE.replace("\n7\n", "\n8\n"), "signature does not hold"),
         (NOTE.replace(ROOT, base64.b64encode(LEAVES[1]).decode()), "signature does not hold"),
@@ -160,14 +160,14 @@ NOTE = HEAD.sign(SIGNER)
         (signed(f"{SIGNER.name}\n7\nno base64\n"), "not base64"),
     ],
 )
-def test_tree_head_that_does_not_hold_is_refused(note: str, told: str) -> None:
+def test_tree_head_that_does_not_hold_is_refused(note: str, message: str) -> None:
     """Edited, torn, of another form or log, even where the key has signed it."""
-    with pytest.raises(LogProofError, match=told):
+    with pytest.raises(LogProofError, match=message):
         TreeHead.open(note, KEY)
 
 
 @pytest.mark.parametrize(
-    ("vkey", "told"),
+    ("vkey", "message"),
     [
         ("", "NAME.ID.KEY"),
         ("name", "NAME.ID.KEY"),
@@ -179,9 +179,9 @@ def test_tree_head_that_does_not_hold_is_refused(note: str, told: str) -> None:
         (KEY.vkey + "=", "base64"),
     ],
 )
-def test_key_with_a_mistake_is_refused(vkey: str, told: str) -> None:
+def test_key_with_a_mistake_is_refused(vkey: str, message: str) -> None:
     """One wrong character in a pinned key is found before anything is asked."""
-    with pytest.raises(LogProofError, match=told):
+    with pytest.raises(LogProofError, match=message):
         LogKey.parse(vkey)
 
 

@@ -29,7 +29,7 @@ class FakeClock:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -154,7 +154,7 @@ def test_a_saved_stage_survives_a_kill(tmp_path: Path) -> None:
 
 
 def test_a_damaged_stages_file_is_refused(tmp_path: Path) -> None:
-    """A stages.json that was cut says which file to remove."""
+    """The error of a cut stages.json names the file to remove."""
     (tmp_path / "stages.json").write_text('{"pretrain": ')
     with pytest.raises(DataError, match=r"stages\.json is damaged"):
         StageClock(tmp_path)

@@ -1,4 +1,4 @@
-"""The run's records survive a kill, say what they hold, and refuse what they cannot hold."""
+"""The run's records survive a kill, name their fields, and refuse other values."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_folder_in_the_place_of_a_file_is_reported_by_reader_and_writer(tmp_pa
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    """When the system takes a part of a line and then no more, the part is taken back and the error says what to do."""
+    """When the system takes a part of a line and then no more, the part is removed and the error advises the user."""
     path = tmp_path / "queries.jsonl"
     append_lines(path, ['{"a":1}'])
     done = run_python(
@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_writer_killed_at_any_moment_leaves_a_readable_file(tmp_path: Path) -> None:
-    """After kill -9 the file holds an unbroken beginning of what was written, and the run goes on from there."""
+    """After kill -9 the file holds the first lines without a gap, and the run goes on from there."""
     program = """
         import sys
         from pathlib import Path
@@ -220,7 +220,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_readable_file(tmp_path: Path) ->
 
 
 def test_a_file_for_the_owner_only_is_narrowed_even_if_it_existed(tmp_path: Path) -> None:
-    """Receipts hold labels, so their file is 0600 whoever made it first."""
+    """Receipts hold labels, so an existing file becomes 0600 too."""
     path = tmp_path / "receipts.jsonl"
     path.touch(mode=0o644)
     append_lines(path, ["{}"], mode=OWNER_ONLY)
@@ -271,7 +271,7 @@ def test_a_damaged_result_is_refused_with_the_path(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_replaced_keeps_its_content(tmp_path: Path) -> None:
-    """A replacement that fails leaves no draft and says so."""
+    """A replacement that fails leaves no draft and is an error."""
     (tmp_path / "target").mkdir()
     with pytest.raises(RecordsUnwritable, match="cannot be written"):
         replace_file(tmp_path / "target", "text")
@@ -312,7 +312,7 @@ def test_the_arithmetic_of_a_run_is_that_of_its_points(noted: tuple[str, ...], w
     """A run that was gone on with on another machine names both; results from before it was noted name none."""
     evaluation = EvaluationResult.from_counts(9012, 10000)
     points = [
-        {"labels": at, "evaluation": evaluation, "stage_seconds": {}, "arithmetic": one}
-        for at, one in enumerate(noted, 1)
+        {"labels": at, "evaluation": evaluation, "stage_seconds": {}, "arithmetic": arithmetic}
+        for at, arithmetic in enumerate(noted, 1)
     ]
     assert result(points=tuple(points)).arithmetic == words

@@ -30,7 +30,7 @@ CLASSES = ("T-shirt/top", "Trouser", "Pullover")
 
 
 class Page(HTMLParser):
-    """Collects what the tests look at, and notes tags that do not match."""
+    """Collects the tags and the text of a page, and requires that tags match."""
 
     VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
 
@@ -157,7 +157,7 @@ def test_thumbnails_are_the_queried_images_pixel_by_pixel_in_order(tmp_path: Pat
 
 
 def test_each_image_tells_its_class_guess_and_reason(tmp_path: Path) -> None:
-    """The cold start says that there was no guess; later images say the guess and how sure it was."""
+    """An image of the cold start has no guess; later images show the guess and its confidence."""
     append_queries(tmp_path, queries())
     text = read(write_report(tmp_path, pool(), CLASSES)).text
     assert "query 1, image 0: T-shirt/top; no guess before asking; cold start: medoid of cluster 0" in text
@@ -167,7 +167,7 @@ def test_each_image_tells_its_class_guess_and_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cold", [0, 5, 60])
 def test_an_unfinished_run_has_a_report(tmp_path: Path, cold: int) -> None:
-    """Nothing asked yet, only the cold start, or more: the page says so and leaves out what is unknown."""
+    """Nothing asked yet, only the cold start, or more: the page shows that and leaves out what is unknown."""
     if cold:
         append_queries(tmp_path, queries(cold))
         replace_file(tmp_path / "stages.json", '{"pretrain": 61.0}')
