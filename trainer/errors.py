@@ -1,80 +1,83 @@
 """Every error that the trainer shows to a user: one sentence, and the exit code of the command that failed.
 
-The command line catches `TrainerError`, prints the sentence and leaves with `exit_code`; anything else is a defect of
-the trainer and keeps its traceback. Nothing here imports torch, so that a typing mistake costs no import of it.
+The command line catches `TrainerError`, prints its sentence and exits with `exit_code`. Any other exception is a defect
+of the trainer and keeps its traceback. Nothing here imports PyTorch, so that a mistyped command fails fast.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class TrainerError(Exception):
-    """The base: something that the user can understand and mend, said in one sentence."""
+    """Base of all errors that a user can understand and correct; the message is one sentence."""
 
-    # Codes 64 to 78 below are those of BSD's sysexits.h; codes from 80 on are refusals of the label service.
+    # Codes 64 to 78 are those of BSD's sysexits.h; the trainer's own begin at 79.
     exit_code: ClassVar[int] = 1
 
 
 class DataError(TrainerError):
-    """The image folder is missing, empty, cut short or not IDX, or a file in OUT holds what the trainer never wrote."""
+    """The image folder is missing, empty, cut short or not IDX, or a file in OUT is damaged."""
 
     exit_code = 65
 
 
 class ConfigError(TrainerError):
-    """A setting has no meaning or contradicts another one: a profile that does not exist, a URL that is none."""
+    """A setting is invalid or contradicts another one: a profile that does not exist, a malformed URL."""
 
     exit_code = 78
 
 
 class ResumeError(TrainerError):
-    """`--resume` points at a folder that was begun with another configuration, seed, service or data set."""
+    """The folder was begun with another configuration, seed, log key or data set, so the run cannot resume."""
 
     exit_code = 79
 
 
-class RecordsUnwritable(TrainerError):  # noqa: N818 - the name is the sentence's verb
-    """A file in OUT cannot be written (disk full, read-only): nothing asked is lost, and `--resume` goes on from it."""
+class RecordsUnwritable(TrainerError):  # noqa: N818 - the name reads as a statement
+    """A file in OUT cannot be written (disk full, read-only). No label is lost: `--resume` continues from here."""
 
     exit_code = 74
 
 
-class CountsDisagree(TrainerError):  # noqa: N818 - the name is the sentence's verb
+class CountsDisagree(TrainerError):  # noqa: N818 - the name reads as a statement
     """The trainer's count of queries is not the count in the label service's log, so the result must not be used."""
 
     exit_code = 86
 
 
 class ServiceError(TrainerError):
-    """The base of all that goes wrong between the trainer and the label service."""
+    """Base of the errors between the trainer and the label service."""
 
 
-class ServiceUnavailable(ServiceError):  # noqa: N818 - the name is the sentence's verb
-    """The label service gave no answer, or only 'try again later', for as long as the client's patience lasted."""
+class ServiceUnavailable(ServiceError):  # noqa: N818 - the name reads as a statement
+    """The label service gave no answer, or only 'try again later', until the client's patience was spent."""
 
     exit_code = 69
 
 
 class ServiceProtocolError(ServiceError):
-    """Something answered, but not as a label service does: HTML, cut JSON, wrong ids, impossible counts."""
+    """The answer is not one that a label service sends: HTML, cut JSON, wrong ids, impossible counts."""
 
     exit_code = 76
 
 
-class LogNotProved(ServiceError):  # noqa: N818 - the name is the sentence's verb
-    """A receipt, head, key or opened label of the label service's log does not hold, so the answer is not used."""
+class LogNotProved(ServiceError):  # noqa: N818 - the name reads as a statement
+    """The log does not prove an answer (receipt, tree head, key or opened label), so the answer is not used."""
 
     exit_code = 87
 
 
-class RequestRefused(ServiceError):  # noqa: N818 - the name is the sentence's verb
-    """The label service understood the request and refused it, and asking again would not change that.
+class RequestRefused(ServiceError):  # noqa: N818 - the name reads as a statement
+    """The label service refused the request, and a repeat would be refused too.
 
     Attributes:
         status: HTTP status of the refusal.
-        code: The service's stable name for the reason, such as `label-budget-exhausted`.
-        detail: The service's own sentence about it.
+        code: Stable name of the reason, such as `label-budget-exhausted`.
+        detail: The service's own sentence.
     """
 
     exit_code = 80
@@ -93,24 +96,30 @@ class NotAuthorized(RequestRefused):
 
 
 class BudgetExhausted(RequestRefused):
-    """The run may not be told that many more labels: its budget is spent, or the batch is larger than what is left."""
+    """The budget of the run or of the service does not cover the query."""
 
     exit_code = 81
 
 
 class RunSealed(RequestRefused):
-    """The run was sealed: it answers no more queries and no more evaluations."""
+    """The run is sealed: it allows no more queries or evaluations."""
 
     exit_code = 82
 
 
 class QueryingClosed(RequestRefused):
-    """The run was evaluated already, and after that it may not ask for labels."""
+    """The run has been evaluated, and may query no label after that."""
 
     exit_code = 83
 
 
 class UnknownLabelId(RequestRefused):
-    """An id is not a row of the service's data set, so the trainer's images and the service's labels do not match."""
+    """An id is not a row of the service's data set, so images and labels do not match."""
 
     exit_code = 84
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Name the first wrong field and what is wrong with it, without its value, which may be secret."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))

@@ -84,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["--resume", "--seed", "2"], "seed 1, now 2"),
         (["--resume", "--budget", "9"], "budget 18, now 9"),
@@ -94,37 +94,37 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_folder_of_other_settings_is_refused_untouched(
-    more: list[str], told: str, half_done: Path, shared_service: RunningService, tiny_data: Path
+    more: list[str], message: str, half_done: Path, shared_service: RunningService, tiny_data: Path
 ) -> None:
     """Exit code 79, the setting named, nothing asked, every file as it was."""
     before, entries = contents(half_done), len(shared_service.entries())
-    assert told in fail(79, command("run", half_done, tiny_data, shared_service, *more))
+    assert message in fail(79, command("run", half_done, tiny_data, shared_service, *more))
     assert (contents(half_done), len(shared_service.entries())) == (before, entries)
 
 
 def test_resume_with_other_images_is_refused(
     half_done: Path, shared_service: RunningService, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """Another data set of the same sizes is told apart by its content."""
+    """Another data set of the same sizes is recognised by its content."""
     other = make_idx_dataset(tmp_path / "other", seed=1)
     assert "images in --data" in fail(79, command("run", half_done, other, shared_service, "--resume"))
     assert "holds other images" in fail(65, ["report", "--out", str(half_done), "--data", str(other / "images")])
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"pool": 150}, "has labels of 200 pool and 50 test images, but --data holds 150 and 50"),
         ({"seed": 1}, "has the labels of other images"),
     ],
 )
 def test_service_of_another_data_set_is_refused(
-    given: dict[str, int], told: str, shared_service: RunningService, tmp_path: Path
+    given: dict[str, int], message: str, shared_service: RunningService, tmp_path: Path
 ) -> None:
     """No run is opened where the labels belong to other images."""
     other = make_idx_dataset(tmp_path / "other", **given)
     entries = len(shared_service.entries())
-    assert told in fail(65, command("run", tmp_path / "out", other, shared_service))
+    assert message in fail(65, command("run", tmp_path / "out", other, shared_service))
     assert len(shared_service.entries()) == entries
 
 
@@ -211,7 +211,7 @@ def test_finetuning_starts_from_the_weights_it_was_given(
 
 
 def test_token_stays_in_its_file(shared_service: RunningService, tiny_data: Path, tmp_path: Path) -> None:
-    """A whole run, told in detail: the token is in run.json (mode 0600) and nowhere else, the receipts are private."""
+    """After a whole verbose run the token is in run.json (mode 0600) and nowhere else, and the receipts are private."""
     out = tmp_path / "out"
     done = CliRunner().invoke(app, command("run", out, tiny_data, shared_service, "--verbose"))
     assert done.exit_code == 0, done.stderr
@@ -249,7 +249,7 @@ def test_somebody_else_asking_under_the_token_is_noticed(
 def test_counts_that_disagree_end_the_run_with_an_error(
     whose: str, shared_service: RunningService, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line less in queries.jsonl, or one query more in the log: the result must not be used, and says both."""
+    """One line less in queries.jsonl, or one query more in the log: the error names both counts."""
     out, freeze, summarise = tmp_path / "out", evaluate.freeze_predictions, LabelClient.log_summary
 
     def freeze_and_lose_a_line(folder: Path, *rest: Any) -> None:
@@ -265,9 +265,9 @@ def test_counts_that_disagree_end_the_run_with_an_error(
 
     if whose == "the trainer's":
         monkeypatch.setattr(pipeline, "freeze_predictions", freeze_and_lose_a_line)
-        told = "the trainer counted 17 queries, the log 18"
+        message = "the trainer counted 17 queries, the log 18"
     else:
         monkeypatch.setattr(LabelClient, "log_summary", summary_with_one_more)
-        told = "the trainer counted 18 queries, the log 19"
-    with pytest.raises(CountsDisagree, match=told):
+        message = "the trainer counted 18 queries, the log 19"
+    with pytest.raises(CountsDisagree, match=message):
         run_to_end(settings_for(out, tiny_data, shared_service))

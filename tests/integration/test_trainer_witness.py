@@ -76,7 +76,7 @@ def lie_once(patch: pytest.MonkeyPatch, path: str, change: Change, *, round_numb
 def tell_another_label(answer: dict[str, Any]) -> None:
     """Exchange one label of the answer, leave its opening."""
     label = answer["labels"][-1]
-    other = next(one for one in answer["labels"] if one["label"] != label["label"])
+    other = next(entry for entry in answer["labels"] if entry["label"] != label["label"])
     label["label"], label["label_name"] = other["label"], other["label_name"]
 
 
@@ -98,12 +98,12 @@ def test_nothing_is_learned_from_a_lie_and_the_run_goes_on_from_the_truth(
     name: str, shared_service: RunningService, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 87, no label of the round kept or trained on; resumed with an honest service it ends as ever."""
-    change, told = LIES[name]
+    change, message = LIES[name]
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         lie_once(patch, "/v1/labels:query", change, round_number=1)
         code, sentence = run_command(out, tiny_data, shared_service.base_url)
-    assert code == NOT_PROVED and told in sentence and "entry" in sentence
+    assert code == NOT_PROVED and message in sentence and "entry" in sentence
     assert {record.round for record in read_queries(out)} == {0}
     assert not (out / "result.json").exists()
     (refused,) = (out / REFUSED_FILE).read_text().splitlines()

@@ -1,6 +1,6 @@
 """A small label service on a real socket that keeps the contract, and breaks it on command.
 
-It has its own ledger in memory: budgets, idempotency keys, a log. `fail(path, fault, …)` makes the next requests of a
+It has its own ledger in memory: budgets and idempotency keys. `fail(path, fault, …)` makes the next requests of a
 path go wrong, one fault each; `stop` and `start` on the same port are a restart.
 """
 
@@ -139,7 +139,7 @@ class FakeLabelService:
         return [request for request in self.requests if request[1] == path]
 
     def respond(self, handler: Handler) -> tuple[int, object]:
-        """Answer as the contract says."""
+        """Answer by the contract."""
         key = handler.headers.get("idempotency-key", "")
         match handler.command, handler.route:
             case "GET", "/readyz":
@@ -162,8 +162,6 @@ class FakeLabelService:
                 return 200, {"accuracy": (total - 1) / total, "correct": total - 1, "total": total, "run_id": "r1"}
             case "POST", "/v1/labels:query":
                 return self.query(handler.body["ids"], key)
-            case "GET", "/v1/log/entries":
-                return 200, self.log_page(int(handler.params.get("after", -1)), handler.params.get("run"))
             case "GET", "/v1/log/summary":
                 return 200, self.summary()
         return 404, {"code": "not-found", "detail": "No such path."}
@@ -201,12 +199,6 @@ class FakeLabelService:
         answer = {**state, "labels": labels, "charged": len(new), "replayed": not new, "receipt": None}
         self.answers_by_key[key] = (ids, answer)
         return 200, answer
-
-    def log_page(self, after: int, run: str | None) -> dict[str, object]:
-        """Two entries a page; the log has five, the odd ones of another run."""
-        entries = [{"seq": seq, "op": "query", "run": "other" if seq % 2 else "r1", "charged": 1} for seq in range(5)]
-        left = [entry for entry in entries if entry["seq"] > after and run in (None, entry["run"])]  # type: ignore[operator]
-        return {"entries": left[:2], "next": left[1]["seq"] if len(left) > 2 else None}
 
     def summary(self) -> dict[str, object]:
         mine = {"run_id": "r1", "queries": 3, "distinct_labels": 3, "evaluations": 1, "entries": 3, "replays": 0}

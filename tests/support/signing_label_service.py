@@ -1,6 +1,6 @@
 """The fake label service with a signed log: every answer is proved, and the log can be made to lie.
 
-It signs, proves and commits with the label service's own code, so that the trainer's verifier meets an independent one.
+It signs, proves and commits with the code of the label service, so the trainer's verifier meets another implementation.
 `forge` changes what is said before it is signed, as only a service that holds the key could.
 """
 
@@ -49,14 +49,14 @@ class FakeLog:
 
     def receipt(self, index: int) -> dict[str, Any]:
         """Prove an entry under the newest head."""
-        proof = [encode_hash(one) for one in self.tree.inclusion_proof(index)]
+        proof = [encode_hash(sibling) for sibling in self.tree.inclusion_proof(index)]
         entry = self.entries[index].decode()
         return {"entry": entry, "index": index, "inclusion_proof": proof, "checkpoint": self.head()}
 
     def consistency(self, first: int, second: int) -> dict[str, Any]:
-        """Prove growth; roots are told too, as the service does."""
+        """Prove growth; roots are detail too, as the service does."""
         tree = self.tree
-        proof = [encode_hash(one) for one in tree.consistency_proof(first, second)]
+        proof = [encode_hash(sibling) for sibling in tree.consistency_proof(first, second)]
         return {"first": first, "second": second, "first_root": "", "second_root": "", "proof": proof}
 
     def evidence(self) -> dict[str, Any]:
@@ -102,11 +102,11 @@ class SigningLabelService(FakeLabelService):
             case "/v1/runs/r1/evaluations":
                 document["replayed"] = key in self.predictions_by_key
                 entry |= {"op": "evaluation", "outcome": "replayed" if document["replayed"] else "evaluated"}
-                told = {"correct": document["correct"], "total": document["total"]}
+                detail = {"correct": document["correct"], "total": document["total"]}
                 sha256 = hashlib.sha256(canonical_json(body["predictions"])).hexdigest()
-                told |= {"evaluated_budget": body.get("budget"), "predictions_sha256": sha256}
-                self.predictions_by_key[key] = told
-                entry |= {} if document["replayed"] else {"detail": told}
+                detail |= {"evaluated_budget": body.get("budget"), "predictions_sha256": sha256}
+                self.predictions_by_key[key] = detail
+                entry |= {} if document["replayed"] else {"detail": detail}
             case "/v1/runs/r1:seal":
                 self.log.append(**entry | {"op": "run-sealed", "outcome": "sealed"})
                 return status, document | {"evidence": self.log.evidence()}

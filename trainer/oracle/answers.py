@@ -1,16 +1,18 @@
-"""What the label service may answer: strict models, so that a wrong answer stops the run instead of training on it.
+"""The answers of the label service as strict models, and the check of each answer against its question.
 
-No type is converted (a label "3" is not the label 3). Fields that the trainer does not know are ignored, so the
-service may say more than this.
+A wrong label would train a wrong network without any other sign, so an answer that does not fit stops the run. No type
+is converted (a label "3" is not the label 3). Unknown fields are ignored: the service may send more than this. Whether
+the log proves an answer is another question, see `receipts`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from trainer.errors import ServiceProtocolError
+from trainer.errors import ServiceProtocolError, first_mistake
 
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
@@ -28,11 +30,11 @@ class DatasetInfo(Answer):
     Attributes:
         name: Its name, such as `fashion-mnist`.
         official: Whether it is the published split; False for a re-drawn one or other data.
-        pool_size: Images whose labels may be asked; ids run from 0 to `pool_size - 1`.
+        pool_size: Images whose labels may be queried; ids run from 0 to `pool_size - 1`.
         test_size: Test images that an evaluation predicts.
         class_names: Names of the classes, by class number.
-        fingerprint: Identifies the images, so that the trainer can tell whether it holds the same ones; None
-            when the service was not told them.
+        fingerprint: Identifies the images, so that the trainer can compare them with its own; None when the service
+            has label files alone.
         redraw_seed: Seed of a re-drawn split, None for other data.
     """
 
@@ -51,7 +53,7 @@ class DatasetInfo(Answer):
 
 
 class OpenedRun(Answer):
-    """A new run; `token` is shown this once and stays out of `repr`."""
+    """A new run. `token` is sent only once and stays out of `repr`."""
 
     run_id: Name
     token: Annotated[str, Field(min_length=1, repr=False)]
@@ -61,7 +63,7 @@ class OpenedRun(Answer):
 
 
 class RevealedLabel(Answer):
-    """One label: class number, name, whether this answer charged it, and what opens it for `receipts`."""
+    """One label: class number, name, whether this answer charged it, and its opening (`receipts.LabelOpening`)."""
 
     id: Count
     label: Count
@@ -71,7 +73,7 @@ class RevealedLabel(Answer):
 
 
 class QueryAnswer(Answer):
-    """The labels asked for, in the order asked.
+    """The labels of one query.
 
     Attributes:
         labels: One for each distinct id.
@@ -79,8 +81,8 @@ class QueryAnswer(Answer):
         queries: Labels charged to the run so far.
         remaining: Labels that the run may still be charged.
         run_id: The run that paid.
-        replayed: Whether the service had answered this very request before.
-        receipt: The log's proof, for the witness to check.
+        replayed: Whether the service had answered the same request before.
+        receipt: The log's proof, for the witness (`receipts.Receipt`).
     """
 
     labels: tuple[RevealedLabel, ...]
@@ -91,18 +93,9 @@ class QueryAnswer(Answer):
     replayed: bool = False
     receipt: JsonValue = None
 
-    @model_validator(mode="after")
-    def _counts_are_possible(self) -> Self:
-        flagged = sum(label.charged for label in self.labels)
-        if self.charged != flagged:
-            raise ValueError(f"it says {self.charged} labels were charged and marks {flagged}")
-        if self.charged > self.queries:
-            raise ValueError(f"it charged {self.charged} labels, yet counts {self.queries} in the whole run")
-        return self
-
 
 class RunState(Answer):
-    """A run as the service sees it; `queries` counts the labels charged to it."""
+    """The state of a run; `queries` counts the labels charged to it."""
 
     run_id: Name
     name: str
@@ -119,16 +112,15 @@ class RunState(Answer):
 
 
 class SealedRun(Answer):
-    """The end of a run; what evidence the service adds is kept in `model_extra`."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    """The end of a run, with the whole log as evidence (`receipts.Evidence`)."""
 
     run_id: Name
     sealed_at: Name
+    evidence: JsonValue = None
 
 
 class Evaluation(Answer):
-    """Accuracy on the test images; which of the predictions were right stays with the service."""
+    """Accuracy on the test images. Which predictions were right stays with the service."""
 
     accuracy: Annotated[float, Field(ge=0, le=1)]
     correct: Count
@@ -138,31 +130,14 @@ class Evaluation(Answer):
 
     @model_validator(mode="after")
     def _accuracy_is_the_quotient(self) -> Self:
-        # A service may round to four places for people; more than that is a contradiction.
+        # A service may round to four places for people; a larger difference is a contradiction.
         if self.correct > self.total or abs(self.accuracy - self.correct / self.total) > 5e-5:
             raise ValueError(f"accuracy {self.accuracy} is not {self.correct} of {self.total}")
         return self
 
 
-class LogEntry(Answer):
-    """One entry of the query log. Entries hold no label; what else they say is kept in `model_extra`."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-
-    seq: Count
-    op: Name
-    run: str | None = None
-
-
-class LogPage(Answer):
-    """One page of the log; `next` is the cursor after it, None at the end."""
-
-    entries: tuple[LogEntry, ...]
-    next: Count | None
-
-
 class RunCounts(Answer):
-    """What the log counts of one run: labels charged, distinct labels revealed, evaluations, entries."""
+    """The log's counts of one run: labels charged, distinct labels revealed, evaluations, entries."""
 
     run_id: Name
     queries: Count
@@ -172,7 +147,7 @@ class RunCounts(Answer):
 
 
 class LogSummary(Answer):
-    """What the log counts in all; `distinct_labels_revealed_to_anybody` is the union over the runs."""
+    """The log's counts of all runs; `distinct_labels_revealed_to_anybody` is the union over the runs."""
 
     runs: tuple[RunCounts, ...]
     queries: Count
@@ -200,7 +175,7 @@ class LogKeyAnswer(Answer):
 
 
 class ConsistencyAnswer(Answer):
-    """Hashes, base64, that lead from one size of the log to another. Roots it may name are not believed: not read."""
+    """Hashes, base64, that lead from one size of the log to another. Any roots in the answer are not trusted."""
 
     proof: tuple[str, ...]
 
@@ -216,22 +191,84 @@ A = TypeVar("A", bound=Answer)
 
 
 def parse_answer(model: type[A], raw: bytes, name: str) -> A:
-    """Check an answer against its model; the message never repeats the answer, which may hold a token.
+    """Read an answer as its model. The error never repeats the answer, which may hold a token.
 
     Args:
-        model: What is expected.
+        model: The expected answer.
         raw: The body.
-        name: The call, for the message.
+        name: The call, for the error.
 
     Raises:
-        ServiceProtocolError: The answer is something else.
+        ServiceProtocolError: The body is something else.
     """
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise ServiceProtocolError(
-            f"the answer to {name} is not what a label service says ({place + ': ' if place else ''}{first['msg']}); "
-            "check the address, and that service and trainer are of one version."
+            f"the answer to {name} is not what a label service says ({first_mistake(error)}); check the address, and "
+            "that service and trainer have the same version."
         ) from None
+
+
+def check_query(
+    answer: QueryAnswer, asked: Sequence[int], dataset: DatasetInfo, run_id: str | None, queries_before: int
+) -> None:
+    """Check the ids, the classes, the run and all counts of an answer against its query.
+
+    Args:
+        answer: The answer.
+        asked: Distinct ids of the query.
+        dataset: The pool of these ids.
+        run_id: The run that asked; None when no answer has named it yet.
+        queries_before: The highest count of this run so far.
+
+    Raises:
+        ServiceProtocolError: It does not fit.
+    """
+    ids = {label.id for label in answer.labels}
+    if len(answer.labels) != len(asked) or ids != set(asked):
+        strange = sorted(ids ^ set(asked))[:3]
+        raise ServiceProtocolError(f"a query asked {len(asked)} ids and the answer is about others: {strange}.")
+    for label in answer.labels:
+        if label.label >= dataset.num_classes or label.label_name != dataset.class_names[label.label]:
+            raise ServiceProtocolError(
+                f"image {label.id} was answered class {label.label} ({label.label_name!r}), which is none of the "
+                f"{dataset.num_classes} classes of {dataset.name}."
+            )
+    marked = sum(label.charged for label in answer.labels)
+    if answer.charged != marked:
+        raise ServiceProtocolError(f"the answer to a query charges {answer.charged} labels and marks {marked}.")
+    if answer.charged > answer.queries:
+        raise ServiceProtocolError(
+            f"the answer to a query charges {answer.charged} labels and counts {answer.queries} in the whole run."
+        )
+    if run_id not in (None, answer.run_id):
+        raise ServiceProtocolError(f"a query was charged to run {answer.run_id} instead of {run_id}.")
+    # A repeated request gets the counts of its first answer, so they may be lower.
+    if not answer.replayed and answer.queries < queries_before:
+        raise ServiceProtocolError(
+            f"the label service counts {answer.queries} queries in this run and counted {queries_before} before; "
+            "its database was replaced, so the log no longer proves the run's labels."
+        )
+
+
+def check_evaluation(answer: Evaluation, predictions: Sequence[int]) -> None:
+    """Check that an evaluation compared all predictions.
+
+    Raises:
+        ServiceProtocolError: It compared more or fewer.
+    """
+    if answer.total != len(predictions):
+        raise ServiceProtocolError(
+            f"the label service compared {answer.total} predictions where {len(predictions)} were submitted."
+        )
+
+
+def check_opened_run(answer: OpenedRun, budget: int) -> None:
+    """Check that a run was opened with its budget.
+
+    Raises:
+        ServiceProtocolError: It has another budget.
+    """
+    if answer.budget != budget:
+        raise ServiceProtocolError(f"the label service opened a run of {answer.budget} labels instead of {budget}.")

@@ -1,7 +1,7 @@
-"""One question to the label service and its answer as it came, for the files that keep both as evidence.
+"""One request to the label service and its answer, for the files that keep both as evidence.
 
-OUT/receipts.jsonl holds what was accepted and OUT/receipts-refused.jsonl what the witness refused. Both may hold
-labels, so only their owner reads them; neither ever holds a token.
+OUT/receipts.jsonl holds the accepted answers and OUT/receipts-refused.jsonl those that the witness refused. Both may
+hold labels, so only their owner can read them. Neither ever holds a token.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ REFUSED_FILE = "receipts-refused.jsonl"
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer.
+    """A request and its answer.
 
     Attributes:
-        call: What was asked for: `run-opened`, `query`, `evaluation`, `seal` or `log-key`.
-        request: What identifies the question.
-        raw: The answer's body, JSON.
+        call: `run-opened`, `query`, `evaluation`, `seal` or `log-key`.
+        request: What identifies the request.
+        raw: Body of the answer, JSON.
     """
 
     call: str
@@ -33,18 +33,18 @@ class Exchange:
     raw: bytes
 
     def keep(self, path: Path, **more: str) -> None:
-        """Append it to a file, on the disk before this returns.
+        """Append the exchange to a file, and wait until the disk has it.
 
         Args:
             path: JSON-lines file, mode 0600.
-            more: Further fields of the line, such as why it was refused.
+            more: Further fields of the line, such as the reason of a refusal.
 
         Raises:
             RecordsUnwritable: The file cannot be written.
         """
         answer = json.loads(self.raw)
         if isinstance(answer, dict):
-            # The token of a run that was opened is in run.json and nowhere else.
+            # The token of a new run belongs in run.json and nowhere else.
             answer.pop("token", None)
         line = {"at": datetime.now(UTC).isoformat(), "call": self.call, "request": dict(self.request), **more}
         append_lines(path, [json.dumps(line | {"answer": answer}, separators=(",", ":"))], mode=OWNER_ONLY)

@@ -1,11 +1,10 @@
-"""Verify what a transparency log shows: inclusion and consistency proofs, signed checkpoints, keys. Pure functions.
+"""Verify a transparency log: inclusion and consistency proofs, signed tree heads, keys. Pure functions.
 
 Sources: RFC 6962 (2013), section 2.1, for the hashes; RFC 9162 (2021), sections 2.1.3.2 and 2.1.4.2, for the two
-verifications; C2SP signed-note and tlog-checkpoint with Ed25519 (RFC 8032) for keys and heads. SHA-256 throughout.
+verifications; C2SP signed-note and tlog-checkpoint with Ed25519 (RFC 8032) for keys and tree heads. SHA-256 throughout.
 
-This shares no code with the label service, which has its own: a mistake in one implementation is found by the other
-(docs/decisions/0015). Nothing here knows what an entry means, see `trainer.oracle.receipts`, or remembers, see
-`trainer.oracle.witness`.
+The label service has an implementation of its own, and no code is shared: a mistake in one is found by the other
+(docs/decisions/0015). `receipts` knows the meaning of an entry, and `witness` remembers what was seen.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ HASH_BYTES = 32
 # The signature type of Ed25519 in a C2SP verifier key.
 _ED25519 = b"\x01"
 _KEY_ID_BYTES = 4
-# A checkpoint has under 300 characters; witnesses may add a signature line each.
+# A signed tree head has under 300 characters; other witnesses may add a signature line each.
 _MAX_NOTE_CHARACTERS = 20_000
 _SIGNATURE_LINE = re.compile(r"\u2014 ([^ +\n]+) ([A-Za-z0-9+/]+={0,2})")
 # No leading zero, and no more digits than any log will have.
@@ -32,7 +31,7 @@ _SIZE = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 
 
 class LogProofError(Exception):
-    """A proof, signature or key does not hold; the message is a clause that says which."""
+    """A proof, signature or key does not hold; the message is a clause."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class LogKey:
 
     Attributes:
         name: Key name and origin.
-        key_id: Four bytes that say which key a signature is of.
+        key_id: Four bytes; a signature names its key by them.
         public_key: 32 bytes (RFC 8032).
     """
 
@@ -54,19 +53,19 @@ class LogKey:
         """Read a verifier key, `NAME+ID+KEY`.
 
         Raises:
-            LogProofError: It is not written so, is of another type, or its id is not that of its name and key.
+            LogProofError: It has another form or type, or its id does not belong to its name and key.
         """
-        # Base64 may hold plus signs: only the first two part the line.
+        # Base64 may hold plus signs: only the first two are separators.
         name, _, rest = vkey.partition("+")
         written_id, _, encoded = rest.partition("+")
         if not name or name.split() != [name] or not encoded:
-            raise LogProofError("a log's key is written NAME+ID+KEY, and this is not")
+            raise LogProofError("a log's key has the form NAME+ID+KEY, and this has not")
         typed_key = decode_base64(encoded)
         if typed_key[:1] != _ED25519 or len(typed_key) != 1 + 32:
             raise LogProofError("the log's key is not an Ed25519 key")
         key_id = hashlib.sha256(name.encode(errors="replace") + b"\n" + typed_key).digest()[:_KEY_ID_BYTES]
         if written_id != key_id.hex():
-            raise LogProofError("the log's key has an id that is not its own, so a character of it is wrong")
+            raise LogProofError("the log's key has an id that does not belong to it, so a character is wrong")
         return cls(name, key_id, typed_key[1:])
 
     @property
@@ -76,43 +75,43 @@ class LogKey:
         return f"{self.name}+{self.key_id.hex()}+{encoded}"
 
     def open_note(self, note: str) -> str:
-        """Return the text of a signed note. Signatures under other names or key ids are ignored, as C2SP has it.
+        """Return the text of a signed note. Signatures under other names or key ids are ignored (C2SP signed-note).
 
         Raises:
             LogProofError: The note is malformed, not signed by this key, or its signature does not hold.
         """
         if len(note) > _MAX_NOTE_CHARACTERS or any(character < " " and character != "\n" for character in note):
-            raise LogProofError("the checkpoint is too long or holds control characters")
-        # The last empty line parts text and signatures.
+            raise LogProofError("the tree head is too long or holds control characters")
+        # The last empty line separates text and signatures.
         text, gap, signed = note.rpartition("\n\n")
         lines = [_SIGNATURE_LINE.fullmatch(line) for line in signed.removesuffix("\n").split("\n")]
         if not gap or not signed.endswith("\n") or None in lines:
-            raise LogProofError("the checkpoint is not a signed note")
+            raise LogProofError("the tree head is not a signed note")
         signatures = [(line[1], decode_base64(line[2])) for line in lines if line is not None]
-        own = [data[_KEY_ID_BYTES:] for name, data in signatures if (name, data[:_KEY_ID_BYTES]) == self._mark]
+        own = [
+            data[_KEY_ID_BYTES:]
+            for name, data in signatures
+            if (name, data[:_KEY_ID_BYTES]) == (self.name, self.key_id)
+        ]
         if not own:
-            raise LogProofError("the checkpoint is not signed by the log's pinned key")
+            raise LogProofError("the tree head is not signed by the log's pinned key")
         text += "\n"
         for signature in own:
             try:
                 Ed25519PublicKey.from_public_bytes(self.public_key).verify(signature, text.encode())
             except (InvalidSignature, ValueError) as error:
-                raise LogProofError("the checkpoint's signature does not hold") from error
+                raise LogProofError("the tree head's signature does not hold") from error
         return text
-
-    @property
-    def _mark(self) -> tuple[str, bytes]:
-        return self.name, self.key_id
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A tree head that the log has signed.
+class TreeHead:
+    """A tree head that the log has signed; its text is a C2SP tlog-checkpoint.
 
     Attributes:
         size: Number of leaves.
-        root: Of the tree of that size, 32 bytes.
-        note: As it was signed.
+        root: Root of the tree of that size, 32 bytes.
+        note: The signed text.
     """
 
     size: int
@@ -120,29 +119,30 @@ class Checkpoint:
     note: str
 
     @classmethod
-    def open(cls, note: str, key: LogKey) -> Checkpoint:
-        """Read a checkpoint under a pinned key.
+    def open(cls, note: str, key: LogKey) -> TreeHead:
+        """Read a signed tree head under a pinned key.
 
         Raises:
             LogProofError: It is malformed, of another log, or not signed by the key.
         """
         lines = key.open_note(note).split("\n")
         if len(lines) != 4 or not _SIZE.fullmatch(lines[1]):
-            raise LogProofError("the checkpoint does not have the three lines origin, size and root")
+            raise LogProofError("the tree head does not have the three lines origin, size and root")
         if lines[0] != key.name:
-            raise LogProofError(f"the checkpoint is of the log {lines[0]!r} and not of {key.name!r}")
+            raise LogProofError(f"the tree head is of the log {lines[0]!r} and not of {key.name!r}")
         return cls(int(lines[1]), decode_hash(lines[2]), note)
 
 
 def leaf_hash(data: bytes) -> bytes:
-    """Hash a leaf; the prefix 0 keeps it from posing as an inner node."""
+    """Hash a leaf; the prefix 0 distinguishes it from an inner node."""
     return hashlib.sha256(b"\x00" + data).digest()
 
 
 def tree_root(leaves: Sequence[bytes]) -> bytes:
     """Compute the root over leaf hashes, in order.
 
-    Pairs are joined level by level and a last one without a partner rises, which is the tree of RFC 6962 section 2.1.
+    Each level joins neighbours in pairs, and a last node without a partner moves up unchanged; the result is the tree
+    of RFC 6962, section 2.1.
     """
     if not leaves:
         return hashlib.sha256(b"").digest()
@@ -162,17 +162,17 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     _require_widths([leaf, root, *proof])
     if not 0 <= index < size:
         raise LogProofError(f"a tree of {size} leaves has no leaf {index}")
-    # fn and sn of the RFC: the places of the leaf's and the last leaf's ancestors on the level at hand.
-    place, last, computed = index, size - 1, leaf
+    # fn and sn of the RFC: positions, on the current level, of the ancestors of the leaf and of the last leaf.
+    node, last, computed = index, size - 1, leaf
     for sibling in proof:
         if last == 0:
             raise LogProofError("the inclusion proof has too many hashes")
-        if place & 1 or place == last:
+        if node & 1 or node == last:
             computed = _node_hash(sibling, computed)
-            place, last = _rise_to_right_child(place, last)
+            node, last = _rise_to_right_child(node, last)
         else:
             computed = _node_hash(computed, sibling)
-        place, last = place >> 1, last >> 1
+        node, last = node >> 1, last >> 1
     if last:
         raise LogProofError("the inclusion proof has too few hashes")
     if computed != root:
@@ -183,7 +183,7 @@ def verify_consistency(first: int, second: int, first_root: bytes, second_root: 
     """Check that the tree of `second` leaves begins with the tree of `first` leaves (RFC 9162, 2.1.4.2).
 
     Raises:
-        LogProofError: The proof does not show it, or the sizes are none that a proof can join.
+        LogProofError: The proof does not show it, or no proof exists between these sizes.
     """
     if not 0 < first <= second:
         raise LogProofError(f"no proof leads from a tree of {first} leaves to one of {second}")
@@ -196,48 +196,27 @@ def verify_consistency(first: int, second: int, first_root: bytes, second_root: 
     path = [first_root, *proof] if first & (first - 1) == 0 else list(proof)
     if not path:
         raise LogProofError("the consistency proof has no hashes")
-    place, last = first - 1, second - 1
-    while place & 1:
-        place, last = place >> 1, last >> 1
+    node, last = first - 1, second - 1
+    while node & 1:
+        node, last = node >> 1, last >> 1
     old = new = path[0]
     for sibling in path[1:]:
         if last == 0:
             raise LogProofError("the consistency proof has too many hashes")
-        if place & 1 or place == last:
+        if node & 1 or node == last:
             old, new = _node_hash(sibling, old), _node_hash(sibling, new)
-            place, last = _rise_to_right_child(place, last)
+            node, last = _rise_to_right_child(node, last)
         else:
             new = _node_hash(new, sibling)
-        place, last = place >> 1, last >> 1
+        node, last = node >> 1, last >> 1
     if last:
         raise LogProofError("the consistency proof has too few hashes")
     if old != first_root or new != second_root:
         raise LogProofError(f"the log of {second} entries does not begin with the log of {first}")
 
 
-def verify_appended(size: int, former_root: bytes, proof: Sequence[bytes]) -> None:
-    """Check that a tree began with the `size` leaves of a former one, from the inclusion proof of its next leaf.
-
-    In a tree of one leaf more, the siblings of the last leaf on its way up are all the complete subtrees of the former
-    tree, so that a verified inclusion proof is a consistency proof too, and none has to be asked for.
-
-    Args:
-        size: Leaves of the former tree, at least 1; the proof has been verified for leaf `size` of `size + 1`.
-        former_root: Root of the former tree.
-        proof: Of the new leaf.
-
-    Raises:
-        LogProofError: The former tree was another one.
-    """
-    root = proof[0]
-    for subtree in proof[1:]:
-        root = _node_hash(subtree, root)
-    if root != former_root:
-        raise LogProofError(f"the log of {size + 1} entries does not begin with the log of {size}")
-
-
 def decode_base64(text: str) -> bytes:
-    """Decode base64 strictly: each value can be written in one way only.
+    """Decode base64 strictly: each value has one text only.
 
     Raises:
         LogProofError: The text is not canonical base64.
@@ -246,7 +225,7 @@ def decode_base64(text: str) -> bytes:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise LogProofError("a value is not base64") from error
-    # Bits beyond the last byte would be ignored, and two texts would mean the same.
+    # The decoder ignores bits beyond the last byte, so two texts could mean the same.
     if base64.b64encode(data).decode("ascii") != text:
         raise LogProofError("a value is not canonical base64")
     return data
@@ -263,11 +242,11 @@ def decode_hash(text: str) -> bytes:
     return data
 
 
-def _rise_to_right_child(place: int, last: int) -> tuple[int, int]:
-    """Leave the levels on which the node at the tree's right edge has no sibling (RFC 9162, step 4.2.2)."""
-    while not place & 1 and place:
-        place, last = place >> 1, last >> 1
-    return place, last
+def _rise_to_right_child(node: int, last: int) -> tuple[int, int]:
+    """Skip the levels on which the node at the right edge of the tree has no sibling (RFC 9162, 2.1.3.2)."""
+    while not node & 1 and node:
+        node, last = node >> 1, last >> 1
+    return node, last
 
 
 def _node_hash(left: bytes, right: bytes) -> bytes:
@@ -275,5 +254,5 @@ def _node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def _require_widths(hashes: Sequence[bytes]) -> None:
-    if any(len(one) != HASH_BYTES for one in hashes):
+    if any(len(data) != HASH_BYTES for data in hashes):
         raise LogProofError(f"a hash does not have {HASH_BYTES} bytes")

@@ -1,30 +1,38 @@
-"""What a receipt must prove and say: pure checks of one answer against its question. Nothing is remembered here.
+"""What a receipt must prove: pure checks of log entries against questions and answers. Nothing is remembered here.
 
-A receipt holds the exact text of a log entry, its number, an inclusion proof, and the signed head that the proof leads
-to. The entry must say what was asked and answered; each revealed label must open the commitment to the answer key,
-whose leaf is the canonical JSON of id, label and salt. A refusal is a `LogProofError`, a clause about "it", the entry.
+A receipt holds the exact text of a log entry, its number, an inclusion proof, and the signed tree head that the proof
+leads to. The entry must agree with the question and the answer. Each revealed label must open the commitment to the
+answer key, whose leaf is the canonical JSON of id, label and salt. What does not hold is a `LogProofError`; its message
+is a clause in which "it" is the entry.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
-from trainer.oracle.answers import Answer, Count, Evaluation, OpenedRun, QueryAnswer, RevealedLabel
-from trainer.oracle.log_proofs import Checkpoint, LogKey, LogProofError, decode_hash, leaf_hash, verify_inclusion
+from trainer.errors import first_mistake
+from trainer.oracle.answers import A, Answer, Count, Evaluation, OpenedRun, QueryAnswer, RevealedLabel
+from trainer.oracle.log_proofs import (
+    LogKey,
+    LogProofError,
+    TreeHead,
+    decode_hash,
+    leaf_hash,
+    tree_root,
+    verify_inclusion,
+)
 
 _SALT = r"^[0-9a-f]{64}$"
 
-A = TypeVar("A", bound=Answer)
-
 
 class Receipt(Answer):
-    """The proof of one entry, as the service answers it."""
+    """The proof of one entry."""
 
     entry: str
     index: Count
@@ -39,8 +47,16 @@ class LabelOpening(Answer):
     proof: list[str]
 
 
+class Evidence(Answer):
+    """The whole log under one signed tree head."""
+
+    key: str
+    checkpoint: str
+    entries: list[str]
+
+
 class Entry(Answer):
-    """An entry of the log, of the one version that binds the answer key."""
+    """An entry of the log, in the one version that names the commitment to the answer key."""
 
     v: Literal[2]
     seq: Count
@@ -56,16 +72,7 @@ class Entry(Answer):
 
 
 @dataclass(frozen=True)
-class ProvedEntry:
-    """An entry that is in the log, the head under which that was proved, and the hashes that proved it."""
-
-    entry: Entry
-    head: Checkpoint
-    proof: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class WitnessedRun:
+class RunTerms:
     """What the opening of a run fixed, before any query.
 
     Attributes:
@@ -82,43 +89,43 @@ class WitnessedRun:
 
 
 def index_of(receipt: object) -> int | None:
-    """Return the entry number that a receipt names, None where it names none."""
+    """Return the entry number in a receipt that may be malformed, None where there is none."""
     index = receipt.get("index") if isinstance(receipt, dict) else None
     return index if type(index) is int else None
 
 
-def prove(receipt: JsonValue, key: LogKey) -> ProvedEntry:
-    """Check that a receipt's entry is in a log that the key has signed."""
+def prove(receipt: JsonValue, key: LogKey) -> tuple[Entry, TreeHead]:
+    """Check that a receipt's entry is in a log that the key has signed; return the entry and the tree head."""
     if receipt is None:
         raise LogProofError("its receipt is missing")
-    given = read(Receipt, receipt, "its receipt")
-    head = Checkpoint.open(given.checkpoint, key)
-    proof = tuple(decode_hash(one) for one in given.inclusion_proof)
-    verify_inclusion(leaf_hash(bytes_of(given.entry)), given.index, head.size, proof, head.root)
-    entry = read_entry(given.entry)
+    given = _read(Receipt, receipt, "its receipt")
+    head = TreeHead.open(given.checkpoint, key)
+    proof = [decode_hash(sibling) for sibling in given.inclusion_proof]
+    verify_inclusion(leaf_hash(_bytes_of(given.entry)), given.index, head.size, proof, head.root)
+    entry = _read_entry(given.entry)
     require(entry.seq == given.index, f"it is numbered {entry.seq}, and its receipt proves number {given.index}")
-    return ProvedEntry(entry, head, proof)
+    return entry, head
 
 
-def check_opening(
+def check_opening_entry(
     entry: Entry, answer: OpenedRun, name: str, budget: int, evaluation_budgets: Sequence[int]
-) -> WitnessedRun:
-    """Check that an entry opens the run that was answered, as it was asked for."""
+) -> RunTerms:
+    """Check that an entry opens the run of the answer, as requested; return its terms."""
     require((entry.op, entry.outcome) == ("run-opened", "opened"), f"it says {entry.op}, and a run was opened")
     require(entry.run == answer.run_id, f"it opens the run {entry.run}, and the answer says {answer.run_id}")
     require(entry.budget == budget, f"it gives the run {entry.budget} labels, and {budget} were asked for")
     require((entry.charged, entry.spent) == (0, 0), "it charges labels to a run that has asked for none")
-    said = entry.detail.get("name"), entry.detail.get("evaluation_budgets")
-    require(said == (name, list(evaluation_budgets)), "it opens the run under another name or with other evaluations")
+    logged = entry.detail.get("name"), entry.detail.get("evaluation_budgets")
+    require(logged == (name, list(evaluation_budgets)), "it opens the run under another name or with other evaluations")
     decode_hash(entry.label_commitment)
-    return WitnessedRun(entry.run, budget, entry.label_commitment, answer.dataset.pool_size)
+    return RunTerms(entry.run, budget, entry.label_commitment, answer.dataset.pool_size)
 
 
-def check_query(entry: Entry, run: WitnessedRun, asked: Sequence[int], answer: QueryAnswer) -> None:
-    """Check that an entry logs a query as it was asked and answered, and that each label is the one committed to.
+def check_query_entry(entry: Entry, run: RunTerms, asked: Sequence[int], answer: QueryAnswer) -> None:
+    """Check that an entry logs a query and its answer, and that each label is the one committed to.
 
-    A repeat is answered with the counts of the first answer, whose entry came before; its own entry charges nothing and
-    counts what the run has spent by now.
+    A repeated query gets the counts of its first answer. The entry of the repeat charges nothing and counts the labels
+    spent by now.
     """
     _check_run(entry, run, "query", "replayed" if answer.replayed else "revealed")
     require(entry.ids == list(asked), "it names other ids, or in another order, than were asked for")
@@ -127,23 +134,26 @@ def check_query(entry: Entry, run: WitnessedRun, asked: Sequence[int], answer: Q
         require(entry.charged == 0, f"it charges {entry.charged} labels for an answer that was given before")
         require(answer.queries <= entry.spent, f"it counts {entry.spent} queries, and the answer {answer.queries}")
     else:
-        said, told = (entry.charged, entry.spent), (answer.charged, answer.queries)
-        require(said == told, f"it charges {said[0]} labels of {said[1]} in all, and the answer {told[0]} of {told[1]}")
+        require(
+            (entry.charged, entry.spent) == (answer.charged, answer.queries),
+            f"it charges {entry.charged} labels of {entry.spent} in all, and the answer {answer.charged} of "
+            f"{answer.queries}",
+        )
     left = max(0, run.budget - answer.queries)
     require(answer.remaining == left, f"{left} labels are left of the budget, and the answer says {answer.remaining}")
-    check_labels(answer.labels, run)
+    _check_labels(answer.labels, run)
 
 
-def check_labels(labels: Iterable[RevealedLabel], run: WitnessedRun) -> None:
+def _check_labels(labels: Iterable[RevealedLabel], run: RunTerms) -> None:
     """Check that each label opens the commitment that was made before the first query."""
     root = decode_hash(run.label_commitment)
     for label in labels:
         if label.opening is None:
             raise LogProofError(f"the label of image {label.id} came without its opening")
-        opening = read(LabelOpening, label.opening, f"the opening of image {label.id}")
+        opening = _read(LabelOpening, label.opening, f"the opening of image {label.id}")
         leaf = _canonical({"id": label.id, "label": label.label, "salt": opening.salt})
         try:
-            proof = [decode_hash(one) for one in opening.proof]
+            proof = [decode_hash(sibling) for sibling in opening.proof]
             verify_inclusion(leaf_hash(leaf), label.id, run.pool_size, proof, root)
         except LogProofError as error:
             raise LogProofError(
@@ -151,75 +161,128 @@ def check_labels(labels: Iterable[RevealedLabel], run: WitnessedRun) -> None:
             ) from error
 
 
-def check_evaluation(
-    entry: Entry, run: WitnessedRun, predictions: Sequence[int], budget: int | None, answer: Evaluation
-) -> None:
-    """Check that an entry logs an evaluation as it was asked and answered.
-
-    The entry of a repeat does not tell the result again: `check_evidence` finds it in the first one.
-    """
-    _check_run(entry, run, "evaluation", "replayed" if answer.replayed else "evaluated")
-    require((entry.ids, entry.charged) == ([], 0), "it charges labels for an evaluation")
-    if not answer.replayed:
-        require(
-            tells_evaluation(entry, predictions, budget, answer),
-            "it says another result, other predictions or another budget than the evaluation's",
-        )
-
-
-def _check_run(entry: Entry, run: WitnessedRun, op: str, outcome: str) -> None:
-    """Check what every entry of a run says, and that it binds the answer key of the run's opening."""
-    require(entry.run == run.run_id, f"it is of run {entry.run}, and {run.run_id} asked")
-    said = f"it says {entry.op} {entry.outcome}, and the answer was {op} {outcome}"
-    require((entry.op, entry.outcome) == (op, outcome), said)
-    require(entry.budget == run.budget, f"it says a budget of {entry.budget}, and the run was opened with {run.budget}")
-    require(entry.label_commitment == run.label_commitment, "it commits to another answer key than the run's opening")
-
-
-def tells_evaluation(entry: Entry, predictions: Sequence[int], budget: int | None, answer: Evaluation) -> bool:
-    """Tell whether an entry says the result of an evaluation, of these very predictions."""
-    told = {
+def evaluation_detail(predictions: Sequence[int], budget: int | None, answer: Evaluation) -> dict[str, JsonValue]:
+    """Return the detail of an evaluation's log entry: its result, budget and predictions."""
+    return {
         "correct": answer.correct,
         "total": answer.total,
         "evaluated_budget": budget,
         "predictions_sha256": hashlib.sha256(_canonical(list(predictions))).hexdigest(),
     }
-    return entry.outcome == "evaluated" and told.items() <= entry.detail.items()
 
 
-def read_entry(text: str) -> Entry:
-    """Read an entry that is written in the one way there is, so that nobody can read it otherwise."""
+def check_evaluation_entry(entry: Entry, run: RunTerms, detail: Mapping[str, JsonValue], *, replayed: bool) -> None:
+    """Check that an entry logs an evaluation and its answer.
+
+    The entry of a repeated evaluation does not have the result: `check_evidence` finds it in the first entry.
+    """
+    _check_run(entry, run, "evaluation", "replayed" if replayed else "evaluated")
+    require((entry.ids, entry.charged) == ([], 0), "it charges labels for an evaluation")
+    if not replayed:
+        require(
+            _logs_evaluation(entry, detail), "it has another result, other predictions or another budget of evaluation"
+        )
+
+
+def check_evidence(
+    value: JsonValue, key: LogKey, former: TreeHead, run: RunTerms, evaluations: Sequence[Mapping[str, JsonValue]]
+) -> TreeHead:
+    """Check the whole log that the seal of a run answers: it is signed, has grown from `former`, and fits the run.
+
+    Args:
+        value: The evidence.
+        key: The pinned key.
+        former: The newest tree head seen before.
+        run: What the opening of the run fixed.
+        evaluations: `evaluation_detail` of each evaluation; each must be in the log.
+
+    Returns:
+        The tree head of the evidence.
+    """
+    if value is None:
+        raise LogProofError("the answer to sealing the run has no evidence")
+    evidence = _read(Evidence, value, "the evidence")
+    require(evidence.key == key.vkey, "the evidence names another key than the pinned one")
+    head = TreeHead.open(evidence.checkpoint, key)
+    leaves = [leaf_hash(_bytes_of(text)) for text in evidence.entries]
+    require(len(leaves) == head.size, f"the evidence has {len(leaves)} entries, and its head {head.size}")
+    require(tree_root(leaves) == head.root, "the entries of the evidence are not those under its head")
+    require_growth(former, head)
+    require(tree_root(leaves[: former.size]) == former.root, "the evidence is of another history than was witnessed")
+    own = [_read_entry(text) for text in evidence.entries if _run_of(text) == run.run_id]
+    require(bool(own) and own[-1].op == "run-sealed", "the evidence does not end the run")
+    require(sum(entry.charged for entry in own) == own[-1].spent, "the run's entries charge other labels than it spent")
+    require(all(entry.label_commitment == run.label_commitment for entry in own), "the answer key was exchanged")
+    for detail in evaluations:
+        require(
+            any(_logs_evaluation(entry, detail) for entry in own), "no entry has the test accuracy that was answered"
+        )
+    return head
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raise `LogProofError` with a clause unless a condition holds."""
+    if not holds:
+        raise LogProofError(otherwise)
+
+
+def require_growth(former: TreeHead, head: TreeHead) -> None:
+    """Refuse a log that has become shorter."""
+    require(head.size >= former.size, f"the log has shrunk from {former.size} entries to {head.size}")
+
+
+def _check_run(entry: Entry, run: RunTerms, op: str, outcome: str) -> None:
+    """Check the run, operation, outcome, budget and commitment of an entry."""
+    require(entry.run == run.run_id, f"it is of run {entry.run}, and {run.run_id} asked")
+    require(
+        (entry.op, entry.outcome) == (op, outcome),
+        f"it says {entry.op} {entry.outcome}, and the answer was {op} {outcome}",
+    )
+    require(entry.budget == run.budget, f"it says a budget of {entry.budget}, and the run was opened with {run.budget}")
+    require(entry.label_commitment == run.label_commitment, "it commits to another answer key than the run's opening")
+
+
+def _logs_evaluation(entry: Entry, detail: Mapping[str, JsonValue]) -> bool:
+    return entry.outcome == "evaluated" and detail.items() <= entry.detail.items()
+
+
+def _run_of(text: str) -> object:
+    """Return the run that an entry names. Entries of other runs may be of a former version, so no more is read."""
+    entry, _ = _load(text)
+    return entry.get("run") if isinstance(entry, dict) else None
+
+
+def _read_entry(text: str) -> Entry:
+    """Read an entry, which must be in canonical form, so that its text has one reading only."""
+    value, canonical = _load(text)
+    require(canonical == _bytes_of(text), "it is not written in canonical form")
+    return _read(Entry, value, "it")
+
+
+def _load(text: str) -> tuple[JsonValue, bytes]:
+    """Return the JSON value of an entry and the value's canonical form."""
     try:
-        canonical = _canonical(json.loads(text))
+        value: JsonValue = json.loads(text)
+        return value, _canonical(value)
     except (ValueError, RecursionError) as error:
         raise LogProofError("it is not JSON") from error
-    require(canonical == bytes_of(text), "it is not written in canonical form")
-    return read(Entry, json.loads(text), "it")
 
 
-def read(model: type[A], value: JsonValue, name: str) -> A:
-    """Read a part of an answer as its model; `name` is what the sentence calls it."""
+def _read(model: type[A], value: JsonValue, name: str) -> A:
+    """Read a part of an answer as its model; `name` is its name in the message."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise LogProofError(f"{name} is not of the form this trainer reads ({place}: {first['msg']})") from None
+        raise LogProofError(f"{name} is not of the form this trainer reads ({first_mistake(error)})") from None
 
 
 def _canonical(value: JsonValue) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
-def bytes_of(text: str) -> bytes:
+def _bytes_of(text: str) -> bytes:
     """Return the bytes of an entry, which are ASCII."""
     try:
         return text.encode("ascii")
     except UnicodeEncodeError as error:
         raise LogProofError("it is not ASCII") from error
-
-
-def require(holds: bool, otherwise: str) -> None:
-    """Refuse what does not hold, with the clause that says so."""
-    if not holds:
-        raise LogProofError(otherwise)

@@ -1,11 +1,11 @@
-"""Carry one request to the label service, as often as it takes and never twice with different content.
+"""Carry one request to the label service, with retries that never differ in content.
 
-What is tried again: connections refused, cut or timed out, 429 and 502 to 504, and 409 while the same
-Idempotency-Key is still being answered. Every try sends the same bytes under the same key, so a service that
-restarts in the middle costs a pause and not a label. Everything else is an error at once. The pauses grow
-exponentially with seeded jitter, respect Retry-After, and end when the patience is spent.
+Retried: connections that are refused, cut or timed out, and the statuses 429 and 502 to 504. Every try sends the same
+bytes under the same Idempotency-Key, so a service that restarts in the middle costs a pause and not a label. Every
+other failure is an error without a second try. tenacity repeats the tries; the pauses grow exponentially with jitter,
+respect Retry-After, and end when the patience is spent.
 
-It knows nothing of labels, and neither logs nor repeats a token.
+The transport knows nothing of labels, and neither logs nor repeats a token.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
-import random
 import ssl
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import httpx
 from pydantic import ValidationError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from trainer.errors import (
     BudgetExhausted,
@@ -37,8 +36,18 @@ from trainer.oracle.answers import Problem
 
 logger = logging.getLogger(__name__)
 
+# Longest wait for a connection, and for the next bytes of an answer.
+TIMEOUT_S = 10.0
+# A service that sends a byte now and then never trips httpx's timeout, which counts from byte to byte.
+_TIMEOUTS_OF_A_TRY = 6
+# Upper bound of the jitter after the first failure; it doubles with each failure up to the second bound.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
+# A wait that lasts longer is reported to the user.
+SILENT_WAIT_S = 2.0
+# The evidence of a long run is the largest answer, some megabytes.
+_LONGEST_BODY_BYTES = 64 * 1024 * 1024
+
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
-_KEY_BUSY_CODES = frozenset({"idempotency-key-in-use", "idempotency-key-in-flight"})
 _REFUSALS: Mapping[str, type[RequestRefused]] = {
     "label-budget-exhausted": BudgetExhausted,
     "total-budget-exhausted": BudgetExhausted,
@@ -48,33 +57,10 @@ _REFUSALS: Mapping[str, type[RequestRefused]] = {
     "not-your-run": NotAuthorized,
     "guest-closed": NotAuthorized,
 }
-# The evidence of a long run is the largest answer, some megabytes.
-_LONGEST_BODY_BYTES = 64 * 1024 * 1024
-# A service that sends a byte now and then never trips httpx's timeout, which counts from byte to byte.
-_ATTEMPT_TIMEOUTS = 6
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How long one try may take, how long to go on trying, and how long to pause between tries.
-
-    Attributes:
-        timeout_s: Longest wait for a connection, and for the next bytes of an answer.
-        patience_s: Time from the first failure to giving up.
-        first_pause_s: Pause after the first failure; each further one doubles, with jitter from half to full.
-        longest_pause_s: Cap of the pauses; only Retry-After goes beyond.
-        tell_after_s: A wait is told to the user once it lasts this long.
-    """
-
-    timeout_s: float = 10.0
-    patience_s: float = 300.0
-    first_pause_s: float = 0.25
-    longest_pause_s: float = 15.0
-    tell_after_s: float = 2.0
 
 
 class _TryAgain(Exception):  # noqa: N818 - a signal between the functions of this module, no error
-    """The try failed in a way that another one may cure."""
+    """The try failed in a way that another try may not."""
 
     def __init__(self, reason: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -84,25 +70,12 @@ class _TryAgain(Exception):  # noqa: N818 - a signal between the functions of th
 class Transport:
     """Requests to one label service. Not safe to share between threads."""
 
-    def __init__(
-        self,
-        base_url: str,
-        policy: RetryPolicy,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-        notify: Callable[[str], None] | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, base_url: str, *, patience_s: float) -> None:
         """Check the address; no connection is made yet.
 
         Args:
             base_url: Address of the service, such as http://127.0.0.1:8000, with or without a path.
-            policy: Timeouts and pauses.
-            clock: Seconds that only grow.
-            sleep: Pauses for seconds.
-            notify: Told one line when a wait lasts and when it ends; a warning in the log by default.
-            seed: Seed of the jitter.
+            patience_s: Time from the first failure of a request to giving up.
 
         Raises:
             ConfigError: The address is no http or https URL.
@@ -114,14 +87,16 @@ class Transport:
             raise ConfigError(f"{base_url!r} is no URL ({error}); give one such as http://127.0.0.1:8000.") from error
         if url.scheme not in ("http", "https") or not url.host:
             raise ConfigError(f"{base_url!r} is no http URL; give the service's, such as http://127.0.0.1:8000.")
-        self._policy = policy
-        self._clock = clock
-        self._sleep = sleep
-        self._notify = notify or logger.warning
-        self._random = random.Random(seed)  # noqa: S311 - jitter needs no secrecy
+        self._patience_s = patience_s
+        self._failing_since = 0.0
+        self._told = False
+        self._jitter = wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S)
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(_TryAgain), wait=self._pause_s, sleep=time.sleep, reraise=True
+        )
         # trust_env=False: the service is on this machine or on the compose network, where a proxy of the environment
         # would only get in the way, and a .netrc must not replace the run's token.
-        self._http = httpx.Client(timeout=policy.timeout_s, trust_env=False, follow_redirects=False)
+        self._http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False)
 
     def close(self) -> None:
         """Close the connections."""
@@ -134,15 +109,15 @@ class Transport:
         *,
         token: str | None = None,
         body: object = None,
-        params: Mapping[str, str | int] | None = None,
+        params: Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
     ) -> bytes:
         """Send a request until it is answered, and return the body of a 2xx answer.
 
         Raises:
-            ServiceUnavailable: No answer, or only passing failures, until the patience was spent.
+            ServiceUnavailable: No answer, or only temporary failures, until the patience was spent.
             ServiceProtocolError: The answer does not come from a label service.
-            RequestRefused: The service refused, as the subclass tells.
+            RequestRefused: The service refused; the subclass names the reason.
         """
         headers = {"Accept": "application/json, application/problem+json"}
         content = None
@@ -156,48 +131,36 @@ class Transport:
         request = self._http.build_request(
             method, self.base_url + path, headers=headers, content=content, params=params or None
         )
-        name = f"{method} {path}"
-        failed_at: float | None = None
-        failures, told = 0, False
-        while True:
-            try:
-                answer = self._attempt(request, name)
-            except _TryAgain as failure:
-                now = self._clock()
-                failed_at = now if failed_at is None else failed_at
-                failures += 1
-                left_s = self._policy.patience_s - (now - failed_at)
-                pause_s = self._pause_s(failures, left_s, failure)
-                if not told and now - failed_at + pause_s >= self._policy.tell_after_s:
-                    told = True
-                    self._notify(f"the label service does not answer ({failure}); trying again for {left_s:.0f} s more")
-                self._sleep(pause_s)
-                continue
-            if told and failed_at is not None:
-                self._notify(f"the label service answers again, after {self._clock() - failed_at:.0f} s")
-            return answer
+        self._told = False
+        answer = self._retrying(self._attempt, request, f"{method} {path}")
+        if self._told:
+            waited_s = time.monotonic() - self._failing_since
+            logger.warning("the label service answers again, after %.0f s", waited_s)
+        return answer
 
-    def _pause_s(self, failures: int, left_s: float, failure: _TryAgain) -> float:
-        """Return the next pause in seconds, or give up."""
-        address, patience_s = self.base_url, self._policy.patience_s
-        if left_s <= 0:
+    def _pause_s(self, state: RetryCallState) -> float:
+        """Return the pause after a failed try, in seconds, or give up; tenacity calls this after each one."""
+        failure = state.outcome.exception() if state.outcome else None
+        assert isinstance(failure, _TryAgain)
+        now = time.monotonic()
+        if state.attempt_number == 1:
+            self._failing_since = now
+        waited_s = now - self._failing_since
+        left_s = self._patience_s - waited_s
+        if left_s <= 0 or failure.retry_after_s > left_s:
             raise ServiceUnavailable(
-                f"the label service at {address} did not answer for {patience_s:.0f} s ({failure}); "
+                f"the label service at {self.base_url} did not answer for {waited_s:.0f} s ({failure}); "
                 "start it and go on with --resume."
             ) from failure
-        if failure.retry_after_s > left_s:
-            raise ServiceUnavailable(
-                f"the label service at {address} wants to be asked again in {failure.retry_after_s:.0f} s ({failure}), "
-                f"later than the {left_s:.0f} s that are left to wait; go on with --resume then."
-            ) from failure
-        # The exponent is capped because 2.0 ** 1024 is an error, and a patient client can come that far.
-        grown_s = min(self._policy.first_pause_s * 2.0 ** min(failures - 1, 60), self._policy.longest_pause_s)
-        jittered_s = grown_s * self._random.uniform(0.5, 1.0)
-        return min(max(jittered_s, failure.retry_after_s), left_s)
+        pause_s = min(max(self._jitter(state), failure.retry_after_s), left_s)
+        if not self._told and waited_s + pause_s >= SILENT_WAIT_S:
+            self._told = True
+            logger.warning("the label service does not answer (%s); trying again for %.0f s more", failure, left_s)
+        return pause_s
 
     def _attempt(self, request: httpx.Request, name: str) -> bytes:
         """Send once."""
-        deadline = self._clock() + _ATTEMPT_TIMEOUTS * self._policy.timeout_s
+        deadline = time.monotonic() + _TIMEOUTS_OF_A_TRY * TIMEOUT_S
         try:
             response = self._http.send(request, stream=True)
             try:
@@ -205,19 +168,21 @@ class Transport:
             finally:
                 response.close()
         except httpx.TimeoutException as error:
-            raise _TryAgain(f"no answer within {self._policy.timeout_s:g} s") from error
+            raise _TryAgain(f"no answer within {TIMEOUT_S:g} s") from error
         except httpx.RemoteProtocolError as error:
-            # h11 calls "illegal" what is not HTTP; a connection that was cut has other words and is tried again.
+            # h11 says "illegal" of bytes that are not HTTP, and other words of a connection that was cut.
             if "illegal" in str(error).lower():
                 raise ServiceProtocolError(
-                    f"what answers at {self.base_url} does not speak HTTP; is that the label service's address?"
+                    f"what answers at {self.base_url} does not speak HTTP; check the address of the label service."
                 ) from error
             raise _TryAgain("the connection was cut before the answer was complete") from error
         except httpx.LocalProtocolError as error:
             # The text of the error may hold the header, and with it the token.
             raise ConfigError("the token or idempotency key cannot be sent as an HTTP header.") from error
         except httpx.DecodingError as error:
-            raise ServiceProtocolError(f"the answer to {name} cannot be unpacked; is a proxy in between?") from error
+            raise ServiceProtocolError(
+                f"the answer to {name} cannot be unpacked; check for a proxy in between."
+            ) from error
         except httpx.TransportError as error:
             cause = _root_cause(error)
             if isinstance(cause, ssl.SSLError):
@@ -236,13 +201,13 @@ class Transport:
             size += len(part)
             if size > _LONGEST_BODY_BYTES:
                 raise ServiceProtocolError(f"the answer to {name} is longer than {_LONGEST_BODY_BYTES} bytes.")
-            if self._clock() > deadline:
+            if time.monotonic() > deadline:
                 raise _TryAgain("the answer came too slowly")
         return b"".join(parts)
 
 
 def _accept(response: httpx.Response, body: bytes, name: str, base_url: str) -> bytes:
-    """Return the body of a 2xx answer; raise what any other answer means."""
+    """Return the body of a 2xx answer; raise the error of any other answer."""
     status = response.status_code
     if 200 <= status < 300:
         return body
@@ -250,9 +215,12 @@ def _accept(response: httpx.Response, body: bytes, name: str, base_url: str) -> 
         problem = Problem.model_validate_json(body)
     except ValidationError:
         problem = None
-    if status in _RETRIED_STATUSES or (problem is not None and problem.code in _KEY_BUSY_CODES):
-        reason = f"it says {status}" + (f" {problem.code}: {problem.detail}" if problem else "")
-        raise _TryAgain(reason.rstrip(".: "), retry_after_s=_retry_after_s(response))
+    if status in _RETRIED_STATUSES:
+        reason = f"status {status}" + (f" {problem.code}: {problem.detail}" if problem else "")
+        retry_after_s = _retry_after_s(response)
+        if retry_after_s:
+            reason = f"{reason.rstrip('.: ')}, to be asked again in {retry_after_s:.0f} s"
+        raise _TryAgain(reason.rstrip(".: "), retry_after_s=retry_after_s)
     if problem is None:
         kind = response.headers.get("content-type", "no content type").split(";")[0]
         raise ServiceProtocolError(
@@ -275,7 +243,7 @@ def _retry_after_s(response: httpx.Response) -> float:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """Return the first error of a chain: httpx wraps httpcore, which wraps the system's."""
+    """Return the first error of a chain: httpx wraps httpcore's error, which wraps the system's."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return error

@@ -1,1 +1,5 @@
-"""Placeholder."""
+"""The files of a run in OUT: safe writing and reading, the records as models, log, metrics and times.
+
+May import `trainer.errors`.
+Must not import PyTorch when it is loaded, nor anything of `oracle`, `learning` or `run`.
+"""

@@ -1,21 +1,26 @@
-"""Files that survive a kill: JSON-lines files that are appended to, and small files that are replaced whole.
+"""Files that survive a kill: JSON-lines files that are appended to, and files that are replaced whole.
 
 A line counts once its newline is on the disk. A process killed in the middle of a write leaves a last line without
-one; readers drop it, and the next append cuts it off before it writes. A damaged line anywhere else was not made by
-a kill, so it is an error and nothing is repaired in silence.
+newline; readers drop it, and the next append removes it first. Any other damaged line is an error, because no kill
+explains it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from trainer.errors import DataError, RecordsUnwritable
+from pydantic import ValidationError
 
-# New files get rw-r--r-- (before the umask); the receipts ask for OWNER_ONLY, because they hold labels.
+from trainer.errors import DataError, RecordsUnwritable, TrainerError
+
+# Permissions of a new file (before the umask): OWNER_ONLY for labels and tokens.
 PUBLIC = 0o644
 OWNER_ONLY = 0o600
+
+T = TypeVar("T")
 
 
 def append_lines(path: Path, lines: Iterable[str], *, mode: int = PUBLIC, durable: bool = True) -> None:
@@ -24,11 +29,11 @@ def append_lines(path: Path, lines: Iterable[str], *, mode: int = PUBLIC, durabl
     Args:
         path: The file; it and its folder are made when missing.
         lines: JSON documents without line breaks.
-        mode: Permission bits for the file; an existing file that allows more is narrowed when `OWNER_ONLY` is asked.
-        durable: Wait until the disk has it (fsync). Only what can be computed again may do without.
+        mode: Permission bits of a new file. `OWNER_ONLY` also narrows the permissions of an existing file.
+        durable: Wait until the disk has the lines (fsync). False only for what can be computed again.
 
     Raises:
-        RecordsUnwritable: The file cannot be written; its former content is left as it was.
+        RecordsUnwritable: The file cannot be written; its content is as before.
         ValueError: A line holds a line break.
     """
     rows = list(lines)
@@ -61,7 +66,7 @@ def append_lines(path: Path, lines: Iterable[str], *, mode: int = PUBLIC, durabl
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the complete lines of a file; a missing file has none, and a torn last line is left out.
+    """Read the complete lines of a file, without a torn last line; a missing file has none.
 
     Raises:
         DataError: The file cannot be read, or is not UTF-8.
@@ -79,11 +84,16 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path} is damaged (not UTF-8 at byte {error.start}); move it away to start anew.") from error
 
 
-def replace_file(path: Path, content: str | bytes, *, mode: int = PUBLIC) -> None:
+def replace_file(path: Path, data: str | bytes, *, mode: int = PUBLIC) -> None:
     """Replace a whole file, so that a reader sees the old content or the new one and never a part.
 
+    Args:
+        path: The file; it and its folder are made when missing.
+        data: The new content; text is written as UTF-8.
+        mode: Permission bits of the new file.
+
     Raises:
-        RecordsUnwritable: The file cannot be written; its former content is left as it was.
+        RecordsUnwritable: The file cannot be written; its content is as before.
     """
     # One name for all drafts of a file: what a killed process left is overwritten, not kept.
     draft = path.with_name(f".{path.name}.tmp")
@@ -92,7 +102,7 @@ def replace_file(path: Path, content: str | bytes, *, mode: int = PUBLIC) -> Non
         try:
             draft.touch(mode)
             with draft.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
@@ -101,6 +111,28 @@ def replace_file(path: Path, content: str | bytes, *, mode: int = PUBLIC) -> Non
         _sync_folder(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def read_file(
+    path: Path, parse: Callable[[bytes], T], damage: str, *, error: type[TrainerError] = DataError
+) -> T | None:
+    """Read a file that is replaced whole; None when there is no file.
+
+    Args:
+        path: The file.
+        parse: Reads its content, such as `Model.model_validate_json`.
+        damage: The message, after the path, when the file cannot be read or parsed.
+        error: Class of that error.
+
+    Raises:
+        DataError: The file is damaged; or `error`.
+    """
+    try:
+        return parse(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValidationError) as cause:
+        raise error(f"{path} {damage}") from cause
 
 
 def _end_of_last_line(descriptor: int) -> int:
@@ -117,14 +149,14 @@ def _end_of_last_line(descriptor: int) -> int:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
-    """Write everything: the system may take less than it was given when the disk is nearly full."""
+    """Write all bytes: the system may take only a part when the disk is nearly full."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new or replaced name durable; the name lives in the folder, not in the file."""
+    """Make a new or replaced file name durable: the folder holds the names."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -133,8 +165,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> RecordsUnwritable:
-    """Say in one sentence that a file of the run cannot be written."""
+    """Return the error of a file that cannot be written."""
     return RecordsUnwritable(
-        f"{path} cannot be written ({error.strerror or error}); make room or mend the permissions and start again "
-        "with --resume: labels paid for are answered again for free."
+        f"{path} cannot be written ({error.strerror or error}); make room or correct the permissions, and start "
+        "again with --resume: labels that were paid for are answered again for free."
     )

@@ -1,10 +1,10 @@
-"""Tell how the work goes: the log file, the console, progress bars, time by stage, metrics.
+"""Progress of the work: log file and console, progress bars, time by stage, metrics.
 
-    OUT/trainer.log        everything, one line each, appended over resumes
+    OUT/trainer.log        all messages, appended over resumes
     OUT/stages.json        wall seconds by stage, over resumes
     OUT/metrics.jsonl      and OUT/tensorboard/: training metrics
 
-On a terminal a bar shows the time left; elsewhere (a container, a pipe) at most a line every half minute.
+A terminal shows a bar with the time left. Elsewhere (a container, a pipe) there is at most a line every half minute.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from trainer.errors import DataError, RecordsUnwritable
-from trainer.records.files import replace_file
+from trainer.errors import RecordsUnwritable
+from trainer.records.files import read_file, replace_file
 from trainer.records.run_records import MetricRecord, append_metric, read_metrics
 
 if TYPE_CHECKING:
@@ -50,41 +49,20 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """The bare message; from warnings on with the level before it."""
+    """The message alone; warnings and errors begin with their level."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
-class LoggingSession:
-    """The trainer's log handlers while they are installed; close it, or use it as a context manager."""
-
-    def __init__(self, handlers: list[logging.Handler]) -> None:
-        self._handlers = handlers
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Remove and close the handlers; a second call does nothing."""
-        while self._handlers:
-            handler = self._handlers.pop()
-            logging.getLogger("trainer").removeHandler(handler)
-            handler.close()
-
-
-def setup_logging(out_dir: Path, verbose: bool = False) -> LoggingSession:
-    """Log the trainer to OUT/trainer.log and, shorter, to stderr.
+@contextmanager
+def setup_logging(out_dir: Path, verbose: bool = False) -> Iterator[None]:
+    """Log the trainer to OUT/trainer.log and, shorter, to stderr, inside the `with` block.
 
     Args:
         out_dir: The run's folder; made when missing.
-        verbose: Show debug lines on the console too; the file has them always.
+        verbose: Show debug lines on the console too; the file always has them.
 
     Raises:
         RecordsUnwritable: The log file cannot be opened.
@@ -102,68 +80,66 @@ def setup_logging(out_dir: Path, verbose: bool = False) -> LoggingSession:
     to_console.setFormatter(_ConsoleFormatter("%(message)s"))
     root = logging.getLogger("trainer")
     root.setLevel(logging.DEBUG)
-    handlers = [to_file, to_console]
+    handlers: list[logging.Handler] = [to_file, to_console]
     for handler in handlers:
         root.addHandler(handler)
-    return LoggingSession(handlers)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def progress(
     iterable: Iterable[_T],
-    total: int | None,
+    total: int,
     description: str,
     *,
     line_every_s: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[_T]:
-    """Yield from an iterable and show how far it is.
+    """Yield from an iterable and show the progress.
 
     Args:
-        iterable: What is worked through.
-        total: How many there are, None if nobody knows.
-        description: Name of the work, such as `pretrain epoch 3`.
-        line_every_s: Where stderr is no terminal: shortest time between two lines in the log. Shorter work is silent.
+        iterable: The items.
+        total: Number of items.
+        description: Name of the work, such as `pretrain 3/100`.
+        line_every_s: Shortest time between two lines where stderr is no terminal; shorter work is silent.
         clock: Seconds that only grow.
     """
     if sys.stderr.isatty():
         yield from tqdm(iterable, total=total, desc=description, leave=False, dynamic_ncols=True)
         return
-    began = told = clock()
+    began = logged = clock()
     for done, item in enumerate(iterable, start=1):
         yield item
         now = clock()
-        if now - told >= line_every_s:
-            told = now
-            logger.info("%s: %s", description, _how_far(done, total, now - began))
-
-
-def _how_far(done: int, total: int | None, elapsed_s: float) -> str:
-    """Say how far the work is and how long it will take."""
-    if not total:
-        return f"{done} done in {duration(elapsed_s)}"
-    left_s = elapsed_s / done * max(0, total - done)
-    return f"{100 * done / total:.0f}% ({done} of {total}), {duration(left_s)} left"
+        if now - logged >= line_every_s:
+            logged = now
+            left = duration((now - began) / done * (total - done))
+            logger.info("%s: %.0f%% (%d of %d), %s left", description, 100 * done / total, done, total, left)
 
 
 def duration(seconds: float) -> str:
-    """Write seconds for people: 12 s, 3 min 05 s, 2 h 07 min."""
+    """Write seconds for people: `17 s`, `5 min 8 s`, `2 h 7 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class StageClock:
     """Wall seconds by stage, added up over resumes and kept in OUT/stages.json.
 
-    A stage inside another one stops the outer's clock, so the seconds add up to the whole. `save` at every
-    checkpoint: what a kill takes away is then the time since, like the work.
+    A stage inside another one stops the clock of the outer one, so the seconds add up to the whole. Call `save` with
+    each checkpoint: a kill then loses the time since, as it loses the work.
     """
 
     def __init__(self, out_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Go on from what stages.json holds.
+        """Continue from stages.json.
 
         Raises:
             DataError: The file is damaged.
@@ -176,18 +152,13 @@ class StageClock:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage up to now, in the order in which the stages first ran."""
+        """Seconds by stage so far, in the order in which the stages first ran."""
         self._book()
         return dict(self._seconds)
 
-    @property
-    def total_s(self) -> float:
-        """Seconds of all stages up to now."""
-        return sum(self.seconds.values())
-
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside the `with` block to a stage, and save it at the end, also after an error.
+        """Count the time inside the `with` block as a stage, and save it at the end, also after an error.
 
         Raises:
             RecordsUnwritable: stages.json cannot be written.
@@ -203,7 +174,7 @@ class StageClock:
             self.save()
 
     def save(self) -> None:
-        """Write stages.json, the running stage's time so far included.
+        """Write stages.json, with the running stage's time so far.
 
         Raises:
             RecordsUnwritable: It cannot be written.
@@ -226,20 +197,15 @@ def read_stages(out_dir: Path) -> dict[str, float]:
     Raises:
         DataError: The file is damaged.
     """
-    path = out_dir / STAGES_FILE
-    try:
-        return _SECONDS_BY_STAGE.validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{path} is damaged; remove it, which costs the times of former sessions.") from error
+    damage = "is damaged; remove it, which costs the times of former sessions."
+    return read_file(out_dir / STAGES_FILE, _SECONDS_BY_STAGE.validate_json, damage) or {}
 
 
-class MetricWriter:
+class MetricWriter(AbstractContextManager["MetricWriter", None]):
     """Write metrics to metrics.jsonl and to TensorBoard. Close it, or use it as a context manager."""
 
     def __init__(self, out_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Go on after the metrics that are there; `wall_s` continues from the last one's.
+        """Continue after the metrics in the folder; `wall_s` continues from the last one.
 
         Raises:
             DataError: metrics.jsonl is damaged.
@@ -250,21 +216,16 @@ class MetricWriter:
         self._began = clock() - max((record.wall_s for record in former), default=0.0)
         self._board: SummaryWriter | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def write(self, stage: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Write the metrics of one step.
 
         Args:
-            stage: Such as `pretrain`; TensorBoard groups by it.
-            step: Optimiser steps within the stage.
-            epoch: Passes over the data within the stage, fractions allowed.
+            stage: Such as `pretrain`; groups the metrics in TensorBoard.
+            step: Steps within the stage.
+            epoch: Passes over the data within the stage; may be a fraction.
             values: Metric names and values.
 
         Raises:
@@ -278,13 +239,13 @@ class MetricWriter:
             board.add_scalar(f"{stage}/{name}", value, step)
 
     def close(self) -> None:
-        """Write out what TensorBoard holds back, and close; a later write opens a new event file."""
+        """Flush and close TensorBoard's event file; a later write opens a new one."""
         if self._board is not None:
             self._board.close()
             self._board = None
 
     def _open_board(self) -> SummaryWriter:
-        """Open TensorBoard's writer at the first metric: its import takes seconds, and `--help` must not."""
+        """Open TensorBoard's writer at the first metric: its import takes seconds and loads PyTorch."""
         if self._board is None:
             # TensorBoard prefers an installed TensorFlow, which prints pages of its own at import.
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,25 +1,25 @@
-"""The run's own records in OUT: what was asked and why, metrics, rounds, and the result.
+"""The run's own records in OUT: queries, metrics, rounds, and the result.
 
     queries.jsonl   one line per queried image, in order          QueryRecord
     metrics.jsonl   training metrics                              MetricRecord
     rounds.jsonl    one line per round of active learning         RoundRecord
-    result.json     written last; absent while a run goes on      RunResult
+    result.json     the end of a run                              RunResult
 
-Values that are not finite (a diverged loss) are written as null, so every line is strict JSON that jq reads.
+A value that is not finite (a diverged loss) is written as null, so every line is strict JSON.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
-from trainer.errors import DataError
-from trainer.records.files import append_lines, read_lines, replace_file
+from trainer.errors import DataError, first_mistake
+from trainer.records.files import append_lines, read_file, read_lines, replace_file
 
 QUERIES_FILE = "queries.jsonl"
 METRICS_FILE = "metrics.jsonl"
@@ -30,20 +30,19 @@ RESULT_FILE = "result.json"
 _Z_95 = 1.959963984540054
 
 
-def wilson_interval(correct: int, total: int, z: float = _Z_95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927).
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95% Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927).
 
     Args:
         correct: Successes, 0 to `total`.
         total: Trials, at least 1.
-        z: Half width in standard deviations; the default gives 95%.
 
     Raises:
         ValueError: The counts are impossible.
     """
     if total < 1 or not 0 <= correct <= total:
         raise ValueError(f"a proportion needs 0 <= correct <= total and total >= 1, got {correct} of {total}")
-    share = correct / total
+    z, share = _Z_95, correct / total
     centre = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
@@ -61,7 +60,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Record(BaseModel):
-    """Base of all records: frozen, and an unknown field is an error rather than lost."""
+    """Base of all records: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,13 +73,12 @@ class QueryRecord(Record):
         round: Round of active learning, from 0 (the cold start).
         id: Row of the image in the pool.
         strategy: Name of the acquisition strategy that chose it.
-        reason: Short phrase that tells a reader why.
-        score: The strategy's score, larger is more wanted.
+        reason: Short phrase that explains the choice to a reader.
         predicted: Class guessed before asking; None in the cold start.
         confidence: Probability of that guess.
         label: Class answered by the label service.
-        charged: Whether the service charged it (False: it was paid for before).
-        asked_at: Time of asking, with its offset from UTC.
+        charged: Whether the service charged it; False when it was paid for before.
+        asked_at: Time of the query, with its offset from UTC.
     """
 
     order: Count
@@ -88,7 +86,6 @@ class QueryRecord(Record):
     id: Count
     strategy: str
     reason: str
-    score: Measured = None
     predicted: Count | None = None
     confidence: Share | None = None
     label: Count
@@ -107,24 +104,19 @@ class MetricRecord(Record):
 
 
 class RoundRecord(Record):
-    """One round of active learning; further fields are allowed when they are numbers.
+    """One round of active learning.
 
     Attributes:
         round: Round, from 0 (the cold start).
         labels: Labels paid for after the round.
         prequential_accuracy: Share of this round's queries whose guess before asking was right; None without guesses.
-        cross_validated_accuracy: Accuracy of the graph on paid labels that were held out of it in turn.
-        estimated_accuracy: What the run expected after training on the round; None where no target was set.
+        estimated_accuracy: The run's own estimate after training on the round; None where no target was set.
         estimate_error: Its standard error.
     """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    __pydantic_extra__: dict[str, Measured]
 
     round: Count
     labels: Count
     prequential_accuracy: Share | None = None
-    cross_validated_accuracy: Share | None = None
     estimated_accuracy: Share | None = None
     estimate_error: Share | None = None
 
@@ -144,15 +136,15 @@ class EvaluationResult(Record):
 
 
 class PointResult(Record):
-    """One point of a learning curve: what was submitted was frozen before the next label was asked.
+    """One point of a learning curve: predictions that were frozen before the next label was asked, and evaluated.
 
     Attributes:
-        labels: Paid for when the predictions were frozen.
+        labels: Labels paid for when the predictions were frozen.
         evaluation: Of those predictions.
         stage_seconds: Wall time by stage until then, in seconds, over all resumes.
-        estimate: The accuracy on the pool that the run itself expected then, from no test label; None if it had none.
+        estimate: The run's own estimate, made without test labels, of the accuracy on the pool; None without one.
         estimate_error: Its standard error.
-        arithmetic: What the networks computed in then, `bfloat16` or `float32`; empty where it was not noted yet.
+        arithmetic: Number format of the networks, `bfloat16` or `float32`; empty in records that did not note it.
     """
 
     labels: Count
@@ -163,17 +155,17 @@ class PointResult(Record):
     arithmetic: str = ""
 
 
-def arithmetic_in_words(noted: Iterable[str]) -> str:
-    """Name what a run's points were computed in, as noted at each: one type, several, or none where none was noted."""
-    return " and ".join(sorted(set(noted) - {""}))
+def arithmetic_in_words(arithmetics: Iterable[str]) -> str:
+    """Name the number formats of a run's points; the text is empty when none was noted."""
+    return " and ".join(sorted(set(arithmetics) - {""}))
 
 
 class RunResult(Record):
     """The end of a run, as `result.json` keeps it.
 
     Attributes:
-        evaluation: Of the run's end.
-        points: Of the learning curve, ascending in labels; the last is the end.
+        evaluation: At the run's end.
+        points: The learning curve, ascending in labels; the last point is the end.
         queries_counted_by_trainer: Charged answers that the trainer received.
         queries_in_log: Charged reveals of this run in the service's log.
         distinct_labels_in_log: Distinct ids among them.
@@ -189,7 +181,7 @@ class RunResult(Record):
     queries_in_log: Count
     distinct_labels_in_log: Count
     distinct_labels_revealed_to_anybody: Count
-    evaluation: EvaluationResult | None
+    evaluation: EvaluationResult
     points: tuple[PointResult, ...] = ()
     stage_seconds: dict[str, float]
     dataset: dict[str, JsonValue]
@@ -197,12 +189,12 @@ class RunResult(Record):
 
     @property
     def arithmetic(self) -> str:
-        """What the networks computed in at the points, in words."""
+        """Number formats of the networks at the points, in words."""
         return arithmetic_in_words(point.arithmetic for point in self.points)
 
     @property
     def counts_agree(self) -> bool:
-        """Whether the trainer counted what the log counted, and no label twice."""
+        """Whether trainer and log counted the same queries, and no label twice."""
         return self.queries_counted_by_trainer == self.queries_in_log == self.distinct_labels_in_log
 
 
@@ -210,10 +202,10 @@ R = TypeVar("R", bound=Record)
 
 
 def append_queries(out_dir: Path, records: Sequence[QueryRecord]) -> list[QueryRecord]:
-    """Append the queries that the file does not have yet, and return those that were new.
+    """Append the queries that the file does not have yet, and return them.
 
-    A batch that was answered but only partly written before a kill is asked again under its old key after a resume;
-    the lines already there are recognised by order, id and label, so no query is recorded twice.
+    A kill may leave a batch partly written. After a resume the batch is asked again under its old key, and the lines
+    already there are recognised by order, id and label, so no query is recorded twice.
 
     Raises:
         DataError: A record contradicts the line with its order, or leaves a gap.
@@ -223,10 +215,10 @@ def append_queries(out_dir: Path, records: Sequence[QueryRecord]) -> list[QueryR
     new: list[QueryRecord] = []
     for record in sorted(records, key=lambda record: record.order):
         if record.order < len(kept):
-            there = kept[record.order]
-            if (there.id, there.label) != (record.id, record.label):
+            former = kept[record.order]
+            if (former.id, former.label) != (record.id, record.label):
                 raise DataError(
-                    f"{out_dir / QUERIES_FILE} has image {there.id} as query {record.order}, but image {record.id} "
+                    f"{out_dir / QUERIES_FILE} has image {former.id} as query {record.order}, but image {record.id} "
                     "was answered in its place; the folder belongs to another run, so choose another --out."
                 )
         elif record.order == len(kept) + len(new):
@@ -255,14 +247,13 @@ def read_queries(out_dir: Path) -> list[QueryRecord]:
 
 
 def append_metric(out_dir: Path, record: MetricRecord) -> None:
-    """Append one line of metrics, without waiting for the disk: a lost one costs a point in a curve."""
+    """Append one line of metrics without waiting for the disk: a lost line costs one point of a curve."""
     append_lines(out_dir / METRICS_FILE, [record.model_dump_json()], durable=False)
 
 
 def read_metrics(out_dir: Path) -> list[MetricRecord]:
-    """Read the metrics; of two lines for one stage and step the later one counts, as a resumed run repeats steps."""
-    records = _read_records(out_dir / METRICS_FILE, MetricRecord)
-    return _last_of_each(records, lambda record: (record.stage, record.step))
+    """Read the metrics. A resumed run may have repeated a step."""
+    return _read_records(out_dir / METRICS_FILE, MetricRecord)
 
 
 def append_round(out_dir: Path, record: RoundRecord) -> None:
@@ -271,9 +262,9 @@ def append_round(out_dir: Path, record: RoundRecord) -> None:
 
 
 def read_rounds(out_dir: Path) -> list[RoundRecord]:
-    """Read the rounds in order; of two lines for one round the later one counts."""
-    records = _last_of_each(_read_records(out_dir / ROUNDS_FILE, RoundRecord), lambda record: record.round)
-    return sorted(records, key=lambda record: record.round)
+    """Read the rounds in order. A resumed run may repeat a round; the later line counts."""
+    by_round = {record.round: record for record in _read_records(out_dir / ROUNDS_FILE, RoundRecord)}
+    return [by_round[number] for number in sorted(by_round)]
 
 
 def write_result(out_dir: Path, result: RunResult) -> Path:
@@ -284,23 +275,13 @@ def write_result(out_dir: Path, result: RunResult) -> Path:
 
 
 def read_result(out_dir: Path) -> RunResult | None:
-    """Read result.json; None when the run has not ended.
+    """Read result.json; None before the run has ended.
 
     Raises:
         DataError: The file is damaged.
     """
-    path = out_dir / RESULT_FILE
-    try:
-        return RunResult.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{path} cannot be used ({_reason(error)}); remove it and resume the run.") from error
-
-
-def _last_of_each(records: Sequence[R], key: Callable[[R], object]) -> list[R]:
-    """Keep the last record of each key, in the order in which the keys came first."""
-    return list({key(record): record for record in records}.values())
+    damage = "is damaged; remove it and resume the run"
+    return read_file(out_dir / RESULT_FILE, RunResult.model_validate_json, damage)
 
 
 def _read_records(path: Path, model: type[R]) -> list[R]:
@@ -310,13 +291,7 @@ def _read_records(path: Path, model: type[R]) -> list[R]:
         try:
             records.append(model.model_validate_json(line))
         except ValidationError as error:
-            raise DataError(f"line {number} of {path} is damaged ({_reason(error)}); restore or remove it.") from error
+            raise DataError(
+                f"line {number} of {path} is damaged ({first_mistake(error)}); restore or remove it."
+            ) from error
     return records
-
-
-def _reason(error: OSError | ValidationError) -> str:
-    """Return the first thing that is wrong, in a few words."""
-    if isinstance(error, OSError):
-        return str(error.strerror)
-    first = error.errors(include_input=False, include_url=False)[0]
-    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))

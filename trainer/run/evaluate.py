@@ -1,32 +1,32 @@
 """Freeze predictions of the test images, and let the label service compare them with its test labels.
 
-The predictions are written to OUT before they are submitted, and what is submitted is that file: an accuracy can never
-flow back into them. A learning curve freezes its predictions at each of its budgets, before the next label is asked,
-and submits all of them after its last query.
+The predictions are written to OUT first, and that file is submitted, so no accuracy can influence them. A learning
+curve freezes its predictions at each of its budgets, before the next label is asked, and submits all of them after its
+last query.
 
-    OUT/predictions.json, beliefs.npz                      of the run's end
-    OUT/predictions-at-LABELS.json, beliefs-at-LABELS.npz  of an earlier point of a learning curve
+    OUT/predictions.json, beliefs.npz                      at the run's end
+    OUT/predictions-at-LABELS.json, beliefs-at-LABELS.npz  at an earlier point of a learning curve
 
 The beliefs are class probabilities, float16: `pool` [N, C] and `test` [M, C].
 """
 
+import io
 import json
-import logging
 import platform
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from trainer import __version__
-from trainer.errors import CountsDisagree, DataError, RecordsUnwritable
+from trainer.errors import CountsDisagree, DataError
 from trainer.learning.device import arithmetic_on
 from trainer.oracle.answers import Evaluation
 from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
-from trainer.records.files import read_lines, replace_file
+from trainer.records.files import read_file, read_lines, replace_file
 from trainer.records.progress import StageClock
 from trainer.records.run_records import EvaluationResult, PointResult, RunResult, read_queries, write_result
 from trainer.run.active_loop import LearnedState
@@ -34,19 +34,17 @@ from trainer.run.session import RunConfig, RunTicket
 
 PREDICTIONS_FILE = "predictions.json"
 
-log = logging.getLogger(__name__)
-
 
 class FrozenPredictions(BaseModel):
-    """Test predictions as they were frozen.
+    """Frozen test predictions; the fields after `predictions` are those of `PointResult`.
 
     Attributes:
-        predictions: a class number for each test image, in order.
-        labels: paid for when they were frozen.
-        stage_seconds: wall time by stage until then, in seconds.
-        estimate: the accuracy on the pool that the run expected then, None if it had no estimate.
-        estimate_error: its standard error.
-        arithmetic: what the networks computed in then, `bfloat16` or `float32`.
+        predictions: A class number for each test image, in order.
+        labels: Labels paid for when they were frozen.
+        stage_seconds: Wall time by stage until then, in seconds.
+        estimate: The run's own estimate of the accuracy on the pool, None without one.
+        estimate_error: Its standard error.
+        arithmetic: Number format of the networks, `bfloat16` or `float32`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -60,34 +58,30 @@ class FrozenPredictions(BaseModel):
 
 
 def predictions_path(out: Path, labels: int | None = None) -> Path:
-    """Return where the predictions after so many labels are kept; None is the run's end."""
+    """Return the file of the predictions after so many labels; None is the run's end."""
     return out / (PREDICTIONS_FILE if labels is None else f"predictions-at-{labels}.json")
 
 
 def freeze_predictions(out: Path, learned: LearnedState, test: Tensor, clock: StageClock) -> None:
-    """Predict the test images, on which nothing was trained, and write predictions and beliefs to OUT.
+    """Predict the test images, which are never trained on, and write predictions and beliefs to OUT.
 
     Args:
-        out: the run's folder.
-        learned: from the labels paid for so far.
+        out: The run's folder.
+        learned: What was learned from the labels paid for so far.
         test: uint8 [M, H, W].
-        clock: wall time by stage.
+        clock: Wall time by stage.
 
     Raises:
-        RecordsUnwritable: they cannot be written.
+        RecordsUnwritable: They cannot be written.
     """
     guessed = learned.model.predict(test, learned.beliefs)
-    path = out / ("beliefs.npz" if learned.is_end else f"beliefs-at-{learned.labels}.npz")
-    try:
-        with path.open("wb") as file:
-            np.savez_compressed(file, pool=_half(learned.beliefs), test=_half(guessed))
-    except OSError as error:
-        raise RecordsUnwritable(f"{path} cannot be written ({error.strerror}); --resume goes on") from error
-    seconds = {name: round(value, 1) for name, value in clock.seconds.items()}
+    beliefs = io.BytesIO()
+    np.savez_compressed(beliefs, pool=_half(learned.beliefs), test=_half(guessed))
+    replace_file(out / ("beliefs.npz" if learned.is_end else f"beliefs-at-{learned.labels}.npz"), beliefs.getvalue())
     frozen = FrozenPredictions(
         predictions=guessed.argmax(1).tolist(),
         labels=learned.labels,
-        stage_seconds=seconds,
+        stage_seconds=_rounded(clock.seconds),
         estimate=None if learned.estimate is None else learned.estimate.accuracy,
         estimate_error=None if learned.estimate is None else learned.estimate.standard_error,
         arithmetic=arithmetic_on(test.device),
@@ -100,47 +94,50 @@ def _half(probabilities: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.floa
     return probabilities.to(torch.float16).cpu().numpy()
 
 
+def _rounded(stage_seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(seconds, 1) for name, seconds in stage_seconds.items()}
+
+
 def read_predictions(path: Path) -> FrozenPredictions:
     """Read frozen predictions.
 
     Raises:
-        DataError: there are none yet, or the file is damaged.
+        DataError: There are none yet, or the file is damaged.
     """
-    try:
-        return FrozenPredictions.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
+    damage = "is damaged; remove it and run `python -m trainer finetune --resume` again"
+    frozen = read_file(path, FrozenPredictions.model_validate_json, damage)
+    if frozen is None:
         raise DataError(
             f"{path.parent} holds no predictions yet ({path.name}); run `python -m trainer finetune` to its end first"
-        ) from error
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{path} is damaged; remove it and run `python -m trainer finetune --resume` again") from error
+        )
+    return frozen
 
 
 def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig, clock: StageClock) -> RunResult:
     """Submit all frozen predictions, seal the run, and compare the trainer's count with the log's.
 
     Args:
-        out: the run's folder.
-        client: carries the run's token.
-        ticket: the run.
-        config: what the run was begun with.
-        clock: wall time by stage.
+        out: The run's folder.
+        client: A client with the run's token.
+        ticket: The run.
+        config: Its configuration.
+        clock: Wall time by stage.
 
     Returns:
         The result, which is also OUT/result.json.
 
     Raises:
-        CountsDisagree: the log counts other queries than the trainer.
-        DataError: predictions are missing or damaged.
-        ServiceError: the service refuses or is lost.
+        CountsDisagree: Log and trainer counted different queries.
+        DataError: Predictions are missing or damaged.
+        ServiceError: The service refuses or does not answer.
     """
     profile = config.profile
-    # All are read before the first is submitted: after it no label is answered that could mend one.
+    # All are read before the first is submitted: afterwards no label is answered, and none could be made again.
     earlier = [read_predictions(predictions_path(out, labels)) for labels in profile.evaluation_budgets[:-1]]
     frozen = [*earlier, read_predictions(predictions_path(out))]
     with clock.stage("evaluate"):
         sealed = client.run_state(ticket.run_id).sealed
-        evaluations = [_evaluate(out, client, ticket, config, one, sealed=sealed) for one in frozen]
+        evaluations = [_evaluate(out, client, ticket, config, point, sealed=sealed) for point in frozen]
         if not sealed:
             client.seal(ticket.run_id)
         summary = client.log_summary()
@@ -157,11 +154,11 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
         distinct_labels_revealed_to_anybody=summary.distinct_labels_revealed_to_anybody,
         evaluation=evaluations[-1],
         points=tuple(
-            PointResult(evaluation=evaluation, **one.model_dump(exclude={"predictions"}))
-            for one, evaluation in zip(frozen, evaluations, strict=True)
+            PointResult(evaluation=evaluation, **point.model_dump(exclude={"predictions"}))
+            for point, evaluation in zip(frozen, evaluations, strict=True)
         ),
-        stage_seconds={name: round(seconds, 1) for name, seconds in clock.seconds.items()},
-        dataset=_as_json(ticket),
+        stage_seconds=_rounded(clock.seconds),
+        dataset=ticket.dataset.model_dump(mode="json"),
         versions={"labelmeter": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
     )
     write_result(out, result)
@@ -179,7 +176,7 @@ def _evaluate(
     """Have one point's predictions evaluated, once."""
     budget = frozen.labels if config.profile.evaluation_budgets else None
     key = f"{ticket.run_id}-evaluation" if budget is None else f"{ticket.run_id}-evaluation-{budget}"
-    # A sealed run answers nothing any more, not even a repeat; its answer was on the disk before it was sealed.
+    # A sealed run refuses even a repeat, but its first answer was on the disk before the run was sealed.
     evaluation = _kept_evaluation(out, key) if sealed else None
     if evaluation is None:
         evaluation = client.evaluate(ticket.run_id, frozen.predictions, budget=budget, idempotency_key=key)
@@ -187,20 +184,15 @@ def _evaluate(
 
 
 def _kept_evaluation(out: Path, key: str) -> Evaluation | None:
-    """Return the answer to an evaluation that the receipts hold, None if they hold none.
+    """Return the answer to an evaluation from the receipts, None if they hold none.
 
     Raises:
-        DataError: the receipts are damaged.
+        DataError: The receipts are damaged.
     """
     path = out / RECEIPTS_FILE
     try:
         receipts = [json.loads(line) for line in read_lines(path)]
-        mine = [kept["answer"] for kept in receipts if kept["request"].get("idempotency_key") == key]
-        return Evaluation.model_validate(mine[-1]) if mine else None
+        answers = [receipt["answer"] for receipt in receipts if receipt["request"].get("idempotency_key") == key]
+        return Evaluation.model_validate(answers[-1]) if answers else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged, and with it the run's accuracy; restore it from a copy") from error
-
-
-def _as_json(ticket: RunTicket) -> dict[str, JsonValue]:
-    data: dict[str, JsonValue] = json.loads(ticket.dataset.model_dump_json())
-    return data

@@ -13,7 +13,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.images.data import ImageSet, load_images
 from trainer.learning.checkpoint import save_checkpoint
 from trainer.learning.device import arithmetic_on, keep_freed_memory, pick_device, use_all_cores
-from trainer.learning.pretrain import ENCODER_FILE, load_encoder, new_encoder, pretrain
+from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
 from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.oracle.witness import Witness, parse_log_key
@@ -67,13 +67,13 @@ class Settings:
 
 
 class Pipeline:
-    """One run's stages over one folder; each stage finds out by itself what is already done."""
+    """One run's stages over one folder. Each stage leaves out the work that is already done."""
 
     def __init__(self, settings: Settings) -> None:
         """Check everything that can be checked before any work or query.
 
         Raises:
-            TrainerError: data, device, profile or folder cannot be used.
+            TrainerError: Data, device, profile or folder cannot be used.
         """
         if settings.data is None:
             raise ConfigError("--data is needed: the images-only folder that `prepare` made")
@@ -120,7 +120,7 @@ class Pipeline:
 
     def finetune(self, weights: Path, client: LabelClient) -> session.RunTicket:
         """Fine-tune actively from the pretrained weights, and freeze the test predictions at each evaluated budget."""
-        # Weights that do not fit are refused before a run is opened for them.
+        # Refuse weights that do not fit before a run is opened for them.
         load_encoder(new_encoder(self.profile.encoder, 2, self.config.seed, self._device), weights, None)
         ticket = session.open_or_take_up_run(
             self.out,
@@ -134,7 +134,7 @@ class Pipeline:
         if predictions_path(self.out).exists():
             log.info("fine-tuning was finished before")
             return ticket
-        with self.client_of(ticket) as own_client, MetricWriter(self.out) as metrics:
+        with self.client(ticket) as own_client, MetricWriter(self.out) as metrics:
             pool = self._pool()
             oracle = LabelOracle(own_client, ticket.run_id, self.out, ticket.dataset.class_names, len(pool))
             encoder = new_encoder(self.profile.encoder, ticket.dataset.num_classes, self.config.seed, self._device)
@@ -162,11 +162,11 @@ class Pipeline:
 
     def evaluate(self, ticket: session.RunTicket) -> RunResult:
         """Submit the frozen predictions, seal the run, compare the counts."""
-        with self.client_of(ticket) as client:
+        with self.client(ticket) as client:
             return submit(self.out, client, ticket, self.config, self._clock)
 
     def _pool(self) -> Tensor:
-        """Return the pool on the device, cut to what the profile uses."""
+        """Return the pool on the device, up to the profile's limit."""
         return self.images.pool[: self.profile.pool_limit].to(self._device)
 
     def report(self, ticket: session.RunTicket | None) -> Path:
@@ -174,21 +174,13 @@ class Pipeline:
         names = ticket.dataset.class_names if ticket else ()
         return write_report(self.out, self.images.pool.numpy(), names)
 
-    def client(self) -> LabelClient:
-        """Make a client without a token, to open a run with."""
-        return self._client(None)
-
-    def client_of(self, ticket: session.RunTicket) -> LabelClient:
-        """Make a client that carries the run's token."""
-        return self._client(ticket.token)
-
-    def _client(self, token: str | None) -> LabelClient:
-        """Make a client whose answers are witnessed and whose receipts are kept."""
+    def client(self, ticket: session.RunTicket | None = None) -> LabelClient:
+        """Make a client whose answers are witnessed and whose receipts are kept; without a ticket it can open a run."""
         if self._settings.service is None:
             raise ConfigError("--service is needed: the URL of the label service, such as http://127.0.0.1:8000")
         return LabelClient(
             self._settings.service,
-            token=token,
+            token=None if ticket is None else ticket.token,
             patience_s=self._settings.patience_s,
             receipts_path=self.out / RECEIPTS_FILE,
             witness=self._witness,
@@ -226,6 +218,3 @@ def _pretraining_profile(weights: Path | None) -> Profile | None:
     if weights is None or not (weights.parent / session.CONFIG_FILE).is_file():
         return None
     return profile_named(session.read_config(weights.parent).profile.name)
-
-
-__all__ = ["ENCODER_FILE", "Pipeline", "Settings", "choose_profile"]

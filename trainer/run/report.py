@@ -1,8 +1,8 @@
-"""Write OUT/report.html: one file that shows what was asked, what was learnt from it, and what it cost.
+"""Write OUT/report.html: one page with the queries of a run, its learning curve, its accuracy and its cost.
 
-The page needs no script, no network and no other file, and its content policy forbids them. It also works while a
-run goes on, or after one that was killed: what is not known yet is left out. Accuracies on it are measured on labels
-that the run paid for; the only number from test labels is the one that the label service answered.
+The page needs no script, no network and no other file, and its content policy forbids them. It also works for a run
+that has not ended, and leaves out what is not known yet. Its accuracies are measured on labels that the run paid for;
+the only number from test labels is the label service's answer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from trainer.errors import DataError
 from trainer.records.files import replace_file
 from trainer.records.progress import duration, read_stages
-from trainer.records.run_records import QueryRecord, RunResult, read_queries, read_result, read_rounds
+from trainer.records.run_records import QueryRecord, RunResult, read_queries, read_result
 from trainer.run.report_figures import class_counts, confusion, draw_curve, learning_curve, sprite_sheet
 
 REPORT_FILE = "report.html"
-# Thumbnails are shown about this high, in CSS pixels, by a whole factor so that every pixel stays a square.
+# Height of a thumbnail in CSS pixels, about: it is scaled by a whole factor, so that every pixel stays a square.
 _SHOWN_HEIGHT = 56
 
 
@@ -33,7 +33,7 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
 
     Args:
         out_dir: The run's folder with its records.
-        images: The pool [N, H, W], uint8; only queried rows are looked at, so a memory map will do.
+        images: The pool [N, H, W], uint8; only queried rows are read.
         class_names: Names by class number.
 
     Raises:
@@ -59,7 +59,7 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
         cards=_cards(queries, result, stages),
         details=_details(queries, result),
         log_counts=_log_counts(result),
-        curve=draw_curve(learning_curve(queries, read_rounds(out_dir))),
+        curve=draw_curve(learning_curve(queries)),
         confusion=_confusion(queries, class_names),
         balance=_bars(class_names, class_counts(queries, len(class_names))),
         stages=_bars(list(stages), list(stages.values())),
@@ -112,13 +112,13 @@ def _cards(
     charged = sum(query.charged for query in queries)
     budget = f"of a budget of {result.budget}" if result else "so far"
     cards = [("Labels paid for", f"{charged}", budget, "")]
-    if result and result.evaluation:
+    if result:
         evaluation = result.evaluation
         interval = " to ".join(_percent(bound, 2) for bound in evaluation.ci95)
         note = f"95% interval {interval}; {evaluation.correct} of {evaluation.total} right"
         cards.append(("Test accuracy", _percent(evaluation.accuracy, 2), note, ""))
     else:
-        cards.append(("Test accuracy", "–", "not evaluated" if result else "not evaluated yet", ""))
+        cards.append(("Test accuracy", "–", "not evaluated yet", ""))
     cards.append(("Wall time", duration(sum(stages.values())), f"in {len(stages)} stages", ""))
     if result is None:
         cards.append(("Count", "–", "compared with the log at the end", ""))
@@ -131,7 +131,7 @@ def _cards(
 
 
 def _details(queries: Sequence[QueryRecord], result: RunResult | None) -> list[tuple[str, str]]:
-    """Return what else a reader needs to repeat the run."""
+    """Return the other facts that a reader needs to repeat the run."""
     rows = []
     if result:
         rows = [("Run", result.run_id), ("Profile", result.profile), ("Seed", str(result.seed))]
@@ -152,7 +152,7 @@ def _minute(time: datetime) -> str:
 
 
 def _log_counts(result: RunResult | None) -> list[tuple[str, int]]:
-    """Return the counts that the log and the trainer made, each of its own."""
+    """Return the counts of the trainer and those of the log."""
     if result is None:
         return []
     return [
@@ -173,7 +173,7 @@ def _bars(names: Sequence[str], values: Sequence[float]) -> list[dict[str, Any]]
 
 
 def _confusion(queries: Sequence[QueryRecord], class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the confusion matrix with each cell's share of its row, which gives its shade."""
+    """Return the confusion matrix; the shade of a cell is its share of the row."""
     counted = confusion(queries, len(class_names))
     rows = []
     for label, name in enumerate(class_names):

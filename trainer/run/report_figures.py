@@ -1,4 +1,4 @@
-"""The numbers and pictures of the report, from the records alone: no file is read and no HTML written here."""
+"""The numbers and pictures of the report, from the records alone: no file is read and no page written here."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.records.run_records import QueryRecord, RoundRecord, wilson_interval
+from trainer.records.run_records import QueryRecord, wilson_interval
 
-# The drawing area of the learning curve in SVG units; the page scales it to its width.
-CURVE_WIDTH, CURVE_HEIGHT = 720, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 16, 16, 56
 _SPRITE_COLUMNS = 32
+# Width and height of the learning curve in inches of 72 SVG units; the page scales it to its width.
+_CURVE_SIZE = (10.0, 5.5)
+# What matplotlib draws with, and the variable of the page's style sheet that replaces it, in light and dark.
+_COLOURS = {"#b85c00": "var(--orange)", "#2563b0": "var(--blue)", "#5d6675": "var(--soft)", "#d9dde4": "var(--line)"}
+_ORANGE, _BLUE, _TEXT, _GRID = _COLOURS
 
 
 @dataclass(frozen=True)
 class SpriteSheet:
-    """Thumbnails side by side in one lossless PNG, in the order given.
+    """Thumbnails side by side in one lossless PNG, in the order of the images.
 
     Attributes:
         data_uri: The PNG as a data URI.
-        width: Sheet width in pixels.
-        height: Sheet height in pixels.
+        width: Width of the sheet in pixels.
+        height: Height of the sheet in pixels.
         offsets: Left and top of each thumbnail in pixels.
     """
 
@@ -38,7 +42,7 @@ class SpriteSheet:
 
 
 def sprite_sheet(images: npt.NDArray[np.uint8]) -> SpriteSheet:
-    """Lay out images [N, H, W], uint8, pixel by pixel, in rows of 32."""
+    """Lay out images [N, H, W], uint8, unscaled, in rows of 32."""
     n, height, width = images.shape
     columns = max(1, min(n, _SPRITE_COLUMNS))
     rows = max(1, math.ceil(n / columns))
@@ -56,130 +60,117 @@ def sprite_sheet(images: npt.NDArray[np.uint8]) -> SpriteSheet:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracy on paid labels at a number of labels, with a 95% interval where counts are behind it."""
+    """Accuracy of guesses at a number of labels, with its 95% interval."""
 
     labels: int
     accuracy: float
-    low: float | None = None
-    high: float | None = None
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Labels against accuracy on labels paid for; a series without points is left out.
+    """Labels against the accuracy of guesses that were made before asking.
 
     Attributes:
         by_round: Share of each round's guesses that were right, at the labels after the round.
-        cumulative: The same over all rounds so far.
-        cross_validated: The graph's accuracy on paid labels held out in turn.
+        so_far: The same over all rounds so far.
     """
 
     by_round: tuple[CurvePoint, ...]
-    cumulative: tuple[CurvePoint, ...]
-    cross_validated: tuple[CurvePoint, ...]
+    so_far: tuple[CurvePoint, ...]
 
 
-def learning_curve(queries: Sequence[QueryRecord], rounds: Sequence[RoundRecord]) -> LearningCurve:
-    """Compute the curve from guesses made before asking; queries without a guess (cold start) do not count."""
-    by_round, cumulative = [], []
-    right_so_far = guesses_so_far = labels = 0
-    for number in sorted({query.round for query in queries}):
-        batch = [query for query in queries if query.round == number]
-        labels += len(batch)
-        guesses = [query for query in batch if query.predicted is not None]
-        if not guesses:
-            continue
-        right = sum(query.predicted == query.label for query in guesses)
-        right_so_far, guesses_so_far = right_so_far + right, guesses_so_far + len(guesses)
-        by_round.append(CurvePoint(labels, right / len(guesses), *wilson_interval(right, len(guesses))))
-        cumulative.append(
-            CurvePoint(labels, right_so_far / guesses_so_far, *wilson_interval(right_so_far, guesses_so_far))
-        )
-    held_out = [(row.labels, row.cross_validated_accuracy) for row in rounds]
-    cross_validated = [CurvePoint(labels, accuracy) for labels, accuracy in held_out if accuracy is not None]
-    return LearningCurve(tuple(by_round), tuple(cumulative), tuple(cross_validated))
+def learning_curve(queries: Sequence[QueryRecord]) -> LearningCurve:
+    """Compute the curve from queries in order; those without a guess (cold start) count as labels only."""
+    by_round, so_far = [], []
+    guesses_so_far: list[QueryRecord] = []
+    labels = 0
+    for _, batch in groupby(queries, key=lambda query: query.round):
+        asked = list(batch)
+        labels += len(asked)
+        guesses = [query for query in asked if query.predicted is not None]
+        if guesses:
+            guesses_so_far += guesses
+            by_round.append(_point(labels, guesses))
+            so_far.append(_point(labels, guesses_so_far))
+    return LearningCurve(tuple(by_round), tuple(so_far))
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line of a drawn curve: SVG path, points (x, y, tooltip, low y, high y), and a CSS class."""
-
-    name: str
-    css: str
-    path: str
-    points: tuple[tuple[float, float, str, float | None, float | None], ...]
+def _point(labels: int, guesses: Sequence[QueryRecord]) -> CurvePoint:
+    right = sum(query.predicted == query.label for query in guesses)
+    return CurvePoint(labels, right / len(guesses), *wilson_interval(right, len(guesses)))
 
 
-@dataclass(frozen=True)
-class DrawnCurve:
-    """A learning curve in SVG units: series and the two axes' ticks (position, text)."""
+def draw_curve(curve: LearningCurve) -> str | None:
+    """Draw a learning curve as an SVG element for the page; None when it has no point.
 
-    series: tuple[Series, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    left: int = _LEFT
-    right: int = CURVE_WIDTH - _RIGHT
-    top: int = _TOP
-    bottom: int = CURVE_HEIGHT - _BOTTOM
-    width: int = CURVE_WIDTH
-    height: int = CURVE_HEIGHT
-
-
-def draw_curve(curve: LearningCurve) -> DrawnCurve | None:
-    """Place a learning curve on its axes; None when it has no point."""
-    named = (
-        ("guesses in the round", "by-round", curve.by_round),
-        ("guesses so far", "cumulative", curve.cumulative),
-        ("graph, cross-validated", "cross-validated", curve.cross_validated),
-    )
-    points = [point for _, _, series in named for point in series]
-    if not points:
+    The same curve gives the same text. Each point has its numbers as a tooltip.
+    """
+    if not curve.by_round:
         return None
-    x_step = _round_step(max(point.labels for point in points) / 5)
-    x_end = math.ceil(max(point.labels for point in points) / x_step) * x_step
-    lowest = min(point.accuracy if point.low is None else point.low for point in points)
-    y_start = min(0.9, math.floor(lowest * 10) / 10)
-    y_step = 0.1 if y_start <= 0.7 else 0.05
+    # Imported late: it takes most of a second.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
-    def x(labels: float) -> float:
-        return round(_LEFT + labels / x_end * (CURVE_WIDTH - _LEFT - _RIGHT), 1)
+    drawn = {"guesses in the round": (curve.by_round, _ORANGE), "guesses so far": (curve.so_far, _BLUE)}
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "labelmeter", "font.size": 14}):
+        figure = Figure(_CURVE_SIZE)
+        axes = figure.add_axes((0.11, 0.19, 0.87, 0.77))
+        for name, (points, colour) in drawn.items():
+            labels = [point.labels for point in points]
+            lows, highs = [point.low for point in points], [point.high for point in points]
+            axes.vlines(labels, lows, highs, color=colour, alpha=0.45, linewidth=1.5)
+            line, *_ = axes.plot(labels, [point.accuracy for point in points], "o-", color=colour, linewidth=2.5)
+            line.set(gid=name, clip_on=False)
+        lowest = min(point.low for points, _ in drawn.values() for point in points)
+        bottom = min(0.9, math.floor(lowest * 10) / 10)
+        axes.set(xlim=(0, None), ylim=(bottom, 1))
+        axes.set_xlabel("labels paid for", color=_TEXT, labelpad=14)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MultipleLocator(0.2 if bottom < 0.5 else 0.1 if bottom < 0.8 else 0.05))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.tick_params(colors=_GRID, labelcolor=_TEXT, pad=8)
+        axes.grid(axis="y", color=_GRID)
+        axes.spines[["left", "right", "top"]].set_visible(False)
+        axes.spines["bottom"].set_color(_GRID)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", transparent=True)
+    tooltips = {
+        name: [f"{name}: {100 * point.accuracy:.1f}% at {point.labels} labels" for point in points]
+        for name, (points, _) in drawn.items()
+    }
+    return _inline_svg(file.getvalue(), tooltips)
 
-    def y(accuracy: float) -> float:
-        return round(_TOP + (1 - accuracy) / (1 - y_start) * (CURVE_HEIGHT - _TOP - _BOTTOM), 1)
 
-    drawn = []
-    for name, css, series in named:
-        if not series:
-            continue
-        marks = []
-        for point in series:
-            text = f"{name}: {100 * point.accuracy:.1f}% at {point.labels} labels"
-            low = None if point.low is None else y(point.low)
-            high = None if point.high is None else y(point.high)
-            marks.append((x(point.labels), y(point.accuracy), text, low, high))
-        path = "M" + " L".join(f"{mark[0]} {mark[1]}" for mark in marks)
-        drawn.append(Series(name, css, path, tuple(marks)))
-    x_ticks = tuple((x(value), f"{value}") for value in range(0, x_end + 1, x_step))
-    y_count = round((1 - y_start) / y_step)
-    y_values = [y_start + index * y_step for index in range(y_count + 1)]
-    return DrawnCurve(tuple(drawn), x_ticks, tuple((y(value), f"{100 * value:.0f}%") for value in y_values))
-
-
-def _round_step(rough: float) -> int:
-    """Return the first of 1, 2, 5, 10, 20, 50, … that is not smaller than a rough step."""
-    power: int = 10 ** math.floor(math.log10(max(rough, 1)))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+def _inline_svg(document: bytes, tooltips: dict[str, list[str]]) -> str:
+    """Make an SVG document an element of a page: without addresses and size, in the page's colours, with tooltips."""
+    root = ElementTree.fromstring(document)  # noqa: S314 - matplotlib has just written it
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+    for metadata in root.findall("metadata"):
+        root.remove(metadata)
+    for name, texts in tooltips.items():
+        for marker, text in zip(root.iterfind(f".//g[@id='{name}']//use"), texts, strict=True):
+            ElementTree.SubElement(marker, "title").text = text
+    root.attrib = {"viewBox": root.attrib["viewBox"], "class": "curve", "role": "img", "aria-label": "Learning curve"}
+    svg = ElementTree.tostring(root, encoding="unicode")
+    for colour, variable in _COLOURS.items():
+        svg = svg.replace(colour, variable)
+    return svg
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Guess before asking against the label paid for.
+    """Guesses before asking against the labels paid for.
 
     Attributes:
         counts: counts[label, guess].
         guesses: Queries with a guess.
         right: Guesses that were right.
-        without_guess: Queries of the cold start, which are left out.
+        without_guess: Queries of the cold start, which are not in `counts`.
     """
 
     counts: npt.NDArray[np.int64]

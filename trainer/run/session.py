@@ -1,34 +1,40 @@
-"""A run's folder: what it was begun with, whether it may go on, and which run at the service it belongs to.
+"""A run's folder: its configuration, and its run at the label service.
 
 OUT/config.json  profile, seed, images: a run resumes only under these
-OUT/run.json     the run's id and bearer token at the label service; readable by the owner alone
+OUT/run.json     the run's id and bearer token at the label service; only the owner can read it
 """
+
+from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.config import Profile
 from trainer.errors import DataError, RecordsUnwritable, ResumeError
-from trainer.images.data import ImageSet
 from trainer.oracle.answers import DatasetInfo
 from trainer.oracle.client import LabelClient
-from trainer.records.files import OWNER_ONLY, replace_file
+from trainer.records.files import OWNER_ONLY, read_file, replace_file
+
+if TYPE_CHECKING:
+    # The command line loads this module for its help, which must not wait for PyTorch.
+    from trainer.images.data import ImageSet
 
 CONFIG_FILE = "config.json"
 _RUN_FILE = "run.json"
 
 
 class RunConfig(BaseModel):
-    """What a run's folder was begun with.
+    """The configuration that a run's folder was begun with.
 
     Attributes:
-        profile: in full.
-        seed: of everything random.
-        images: fingerprint of the image set.
-        pretrained: SHA-256 of the weights given from outside, None when the run pretrains by itself.
-        target: accuracy at which to stop asking, by the run's own estimate; None for the whole budget.
+        profile: The profile in full.
+        seed: Seed of everything random.
+        images: Fingerprint of the image set.
+        pretrained: SHA-256 of weights given from outside, None when the run pretrains itself.
+        target: Stop the queries at this accuracy, by the run's own estimate; None for the whole budget.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,12 +47,12 @@ class RunConfig(BaseModel):
 
     @property
     def identity(self) -> str:
-        """A digest of it all."""
+        """SHA-256 of the configuration."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 class RunTicket(BaseModel):
-    """The run at the label service that a folder belongs to; the token stays out of `repr`."""
+    """The run of a folder at the label service; the token stays out of `repr`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,11 +62,11 @@ class RunTicket(BaseModel):
 
 
 def begin_or_resume(out: Path, config: RunConfig, *, resume: bool) -> None:
-    """Write OUT/config.json, or check that it is the one the folder was begun with.
+    """Write OUT/config.json, or check that the folder was begun with this configuration.
 
     Raises:
-        ResumeError: the folder holds a run and `resume` is false, or the run was begun with something else.
-        RecordsUnwritable: the folder cannot be written.
+        ResumeError: The folder holds a run and `resume` is false, or the run was begun with another configuration.
+        RecordsUnwritable: The folder cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -82,53 +88,46 @@ def begin_or_resume(out: Path, config: RunConfig, *, resume: bool) -> None:
 
 
 def read_config(out: Path) -> RunConfig:
-    """Read what a folder was begun with.
+    """Read the configuration that a folder was begun with.
 
     Raises:
-        ResumeError: there is no run in the folder, or its configuration is damaged.
+        ResumeError: The folder holds no run, or its configuration is damaged.
     """
-    path = out / CONFIG_FILE
-    try:
-        return RunConfig.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ResumeError(f"{out} holds no run; begin one with `python -m trainer run`") from error
-    except (OSError, ValidationError) as error:
-        raise ResumeError(f"{path} cannot be read; restore it or choose another --out") from error
+    damage = "cannot be read; restore it or choose another --out"
+    config = read_file(out / CONFIG_FILE, RunConfig.model_validate_json, damage, error=ResumeError)
+    if config is None:
+        raise ResumeError(f"{out} holds no run; begin one with `python -m trainer run`")
+    return config
 
 
 def _differences(former: RunConfig, now: RunConfig) -> list[str]:
-    """Name what differs, in the words of the command line; empty when nothing does."""
-    then_profile, profile = former.profile, now.profile
+    """Name the settings that differ, in the words of the command line; empty when none does."""
+    former_profile, profile = former.profile, now.profile
     compared = [
-        ("profile", then_profile.name, profile.name),
+        ("profile", former_profile.name, profile.name),
         ("seed", former.seed, now.seed),
-        ("budget", then_profile.budget, profile.budget),
-        ("strategy", then_profile.strategy, profile.strategy),
+        ("budget", former_profile.budget, profile.budget),
+        ("strategy", former_profile.strategy, profile.strategy),
         ("target", "none" if former.target is None else former.target, "none" if now.target is None else now.target),
         ("images in --data", former.images[:12], now.images[:12]),
         ("--pretrained", (former.pretrained or "none")[:12], (now.pretrained or "none")[:12]),
     ]
-    found = [f"{name} {then}, now {given}" for name, then, given in compared if then != given]
+    found = [f"{name} {begun}, now {given}" for name, begun, given in compared if begun != given]
     if not found and former != now:
-        # The names agree and the contents do not: the profile was changed between two versions of the trainer.
-        inner = [name for name in Profile.model_fields if getattr(then_profile, name) != getattr(profile, name)]
+        # Two versions of the trainer have different profiles under one name.
+        inner = [name for name in Profile.model_fields if getattr(former_profile, name) != getattr(profile, name)]
         found = [f"profile {profile.name} had other values of {', '.join(inner)}"]
     return found
 
 
 def read_ticket(out: Path) -> RunTicket | None:
-    """Read which run a folder belongs to, None before it was opened.
+    """Read the run of a folder, None before it was opened.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: The file is damaged.
     """
-    path = out / _RUN_FILE
-    try:
-        return RunTicket.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{path} is damaged, and with it the run's token; begin a new --out") from error
+    damage = "is damaged, and with it the run's token; begin a new --out"
+    return read_file(out / _RUN_FILE, RunTicket.model_validate_json, damage)
 
 
 def open_or_take_up_run(
@@ -137,26 +136,26 @@ def open_or_take_up_run(
     """Open a run at the label service and keep its token, unless the folder has one already.
 
     Args:
-        out: the run's folder.
-        client: without a token yet.
-        images: must be the images that the service holds the labels of.
-        name: for people who read the log.
-        profile: its budget is the most labels that the run may be charged; its evaluations are declared.
-        registration_token: where the service wants one.
+        out: The run's folder.
+        client: A client without a token yet.
+        images: The images of the service's labels.
+        name: For people who read the log.
+        profile: Its budget is the most labels that the run may be charged; its evaluation budgets are declared.
+        registration_token: The operator's token, if the service requires one.
 
     Raises:
-        DataError: the service's data set is of other images than those here.
-        ServiceError: the service refuses or is lost.
+        DataError: The service has the labels of other images.
+        ServiceError: The service refuses or does not answer.
     """
     ticket = read_ticket(out)
     dataset = client.dataset() if ticket is None else ticket.dataset
-    here = (len(images.pool), len(images.test))
-    if here != (dataset.pool_size, dataset.test_size):
+    pool_size, test_size = len(images.pool), len(images.test)
+    if (pool_size, test_size) != (dataset.pool_size, dataset.test_size):
         raise DataError(
             f"the label service has labels of {dataset.pool_size} pool and {dataset.test_size} test images, but "
-            f"--data holds {here[0]} and {here[1]}; both must come from one `prepare`"
+            f"--data holds {pool_size} and {test_size}; both must come from one `prepare`"
         )
-    # Two re-drawn splits have the same sizes and other images; None: the service was given label files alone.
+    # Two re-drawn splits have the same sizes and other images. None: the service has label files alone.
     if dataset.fingerprint not in (None, images.fingerprint):
         raise DataError(
             f"the label service has the labels of other images ({dataset.name}) than --data holds, though as many; "

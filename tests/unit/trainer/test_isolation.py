@@ -1,8 +1,8 @@
-"""The trainer holds no labels: it imports nothing of the service and opens no label file. Each check has a twin that
-shows that it can fail.
+"""The walls of the trainer: it imports nothing of the service, opens no label file, and its packages import only what
+they may. Each check has a twin that shows that it can fail.
 
-What a process opens is seen through Python's audit events, which every `open` of Python code raises, whatever library
-it is in; C++ code that opens a path by itself (`torch.load`) is not seen, and reads no IDX.
+Python's audit events show the files that a process opens: every `open` of Python code raises one, in any library. C++
+code that opens a path itself (`torch.load`) raises none, and reads no IDX.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from tests.support.services import run_service
 
 PACKAGE = Path(trainer.__file__).parent
 REPOSITORY = PACKAGE.parent
-FORBIDDEN = "label_service"
+SERVICE = "label_service"
+# What no module of a package may import; PyTorch is tested in a process of its own.
+WALLS = {
+    "images": ("acquisition", "learning", "oracle", "records", "run"),
+    "acquisition": ("images", "learning", "oracle", "records", "run"),
+    "learning": ("oracle", "run"),
+    "oracle": ("acquisition", "images", "learning", "run"),
+    "records": ("acquisition", "images", "learning", "oracle", "run"),
+}
 # IDX: two zero bytes, type 8 (unsigned byte), one dimension.
 LABELS_MAGIC = b"\x00\x00\x08\x01"
 
@@ -53,20 +61,20 @@ main()
 """
 
 
-def forbidden_imports(source: str) -> list[int]:
-    """Return the lines of a module that import the service, statically or by a literal name."""
+def forbidden_imports(source: str, *forbidden: str) -> list[int]:
+    """Return the lines of a module that import a forbidden package, statically or by a literal name."""
     found = []
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__", "find_spec", "run_module"):
                 names = [str(value.value) for value in node.args if isinstance(value, ast.Constant)]
-        if any(name.split(".")[0] == FORBIDDEN for name in names):
+        if any(f"{name}.".startswith(f"{package}.") for name in names for package in forbidden):
             found.append(node.lineno)
     return found
 
@@ -100,7 +108,7 @@ def test_no_module_of_the_trainer_imports_the_service() -> None:
     """Every file of the package, read as source."""
     modules = sorted(PACKAGE.rglob("*.py"))
     assert len(modules) > 30
-    assert {str(path): lines for path in modules if (lines := forbidden_imports(path.read_text()))} == {}
+    assert {str(path): lines for path in modules if (lines := forbidden_imports(path.read_text(), SERVICE))} == {}
 
 
 @pytest.mark.parametrize(
@@ -115,19 +123,52 @@ def test_no_module_of_the_trainer_imports_the_service() -> None:
     ],
 )
 def test_every_form_of_import_is_seen(source: str) -> None:
-    """The twin: what the walk above must find."""
-    assert forbidden_imports(source)
+    """The twin: the forms of import that the test above must find."""
+    assert forbidden_imports(source, SERVICE)
 
 
 def test_names_that_only_look_alike_are_no_import() -> None:
-    """The trainer's own `label_client`, and a sentence about `python -m label_service`, are allowed."""
-    assert not forbidden_imports("from trainer.label_client import LabelClient\nprint('python -m label_service')")
+    """A name that begins alike, and a sentence about `python -m label_service`, are allowed."""
+    assert not forbidden_imports("from label_services import x\nprint('python -m label_service')", SERVICE)
+
+
+@pytest.mark.parametrize("package", WALLS)
+def test_no_package_imports_beyond_its_walls(package: str) -> None:
+    """What the docstring of each package promises."""
+    forbidden = [f"trainer.{other}" for other in WALLS[package]]
+    modules = sorted((PACKAGE / package).rglob("*.py"))
+    assert modules
+    assert {str(path): lines for path in modules if (lines := forbidden_imports(path.read_text(), *forbidden))} == {}
+
+
+@pytest.mark.parametrize(
+    "source", ["from trainer.run import pipeline", "from trainer import run", "import trainer.run"]
+)
+def test_every_way_over_a_wall_is_seen(source: str) -> None:
+    """The twin: each form of import of another package."""
+    assert forbidden_imports(source, "trainer.run")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("from trainer.oracle import LabelClient", "False"),
+        ("import trainer.records.files, trainer.records.progress, trainer.records.run_records", "False"),
+        ("import trainer.cli", "False"),
+        ("from trainer.oracle import LabelClient; import trainer.images.data", "True"),
+    ],
+    ids=["oracle", "records", "command line", "twin: images"],
+)
+def test_oracle_records_and_help_do_not_load_pytorch(code: str, expected: str) -> None:
+    """Outsiders use the client without PyTorch, and `--help` waits for no import of it; the twin loads it."""
+    done = run_python(f"{code}; import sys; print('torch' in sys.modules)")
+    assert done.stdout.strip() == expected, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("more", "expected"), [("", "[]"), ("import label_service", "['label_service']")])
 def test_importing_the_whole_trainer_loads_nothing_of_the_service(more: str, expected: str) -> None:
-    """All modules imported in a fresh process; the twin imports the service too, and is found out."""
+    """All modules are imported in a fresh process; the twin imports the service too, and is found."""
     done = run_python(IMPORT_ALL.format(more=more))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(expected + " ")
@@ -147,7 +188,7 @@ def test_label_files_are_known_by_content(packed: bool, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("peeks", [False, True])
 def test_whole_run_opens_no_label_file(peeks: bool, tmp_path: Path) -> None:
-    """A real run, every `open` watched, the labels lying beside its images; the twin peeks, and is seen."""
+    """A real run with the labels beside its images, every `open` watched; the twin opens one, and is seen."""
     data = make_idx_dataset(tmp_path / "data")
     labels = next((data / "labels").glob("*.gz"))
     more = f"open({str(labels)!r}, 'rb').close()" if peeks else ""

@@ -1,4 +1,4 @@
-"""The witness against a log that is signed and tells the truth, and against every way in which it could lie."""
+"""The witness against an honest signed log, and against every way in which a log could lie."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from label_service.log.signed_note import SigningKey
 from tests.support.fake_label_service import CLASS_NAMES, TOKEN, answer_json, edit
 from tests.support.signing_label_service import GUEST, ORIGIN, SigningLabelService
 from trainer.errors import ConfigError, DataError, LogNotProved, RecordsUnwritable, ResumeError
+from trainer.oracle import LabelClient
 from trainer.oracle import witness as witness_module
-from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE, REFUSED_FILE
 from trainer.oracle.witness import WITNESS_FILE, Witness
 
@@ -48,7 +48,7 @@ def client(service: SigningLabelService, tmp_path: Path) -> Iterator[LabelClient
 
 
 def state_of(out: Path) -> dict[str, Any]:
-    """Read what is witnessed."""
+    """Read the witness's file."""
     state: dict[str, Any] = json.loads((out / WITNESS_FILE).read_text())
     return state
 
@@ -147,7 +147,7 @@ def space_out(answer: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (tell_another_label, "entry 3 .* image 8 is not the one committed to before the first query"),
         (exchange_openings, "entry 3 .* is not the one committed to before the first query"),
@@ -171,12 +171,12 @@ def space_out(answer: dict[str, Any]) -> None:
     ],
 )
 def test_answer_that_its_receipt_does_not_prove_is_refused(
-    service: SigningLabelService, client: LabelClient, tmp_path: Path, change: Callable[..., None], told: str
+    service: SigningLabelService, client: LabelClient, tmp_path: Path, change: Callable[..., None], message: str
 ) -> None:
     """One sentence with the entry's number; the answer is kept as evidence, and the head stays where it was."""
     before = [(tmp_path / name).read_bytes() for name in (WITNESS_FILE, RECEIPTS_FILE)]
     service.fail(QUERY, edit(change))
-    with pytest.raises(LogNotProved, match=told) as caught:
+    with pytest.raises(LogNotProved, match=message) as caught:
         client.query([9, 8], idempotency_key="second")
     assert str(tmp_path / REFUSED_FILE) in str(caught.value) and "\n" not in str(caught.value)
     assert [(tmp_path / name).read_bytes() for name in (WITNESS_FILE, RECEIPTS_FILE)] == before
@@ -227,7 +227,7 @@ def sign_with_another_key(service: SigningLabelService) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lie", "told"),
+    ("lie", "message"),
     [
         (use_another_answer_key, "entry 3 .* image 8 is not the one committed to before the first query"),
         (commit_anew, "entry 3 .* commits to another answer key than the run's opening"),
@@ -250,12 +250,12 @@ def sign_with_another_key(service: SigningLabelService) -> None:
     ],
 )
 def test_lie_that_the_service_has_signed_is_refused(
-    service: SigningLabelService, client: LabelClient, tmp_path: Path, lie: Callable[..., None], told: str
+    service: SigningLabelService, client: LabelClient, tmp_path: Path, lie: Callable[..., None], message: str
 ) -> None:
-    """Whoever holds the signing key still cannot take back what was witnessed, nor log other than was asked."""
+    """Even with the signing key the service can neither undo what was witnessed nor log another question."""
     before = (tmp_path / WITNESS_FILE).read_bytes()
     lie(service)
-    with pytest.raises(LogNotProved, match=told):
+    with pytest.raises(LogNotProved, match=message):
         client.query([9, 8], idempotency_key="second")
     assert (tmp_path / WITNESS_FILE).read_bytes() == before
 
@@ -275,7 +275,7 @@ def test_receipt_of_an_earlier_entry_proves_nothing_new(
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (
             answer_json(404, {"code": "not-signed", "detail": "No such proof."}),
@@ -285,16 +285,16 @@ def test_receipt_of_an_earlier_entry_proves_nothing_new(
         (answer_json(200, {"proof": ["x"]}), "not base64"),
     ],
 )
-def test_growth_without_a_proof_is_refused(client: LabelClient, service: Any, answer: Any, told: str) -> None:
+def test_growth_without_a_proof_is_refused(client: LabelClient, service: Any, answer: Any, message: str) -> None:
     """No proof, an empty one, nonsense."""
     service.log.append(**GUEST)
     service.fail(CONSISTENCY, answer)
-    with pytest.raises(LogNotProved, match=told):
+    with pytest.raises(LogNotProved, match=message):
         client.query([9], idempotency_key="second")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"spent": 1}, "counts 1 queries, and the answer 2"),
         ({"charged": 1}, "charges 1 labels for an answer that was given before"),
@@ -302,30 +302,30 @@ def test_growth_without_a_proof_is_refused(client: LabelClient, service: Any, an
     ],
 )
 def test_lie_about_a_repeat_is_refused(
-    service: SigningLabelService, client: LabelClient, changes: dict[str, Any], told: str
+    service: SigningLabelService, client: LabelClient, changes: dict[str, Any], message: str
 ) -> None:
-    """A repeat tells old counts, and its entry must still fit them."""
+    """A repeat has the old counts, and its entry must fit them."""
     forge(**changes)(service)
-    with pytest.raises(LogNotProved, match=told):
+    with pytest.raises(LogNotProved, match=message):
         client.query([5, 3], idempotency_key="first")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"detail": {"correct": 8}}, "it says another result"),
-        ({"detail": {}}, "it says another result"),
+        ({"detail": {"correct": 8}}, "it has another result"),
+        ({"detail": {}}, "it has another result"),
         ({"outcome": "replayed"}, "says evaluation replayed, and the answer was evaluation evaluated"),
         ({"charged": 1}, "it charges labels for an evaluation"),
         ({"run": "r2"}, "it is of run r2"),
     ],
 )
 def test_lie_about_an_evaluation_is_refused(
-    service: SigningLabelService, client: LabelClient, changes: dict[str, Any], told: str
+    service: SigningLabelService, client: LabelClient, changes: dict[str, Any], message: str
 ) -> None:
     """Correct, total, predictions and budget are those of the entry."""
     forge(**changes)(service)
-    with pytest.raises(LogNotProved, match=told):
+    with pytest.raises(LogNotProved, match=message):
         client.evaluate("r1", [0] * 10, budget=2, idempotency_key="e")
 
 
@@ -336,7 +336,7 @@ def test_repeated_evaluation_with_another_result_is_found_at_the_seal(
     client.evaluate("r1", [0] * 10, idempotency_key="e")
     service.fail(EVALUATIONS, edit(lambda answer: answer.update(correct=10, accuracy=1.0)))
     client.evaluate("r1", [0] * 10, idempotency_key="e")
-    with pytest.raises(LogNotProved, match="no entry says the test accuracy that was answered"):
+    with pytest.raises(LogNotProved, match="no entry has the test accuracy that was answered"):
         client.seal("r1")
 
 
@@ -357,7 +357,7 @@ def edit_evidence(answer: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda answer: answer.pop("evidence"), "has no evidence"),
         (evidence(key=STRANGER.verifier.vkey), "another key than the pinned one"),
@@ -368,16 +368,16 @@ def edit_evidence(answer: dict[str, Any]) -> None:
     ],
 )
 def test_evidence_that_does_not_hold_is_refused(
-    service: SigningLabelService, client: LabelClient, change: Callable[..., None], told: str
+    service: SigningLabelService, client: LabelClient, change: Callable[..., None], message: str
 ) -> None:
     """Missing, of another key, torn, cut or edited."""
     service.fail(SEAL, edit(change))
-    with pytest.raises(LogNotProved, match=told):
+    with pytest.raises(LogNotProved, match=message):
         client.seal("r1")
 
 
 @pytest.mark.parametrize(
-    ("lie", "told"),
+    ("lie", "message"),
     [
         (fork, "another history than was witnessed"),
         (shrink, "the log has shrunk from 3 entries to 2"),
@@ -388,16 +388,16 @@ def test_evidence_that_does_not_hold_is_refused(
     ],
 )
 def test_evidence_of_another_history_is_refused(
-    service: SigningLabelService, client: LabelClient, lie: Callable[..., None], told: str
+    service: SigningLabelService, client: LabelClient, lie: Callable[..., None], message: str
 ) -> None:
-    """Signed by the right key, and still not what was witnessed."""
+    """Signed by the right key, and still another history."""
     lie(service)
-    with pytest.raises(LogNotProved, match=told):
+    with pytest.raises(LogNotProved, match=message):
         client.seal("r1")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"run": "r2"}, "it opens the run r2, and the answer says r1"),
         ({"budget": 21}, "it gives the run 21 labels, and 20 were asked for"),
@@ -408,12 +408,12 @@ def test_evidence_of_another_history_is_refused(
     ],
 )
 def test_opening_that_is_not_as_asked_is_refused(
-    service: SigningLabelService, tmp_path: Path, changes: dict[str, Any], told: str
+    service: SigningLabelService, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     """No run is begun on it, and its token is in no file."""
     forge(**changes)(service)
     with client_of(service, tmp_path) as client:
-        with pytest.raises(LogNotProved, match=told):
+        with pytest.raises(LogNotProved, match=message):
             client.open_run("test", 20)
         with pytest.raises(ResumeError, match="does not hold the opening of this run"):
             client.query([1], idempotency_key="a")

@@ -1,4 +1,4 @@
-"""What the trainer tells while it works, and that time and metrics survive a resume."""
+"""What the trainer reports while it works, and that times and metrics survive a resume."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ class FakeClock:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -51,14 +50,13 @@ def test_the_log_file_keeps_everything_and_grows_over_sessions(
     assert capsys.readouterr().err.splitlines() == ["began 1", "warning: slow 1", "began 2", "warning: slow 2"]
 
 
-def test_verbose_shows_debug_lines_and_closing_twice_is_harmless(
+def test_verbose_shows_debug_lines_until_the_end_of_the_block(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--verbose brings the details to the console; after closing nothing is written any more."""
-    session = setup_logging(tmp_path, verbose=True)
-    logging.getLogger("trainer").debug("detail")
-    session.close()
-    session.close()
+    """--verbose brings the details to the console; after an error too, nothing is written any more."""
+    with pytest.raises(KeyboardInterrupt), setup_logging(tmp_path, verbose=True):
+        logging.getLogger("trainer").debug("detail")
+        raise KeyboardInterrupt
     logging.getLogger("trainer").debug("too late")
     assert capsys.readouterr().err == "detail\n"
     assert "too late" not in (tmp_path / "trainer.log").read_text()
@@ -67,8 +65,8 @@ def test_verbose_shows_debug_lines_and_closing_twice_is_harmless(
 def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     """An OUT that is a file is refused by name."""
     (tmp_path / "out").touch()
-    with pytest.raises(RecordsUnwritable, match=r"trainer\.log cannot be written"):
-        setup_logging(tmp_path / "out")
+    with pytest.raises(RecordsUnwritable, match=r"trainer\.log cannot be written"), setup_logging(tmp_path / "out"):
+        pass
 
 
 def test_without_a_terminal_lines_are_rare_and_tell_the_time_left(
@@ -90,15 +88,6 @@ def test_without_a_terminal_lines_are_rare_and_tell_the_time_left(
     assert capsys.readouterr().err == ""
 
 
-def test_work_of_unknown_length_tells_what_is_done(caplog: pytest.LogCaptureFixture) -> None:
-    """Without a total there is no percentage and no guess."""
-    caplog.set_level(logging.INFO)
-    clock = FakeClock()
-    for _ in progress(iter("abc"), None, "reading", line_every_s=60, clock=clock):
-        clock.now += 40
-    assert caplog.messages == ["reading: 2 done in 1 min 20 s"]
-
-
 def test_on_a_terminal_a_bar_with_the_time_left_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bar names the work and the total."""
     terminal = Terminal()
@@ -112,10 +101,10 @@ def test_on_a_terminal_a_bar_with_the_time_left_is_drawn(monkeypatch: pytest.Mon
     [
         (0, "0 s"),
         (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (185, "3 min 05 s"),
-        (3599.7, "1 h 00 min"),
-        (7620, "2 h 07 min"),
+        (59.6, "1 min 0 s"),
+        (308, "5 min 8 s"),
+        (3599.7, "1 h 0 min"),
+        (7620, "2 h 7 min"),
     ],
 )
 def test_durations_read_well(seconds: float, words: str) -> None:
@@ -136,7 +125,6 @@ def test_seconds_add_up_by_stage_and_over_resumes(tmp_path: Path) -> None:
     with second.stage("finetune"):
         clock.now += 2
     assert second.seconds == {"pretrain": 15, "finetune": 2}
-    assert second.total_s == 17
     assert json.loads((tmp_path / "stages.json").read_text()) == {"pretrain": 15, "finetune": 2}
 
 
@@ -166,7 +154,7 @@ def test_a_saved_stage_survives_a_kill(tmp_path: Path) -> None:
 
 
 def test_a_damaged_stages_file_is_refused(tmp_path: Path) -> None:
-    """A stages.json that was cut says which file to remove."""
+    """The error of a cut stages.json names the file to remove."""
     (tmp_path / "stages.json").write_text('{"pretrain": ')
     with pytest.raises(DataError, match=r"stages\.json is damaged"):
         StageClock(tmp_path)
@@ -189,10 +177,3 @@ def test_metrics_reach_the_file_and_tensorboard(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("pretrain/loss")] == [(1, 2.0), (2, 1.5)]
-
-
-def test_importing_the_module_does_not_import_torch() -> None:
-    """The command line's --help waits for no torch."""
-    program = "import sys, trainer.progress, trainer.label_client; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""A run's folder: it goes on only with what it was begun with, and keeps its token to itself."""
+"""A run's folder: it resumes only with its own settings, and keeps its token secret."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_folder_with_a_run_needs_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"seed": 2}, "seed 1, now 2"),
         ({"profile": SMOKE.with_budget(30)}, "budget 60, now 30"),
@@ -84,12 +84,12 @@ def test_folder_with_a_run_needs_resume(tmp_path: Path) -> None:
         ({"pretrained": "c" * 64}, "--pretrained none, now cccccccccccc"),
     ],
 )
-def test_other_settings_are_refused_by_name(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_other_settings_are_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     """The sentence names each setting that differs, then and now; the folder is left as it was."""
     begin_or_resume(tmp_path, CONFIG, resume=False)
     with pytest.raises(ResumeError) as caught:
         begin_or_resume(tmp_path, CONFIG.model_copy(update=change), resume=True)
-    assert f"was begun with other settings ({told}); resume it with those" in str(caught.value)
+    assert f"was begun with other settings ({message}); resume it with those" in str(caught.value)
     assert read_config(tmp_path) == CONFIG
 
 
@@ -128,7 +128,7 @@ def test_run_is_opened_once(client: LabelClient, service: FakeLabelService, tmp_
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (images(pool=2499), "2500 pool and 10 test images, but --data holds 2499 and 10"),
         (images(test=11), "2500 pool and 10 test images, but --data holds 2500 and 11"),
@@ -136,10 +136,10 @@ def test_run_is_opened_once(client: LabelClient, service: FakeLabelService, tmp_
     ],
 )
 def test_service_of_other_images_is_refused_before_a_run_is_opened(
-    given: ImageSet, told: str, client: LabelClient, service: FakeLabelService, tmp_path: Path
+    given: ImageSet, message: str, client: LabelClient, service: FakeLabelService, tmp_path: Path
 ) -> None:
     """Labels of other images would train a wrong network in silence: sizes and fingerprint must agree."""
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         take_up(tmp_path, client, given)
     assert service.paths("/v1/runs") == []
     assert read_ticket(tmp_path) is None
