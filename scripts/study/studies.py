@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.ablations import ABLATIONS
-from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES
+from trainer.acquisition import DEFAULT_STRATEGY
+from trainer.acquisition import FILES as STRATEGIES
 from trainer.config import Profile
 from trainer.profiles import profile_named
 

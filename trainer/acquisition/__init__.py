@@ -3,18 +3,25 @@
 Each strategy is one file with one function of one signature, `select(state, batch, generator) -> indices`, and one
 line in `FILES`. To add your own, write the file and the line; `tests/unit/trainer/acquisition/test_strategies.py`
 then holds it to the promises that all of them keep.
+
+A strategy is imported when it is looked up: its name alone is read without PyTorch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-import torch
-from torch import Tensor
-
-from trainer.acquisition.state import PoolState
 from trainer.errors import ConfigError
 
-Strategy = Callable[[PoolState, int, torch.Generator], Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trainer.acquisition.state import PoolState
+
+Strategy: TypeAlias = "Callable[[PoolState, int, torch.Generator], Tensor]"
 
 DEFAULT_STRATEGY = "uncertain-clusters"
 
@@ -32,18 +39,16 @@ FILES = {
     "uncertain-clusters": "uncertain_clusters",
 }
 
-STRATEGIES: dict[str, Strategy] = {name: import_module(f"{__name__}.{file}").select for name, file in FILES.items()}
-
 
 def strategy_named(name: str) -> Strategy:
-    """Look a strategy up.
+    """Import a strategy.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in STRATEGIES:
-        raise ConfigError(f"there is no query strategy {name!r}; choose one of {', '.join(sorted(STRATEGIES))}")
-    return STRATEGIES[name]
+    if name not in FILES:
+        raise ConfigError(f"there is no query strategy {name!r}; choose one of {', '.join(sorted(FILES))}")
+    return cast(Strategy, import_module(f"{__name__}.{FILES[name]}").select)
 
 
 def explain(state: PoolState, index: int, class_names: tuple[str, ...]) -> str:
@@ -55,4 +60,4 @@ def explain(state: PoolState, index: int, class_names: tuple[str, ...]) -> str:
     return f"torn between {class_names[first]} ({p1:.2f}) and {class_names[second]} ({p2:.2f})"
 
 
-__all__ = ["DEFAULT_STRATEGY", "STRATEGIES", "PoolState", "Strategy", "explain", "strategy_named"]
+__all__ = ["DEFAULT_STRATEGY", "FILES", "Strategy", "explain", "strategy_named"]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.acquisition import PoolState
+from trainer.acquisition.state import PoolState
 from trainer.config import GraphConfig
 from trainer.images.descriptor import Descriptor
 from trainer.learning.encoder import Encoder

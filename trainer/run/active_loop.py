@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.acquisition import PoolState, strategy_named
+from trainer.acquisition import strategy_named
+from trainer.acquisition.state import PoolState
 from trainer.config import PhaseConfig, Profile
 from trainer.errors import ResumeError
 from trainer.learning.beliefs import FeatureSpace, Knowledge

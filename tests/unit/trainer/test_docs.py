@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer import errors
-from trainer.acquisition import STRATEGIES
+from trainer.acquisition import FILES as STRATEGIES
 from trainer.oracle.exchange import RECEIPTS_FILE, REFUSED_FILE
 from trainer.oracle.witness import WITNESS_FILE
 from trainer.profiles import PROFILES

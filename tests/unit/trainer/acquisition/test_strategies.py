@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES, PoolState, Strategy, explain, strategy_named
+from trainer.acquisition import DEFAULT_STRATEGY, FILES, Strategy, explain, strategy_named
 from trainer.acquisition.clustering import by_coverage, most_typical, spherical_kmeans
 from trainer.acquisition.margin import uncertainty
 from trainer.acquisition.probcover import pure_similarity
+from trainer.acquisition.state import PoolState
 from trainer.errors import ConfigError
 from trainer.learning.graph import build_graph
 from trainer.profiles import PROFILES
 
+STRATEGIES = {name: strategy_named(name) for name in FILES}
 every_strategy = pytest.mark.parametrize("select", STRATEGIES.values(), ids=STRATEGIES.keys())
 
 
@@ -347,8 +349,7 @@ def test_an_unknown_strategy_is_refused_with_the_names_there_are() -> None:
     """The sentence says which there are; the default is one of them, and so is every profile's."""
     with pytest.raises(ConfigError, match="no query strategy 'guess'; choose one of badge, coverage-margin, entropy"):
         strategy_named("guess")
-    assert strategy_named(DEFAULT_STRATEGY) is STRATEGIES[DEFAULT_STRATEGY]
-    assert {profile.strategy for profile in PROFILES.values()} <= STRATEGIES.keys()
+    assert {DEFAULT_STRATEGY, *(profile.strategy for profile in PROFILES.values())} <= STRATEGIES.keys()
 
 
 def test_the_reason_for_asking_is_told_in_a_phrase() -> None:
