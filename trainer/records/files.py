@@ -79,7 +79,7 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path} is damaged (not UTF-8 at byte {error.start}); move it away to start anew.") from error
 
 
-def replace_file(path: Path, text: str, *, mode: int = PUBLIC) -> None:
+def replace_file(path: Path, content: str | bytes, *, mode: int = PUBLIC) -> None:
     """Replace a whole file, so that a reader sees the old content or the new one and never a part.
 
     Raises:
@@ -90,8 +90,8 @@ def replace_file(path: Path, text: str, *, mode: int = PUBLIC) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             draft.touch(mode)
-            with draft.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with draft.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)

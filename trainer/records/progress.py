@@ -146,13 +146,13 @@ def _how_far(done: int, total: int | None, elapsed_s: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds for people: 12 s, 3 min 05 s, 2 h 07 min."""
+    """Write seconds for people: 12 s, 3 min 5 s, 2 h 7 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class StageClock:

@@ -112,10 +112,10 @@ def test_on_a_terminal_a_bar_with_the_time_left_is_drawn(monkeypatch: pytest.Mon
     [
         (0, "0 s"),
         (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (185, "3 min 05 s"),
-        (3599.7, "1 h 00 min"),
-        (7620, "2 h 07 min"),
+        (59.6, "1 min 0 s"),
+        (185, "3 min 5 s"),
+        (3599.7, "1 h 0 min"),
+        (7620, "2 h 7 min"),
     ],
 )
 def test_durations_read_well(seconds: float, words: str) -> None:
