@@ -106,7 +106,6 @@ def mean_and_sd(values: Sequence[float]) -> str:
 
 def paired_difference(first: dict[int, float], second: dict[int, float]) -> str:
     """Write the mean of `first` - `second` over the seeds that both have, with a 95% confidence interval (Student)."""
-    # scipy comes with scikit-learn.
     from scipy import stats
 
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
