@@ -94,7 +94,7 @@ def read_options(kind: type[Options], arguments: Sequence[str]) -> Options:
     known = [name.upper() for name in kind.model_fields]
     for name in given:
         if name not in (*known, *MAKEFILE_VARIABLES):
-            raise RunError(f"there is no variable {name}; choose of {', '.join(known)}.", 2)
+            raise RunError(f"there is no variable {name}; the known ones are {', '.join(known)}.", 2)
     try:
         return kind.model_validate({name.lower(): given[name] for name in known if given.get(name)})
     except ValidationError as error:

@@ -39,7 +39,7 @@ def test_no_words_are_the_defaults(monkeypatch):
         (["PROFILE=smoke", "SEED=3"], "runs/smoke-seed3"),
         (
             ["BUDGET=40", "STRATEGY=random", "TARGET=0.9", "DATA=my/ji"],
-            "runs/auto-seed1-40-random-target0.9-on-kanji",
+            "runs/auto-seed1-40-random-target0.9-on-ji",
         ),
         (["OUT=o", "SEED=3"], "o"),
     ],
@@ -63,7 +63,7 @@ def test_a_study_has_its_seeds_in_one_word():
 @pytest.mark.parametrize(
     ("kind", "word", "reason"),
     [
-        (MakeRunOptions, "SED=3", "there is no variable SED; choose of PROFILE, SEED, BUDGET, "),
+        (MakeRunOptions, "SED=3", "there is no variable SED; the known ones are PROFILE, SEED, BUDGET, "),
         (MakeRunOptions, "seed=3", "there is no variable seed; "),
         (MakeRunOptions, "--seed", "there is no variable --seed; "),
         (MakeRunOptions, "SEED=three", "SEED=three cannot be used: Input should be a valid integer"),
@@ -71,7 +71,7 @@ def test_a_study_has_its_seeds_in_one_word():
         (MakeRunOptions, "TARGET=90", "TARGET=90 cannot be used: "),
         (StudyOptions, "SEEDS=1 two", "SEEDS=1 two cannot be used: "),
         (StudyOptions, "JOBS=0", "JOBS=0 cannot be used: "),
-        (StudyOptions, "PROFILE=smoke", "there is no variable PROFILE; choose of STUDY, SEEDS, DATA, "),
+        (StudyOptions, "PROFILE=smoke", "there is no variable PROFILE; the known ones are STUDY, SEEDS, DATA, "),
     ],
 )
 def test_a_word_that_means_nothing_is_refused(kind, word, reason):
