@@ -1,4 +1,4 @@
-"""The one error of `make run` and `make study`."""
+"""The error of `make run` and `make study`."""
 
 
 class RunError(Exception):

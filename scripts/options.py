@@ -21,7 +21,7 @@ from trainer.options import ExperimentOptions
 
 # The Makefile's own variables: they may stand beside those of a target.
 MAKEFILE_VARIABLES = {"VENV", "PIP_ARGS", "PYTHON", "PYTEST_ARGS"}
-# In front of what make hands over in one word: its MAKEOVERRIDES.
+# The flag before make's MAKEOVERRIDES, which has all words in a single string.
 FROM_MAKE = "--from-make"
 
 Options = TypeVar("Options", bound=BaseModel)

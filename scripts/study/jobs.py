@@ -146,7 +146,7 @@ class _RunningJobs:
                 raise self._refusal
 
     def stop(self) -> None:
-        """Stop all jobs: all are told before one is waited for."""
+        """Stop all jobs: signal each of them, then wait for them."""
         with self._lock:
             self._refusal = self._refusal or RunError("stopped before it began.")
             running = list(self._processes)

@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def take_out(record: Path, arm: str, seed: int) -> None:
-    """Make a record one that does not have a run yet."""
+    """Take a run out of a record."""
     described = json.loads((record / "record.json").read_text())
     for written in described["arms"]:
         if written["name"] == arm:
@@ -102,7 +102,7 @@ def test_a_record_has_a_table_a_picture_and_the_evidence_of_each_run(made: Path)
 
 
 def test_a_run_s_points_are_what_its_log_and_its_frozen_predictions_say(made: Path) -> None:
-    """The trainer's result, the log's entries and the frozen files tell of the same three points, in order."""
+    """The trainer's result, the log's entries and the frozen files have the same three points, in order."""
     out = made / "runs" / "tiny" / "default-seed1"
     result = json.loads((out / "trainer" / "result.json").read_text())
     assert [point["labels"] for point in result["points"]] == [3, 6, 18]
@@ -116,7 +116,7 @@ def test_a_run_s_points_are_what_its_log_and_its_frozen_predictions_say(made: Pa
 
 
 def test_the_first_labels_are_those_of_a_larger_first_round(made: Path) -> None:
-    """What is chosen ahead is asked in parts: the first three are the first of six chosen at once."""
+    """What is chosen ahead is asked in parts: the first three labels are the first of six chosen together."""
     lines = (made / "runs" / "tiny" / "default-seed1" / "trainer" / "queries.jsonl").read_text().splitlines()
     rounds = [json.loads(line)["round"] for line in lines]
     assert rounds[:6] == [0, 0, 0, 1, 1, 1]
@@ -199,7 +199,7 @@ def test_a_run_that_another_record_has_is_taken_over(clone: Path, capsys: pytest
 
 
 def test_no_run_is_taken_over_unasked(clone: Path) -> None:
-    """Whoever repeats a record's seeds gets runs of their own."""
+    """Without TAKE_FROM= the same seeds are run again."""
     with pytest.raises(RunError):
         study.carry_out(TINY_STUDY, replace(_beside(clone), source=None), NOTHING)
 
@@ -221,7 +221,7 @@ def test_a_damaged_run_is_not_taken_over(clone: Path, monkeypatch: pytest.Monkey
 
 
 def test_arms_with_other_points_are_compared_where_all_stand(made: Path) -> None:
-    """One column for the labels that every arm was evaluated at; each run's own points are told all the same."""
+    """The table has a column for the labels that every arm was evaluated at; each run's line has all its points."""
     results = records.read_results(workspace(made).record)
     short = replace(results.arms[1], runs=tuple(replace(run, points=run.points[1:2]) for run in results.arms[1].runs))
     mixed = replace(results, arms=(results.arms[0], short))
@@ -277,15 +277,15 @@ REFUSED: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "told"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_record_that_cannot_be_gone_on_with_is_refused_and_left_alone(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None], told: str
+    clone: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None], message: str
 ) -> None:
     """One sentence; nothing is made, mixed or overwritten, though a run is missing."""
     take_out(workspace(clone).record, "random", 1)
     change(clone, monkeypatch)
     before = contents(clone)
-    with pytest.raises(RunError, match=told) as refused:
+    with pytest.raises(RunError, match=message) as refused:
         study.carry_out(TINY_STUDY, workspace(clone), NOTHING)
     assert "\n" not in str(refused.value)
     assert contents(clone) == before
@@ -310,10 +310,12 @@ def test_the_table_says_how_a_run_was_computed(clone: Path) -> None:
     arithmetic = arithmetic_on(torch.device("cpu"))
     on = f"- default, seed 1, on {CORES} core{'s' if CORES > 1 else ''}, in {arithmetic}: "
     assert on in (record / "table.md").read_text()
-    _in_json("record.json", lambda told: told["arms"][0]["runs"][0].update(cores=[1, 4]))(record)
+    _in_json("record.json", lambda content: content["arms"][0]["runs"][0].update(cores=[1, 4]))(record)
     record_writer.renew(record)
     assert f"- default, seed 1, on 1 to 4 cores, in {arithmetic}: " in (record / "table.md").read_text()
-    _in_json("record.json", lambda told: [run.pop("cores") for arm in told["arms"] for run in arm["runs"]])(record)
+    _in_json("record.json", lambda content: [run.pop("cores") for arm in content["arms"] for run in arm["runs"]])(
+        record
+    )
     record_writer.renew(record)
     table = (record / "table.md").read_text()
     assert f"- default, seed 1, in {arithmetic}: " in table and "core" not in table
@@ -345,7 +347,7 @@ def _programs_at_work_in(folder: Path) -> list[str]:
 
 @pytest.mark.skipif(CORES < 2, reason="ONE CORE: two runs side by side need two")
 def test_runs_side_by_side_are_stopped_together_and_go_on(made: Path, tmp_path: Path) -> None:
-    """SIGTERM ends every program of a study; the same command finishes it, to what one run after the other makes."""
+    """SIGTERM ends every program of a study; the same command finishes it, with the results of runs in a row."""
     shutil.copytree(made / "data", tmp_path / "data")
     process = _study(tmp_path, tmp_path / "first.txt")
     deadline = time.monotonic() + 120
@@ -369,7 +371,7 @@ def test_runs_side_by_side_are_stopped_together_and_go_on(made: Path, tmp_path: 
     assert all(run.cores for arm in results.arms for run in arm.runs)
     assert verify(tmp_path / "records") == 0
 
-    # Weights were made once for each seed, and the console has whole lines alone: one for a beginning, one for an end.
+    # Weights were made once for each seed, and the console has only whole lines, for each beginning and end.
     assert len(list((tmp_path / "runs" / "weights").iterdir())) == 2
     lines = (tmp_path / "second.txt").read_text().splitlines()
     assert sum("  end    run " in line for line in lines) == 3
@@ -408,17 +410,17 @@ def _another_seed_s_log(record: Path) -> None:
     """Let one good run stand for two seeds."""
     shutil.copytree(record / RUN, record / "runs/default-seed2", dirs_exist_ok=True)
     for name in ("config.json", "result.json"):
-        _in_json(f"runs/default-seed2/{name}", lambda told: told.update(seed=2))(record)
+        _in_json(f"runs/default-seed2/{name}", lambda content: content.update(seed=2))(record)
 
 
 def _another_arm_s_log(record: Path) -> None:
-    """Let one good run stand for two arms; the name that it was opened under does not tell them apart."""
+    """Let one good run stand for two arms; both were opened under the same name."""
     for name in ("evidence.json", "log-key.txt", "result.json"):
         shutil.copyfile(record / RUN / name, record / "runs/random-seed1" / name)
 
 
 def _evaluated_twice(bundle: Any) -> None:
-    """Have the second evaluation be one more of the first point."""
+    """Turn the second evaluation into another one of the first point."""
     entries = [json.loads(text) for text in bundle["entries"]]
     second = [seq for seq, entry in enumerate(entries) if entry["op"] == "evaluation"][1]
     entries[second]["detail"]["evaluated_budget"] = 3
@@ -474,9 +476,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "told"), DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_record_is_named(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], told: str
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], message: str
 ) -> None:
     """Whatever is changed, the check fails and says where."""
     shutil.copytree(made / "records", tmp_path / "records")
@@ -484,11 +486,11 @@ def test_a_damaged_record_is_named(
     assert verify(tmp_path / "records") == 1
     out = capsys.readouterr().out
     assert out.startswith("FAILED")
-    assert told in out
+    assert message in out
 
 
 def test_a_picture_of_another_matplotlib_is_not_compared(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Versions draw one curve in other bytes: said, and no reason to fail."""
+    """Versions of Matplotlib write the same curve in other bytes: that is printed, and is no failure."""
     picture = workspace(clone).record / "curve.svg"
     picture.write_text(re.sub(r"Matplotlib v[0-9.]+", "Matplotlib v1.0.0", picture.read_text()))
     assert verify(clone / "records") == 0
@@ -503,8 +505,8 @@ def test_a_folder_that_is_no_record_is_no_success(clone: Path, capsys: pytest.Ca
     assert "FAILED    " in capsys.readouterr().out
 
 
-def test_what_others_did_on_a_run_s_log_is_told(clone: Path) -> None:
-    """Labels they were given, and accuracies that they were told."""
+def test_what_others_got_from_a_run_s_log_is_in_the_table(clone: Path) -> None:
+    """The run's line has the labels and the accuracies that its log gave to others."""
 
     def another_run_s(bundle: Any) -> None:
         own = [json.loads(text) for text in bundle["entries"]]
