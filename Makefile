@@ -11,30 +11,27 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# The NAME=value words of the command line, as one word of the shell; scripts/options.py takes it apart.
+WORDS = '$(subst ','\'',$(MAKEOVERRIDES))'
+
 .DEFAULT_GOAL := help
 .PHONY: help run study verify-records results picture test check lint types clean
 
-help: ## List the targets
+help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make run takes SEED= BUDGET= PROFILE= DATA= OUT= PORT= DEVICE= STRATEGY= PRETRAINED= TARGET=; what each means: $(BIN)/python -m scripts.run --help"
+	@$(BIN)/python -m scripts.options 2>/dev/null || \
+	  echo "  What make run and make study take, SEED=3 for example, is listed here once the first of them has set up $(VENV)."
 
 $(STAMP): pyproject.toml constraints.txt scripts/make_venv.sh
 	@PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' scripts/make_venv.sh '$(VENV)'
 	@touch $@
 
 run: $(STAMP) ## From nothing to a classifier above 90% and a checked count of labels
-	@$(BIN)/python -m scripts.run \
-	  $(if $(DATA),--data '$(DATA)') $(if $(OUT),--out '$(OUT)') $(if $(PROFILE),--profile '$(PROFILE)') \
-	  $(if $(SEED),--seed '$(SEED)') $(if $(BUDGET),--budget '$(BUDGET)') \
-	  $(if $(PORT),--port '$(PORT)') $(if $(DEVICE),--device '$(DEVICE)') \
-	  $(if $(STRATEGY),--strategy '$(STRATEGY)') $(if $(PRETRAINED),--pretrained '$(PRETRAINED)') \
-	  $(if $(TARGET),--target '$(TARGET)')
+	@$(BIN)/python -m scripts.run --from-make $(WORDS)
 
-study: $(STAMP) ## Many runs and their record: STUDY=learning-curve, ablations or strategies; SEEDS= DATA= RECORD= TAKE_FROM= JOBS=
-	@$(BIN)/python -m scripts.study '$(or $(STUDY),learning-curve)' $(if $(SEEDS),--seeds $(SEEDS)) \
-	  $(if $(DATA),--data '$(DATA)') $(if $(RUNS),--runs '$(RUNS)') $(if $(RECORD),--record '$(RECORD)') \
-	  $(if $(TAKE_FROM),--take-from '$(TAKE_FROM)') $(if $(JOBS),--jobs '$(JOBS)')
+study: $(STAMP) ## Many runs and their record
+	@$(BIN)/python -m scripts.study --from-make $(WORDS)
 
 verify-records: $(STAMP) ## Check the evidence and the tables of everything in records/
 	@$(BIN)/python -m scripts.study.verify_records

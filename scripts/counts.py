@@ -1,7 +1,7 @@
 """The independent count of a run's labels, and the table a run ends with.
 
-The numbers of the log are counted here, from the exported entries themselves, and not taken from any program's
-summary: this is the check that the trainer and the service cannot agree away between them.
+The numbers of the log are counted here from its exported entries, not taken from a program's summary: trainer and
+service cannot agree on a wrong number between them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from scripts.errors import RunError
+from trainer.records.progress import duration
+
+# The entries that gave labels away (docs/service.md): a query whose labels were revealed, now or before.
+QUERY = "query"
+REVEALING = ("revealed", "replayed")
+# What the check needs of the trainer's result.
+RESULT_KEYS = (
+    "run_id",
+    "seed",
+    "profile",
+    "budget",
+    "evaluation",
+    "stage_seconds",
+    "queries_counted_by_trainer",
+    "queries_in_log",
+    "distinct_labels_in_log",
+    "distinct_labels_revealed_to_anybody",
+)
 
 
 @dataclass(frozen=True)
@@ -56,11 +74,6 @@ def count_log(entries: Iterable[Mapping[str, Any]], run_id: str) -> LogCounts:
     return LogCounts(queries, frozenset(labels), frozenset(elsewhere))
 
 
-# The entries that gave labels away (docs/service.md): a query whose labels were revealed, now or before.
-QUERY = "query"
-REVEALING = ("revealed", "replayed")
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON objects of a file with one a line.
 
@@ -68,38 +81,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         RunError: the file is missing or a line is no JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        objects = [json.loads(line) for line in lines]
+        objects = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise RunError(
             f"{path} cannot be read as one JSON object a line ({error}), so nothing can be counted."
         ) from error
-    if not all(isinstance(each, dict) for each in objects):
+    if not all(isinstance(found, dict) for found in objects):
         raise RunError(f"{path} has a line that is no JSON object, so nothing can be counted.")
     return objects
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Return the trainer's `result.json`.
+    """Return what the check needs of the trainer's `result.json`.
 
     Raises:
         RunError: it is missing, damaged or lacks a number that the check needs.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("run_id", "seed", "profile", "budget", "evaluation", "stage_seconds", *TRAINER_COUNTS):
-            _ = result[key]
+        return {key: result[key] for key in RESULT_KEYS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is not the result of a finished run ({error!r}), so it cannot be checked.") from error
-    return dict(result)
-
-
-TRAINER_COUNTS = (
-    "queries_counted_by_trainer",
-    "queries_in_log",
-    "distinct_labels_in_log",
-    "distinct_labels_revealed_to_anybody",
-)
 
 
 def find_disagreements(result: Mapping[str, Any], queried: Iterable[Mapping[str, Any]], log: LogCounts) -> list[str]:
@@ -141,12 +143,6 @@ def format_table(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def format_seconds(seconds: float) -> str:
-    """Return a duration as people say it: 42 s, 12 min 5 s."""
-    whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
-
-
 def format_accuracy(evaluation: Mapping[str, Any] | None) -> str:
     """Return accuracy, interval and counts of an evaluation by the service, or that there was none."""
     if evaluation is None:
@@ -171,8 +167,8 @@ def table_rows(
         ("distinct labels of the run, by the log", f"{len(log.labels):,}"),
         ("labels revealed to anybody else", f"{len(log.elsewhere):,}"),
         ("test accuracy", format_accuracy(result["evaluation"])),
-        ("wall time of the trainer", format_seconds(sum(stages.values()))),
-        *((f"  {name}", format_seconds(seconds)) for name, seconds in stages.items()),
+        ("wall time of the trainer", duration(sum(stages.values()))),
+        *((f"  {name}", duration(seconds)) for name, seconds in stages.items()),
         ("report", str(out / "trainer" / "report.html")),
         ("query log", str(out / "query-log.ndjson")),
         ("evidence", evidence),

@@ -1,6 +1,6 @@
-"""The evidence of a run: the log's key, pinned before the first query; a bundle, saved after the last; its check.
+"""The evidence of a run: the log's key, pinned before the first query, and a bundle, saved after the last.
 
-The check is `label_service verify`, a process of its own that sees three files and nothing else.
+The bundle is checked by `label_service verify`, a process of its own that reads three files and nothing else.
 """
 
 from __future__ import annotations
@@ -12,81 +12,96 @@ from pathlib import Path
 
 import httpx
 
-from scripts import files
 from scripts.errors import RunError
+from trainer.records.files import replace_file
 
 KEY_FILE = "log-key.txt"
 BUNDLE_FILE = "evidence.json"
 LOG_FILE = "query-log.ndjson"
+SUMMARY_FILE = "query-log-summary.json"
+# A thousand queries make a log of well under a megabyte, and the service is on this machine.
+EXPORT_TIMEOUT_S = 60.0
 
 
-def pin_key(client: httpx.Client, out: Path) -> None:
-    """Note the log's public key, or find that it is the one noted before.
+def pin_key(url: str, out: Path) -> None:
+    """Save the log's public key, or check that it is the saved one.
 
     Raises:
-        RunError: the service has another key than when the run began.
-        httpx.HTTPError: the service does not answer.
+        RunError: the service has another key than when the run began, or does not answer.
     """
-    key = client.get("/v1/log/key").raise_for_status().json()["key"]
+    key = json.loads(_get(url, "/v1/log/key"))["key"]
     path = out / KEY_FILE
     if not path.exists():
-        files.write_atomically(path, f"{key}\n".encode())
-    elif path.read_text().strip() != key:
+        replace_file(path, f"{key}\n")
+    elif pinned_key(out) != key:
         raise RunError(f"the log's key is not the one pinned in {path}: this is another log. Choose another OUT=.")
 
 
 def pinned_key(out: Path) -> str:
-    """Return the key that `pin_key` noted."""
+    """Return the key that `pin_key` saved."""
     return (out / KEY_FILE).read_text().strip()
 
 
-def save_log(client: httpx.Client, out: Path) -> None:
-    """Save the log twice over: as lines for counting, and under its newest signed head for verifying.
+def save_log(url: str, out: Path) -> None:
+    """Save the query log as lines for counting, as a bundle under its newest signed head, and as a summary.
 
     Raises:
-        httpx.HTTPError: the service does not answer.
+        RunError: the service does not answer.
     """
-    bundle = client.get("/v1/log/evidence").raise_for_status().content
+    summary, bundle = _get(url, "/v1/log/summary"), _get(url, "/v1/log/evidence")
     entries: list[str] = json.loads(bundle)["entries"]
-    files.write_atomically(out / BUNDLE_FILE, bundle)
-    files.write_atomically(out / LOG_FILE, "".join(f"{entry}\n" for entry in entries).encode())
+    replace_file(out / SUMMARY_FILE, summary)
+    replace_file(out / BUNDLE_FILE, bundle)
+    replace_file(out / LOG_FILE, "".join(f"{entry}\n" for entry in entries))
 
 
-def verify_bundle(service: Sequence[str], out: Path) -> str:
-    """Verify the saved bundle with the pinned key and the receipts that the trainer kept; say what was verified.
+def verify_run(service: Sequence[str], out: Path) -> str:
+    """Verify the saved bundle with the pinned key and the trainer's receipts.
 
     Args:
         service: how the label service's command line is started.
         out: the results folder.
 
+    Returns:
+        What was verified, for people.
+
     Raises:
-        RunError: it does not hold; the message says why.
+        RunError: the evidence does not hold; the message says why.
     """
-    bundle, key = out / BUNDLE_FILE, out / KEY_FILE
-    if not bundle.exists() or not key.exists():
+    bundle = out / BUNDLE_FILE
+    if not bundle.exists() or not (out / KEY_FILE).exists():
         return "none: the run was made by a version that did not sign its log"
-    said = verify_file(service, bundle, pinned_key(out), "--receipts", str(out / "trainer" / "receipts.jsonl"))
-    in_log, in_bundle = (_entries(out / name) for name in (LOG_FILE, BUNDLE_FILE))
-    if in_log != in_bundle:
+    verdict = verify_bundle(service, out, "--receipts", str(out / "trainer" / "receipts.jsonl"))
+    if (out / LOG_FILE).read_text(encoding="utf-8").splitlines() != json.loads(bundle.read_bytes())["entries"]:
         raise RunError(f"{out / LOG_FILE} is not the log that {bundle} holds. Do not trust this run.")
-    return f"{said} ({bundle})"
+    return f"{verdict} ({bundle})"
 
 
-def verify_file(service: Sequence[str], bundle: Path, key: str, *options: str) -> str:
-    """Verify a bundle in a process of its own; return the last line that it says.
+def verify_bundle(service: Sequence[str], folder: Path, *flags: str) -> str:
+    """Verify a folder's bundle with its pinned key, in a process of its own; return the last line of the verdict.
 
     Raises:
-        RunError: it does not hold; the message says why.
+        RunError: the evidence does not hold; the message says why.
     """
-    command = [*service, "verify", str(bundle), "--key", key, *options]
+    command = [*service, "verify", str(folder / BUNDLE_FILE), "--key", pinned_key(folder), *flags]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    said = (done.stdout or done.stderr).strip().splitlines() or ["the check said nothing"]
+    lines = (done.stdout or done.stderr).strip().splitlines() or ["the check printed nothing"]
     if done.returncode:
-        raise RunError(f"the evidence of {bundle.parent} does not hold: {said[-1]}. Do not trust this run.")
-    return said[-1]
+        raise RunError(f"the evidence of {folder} does not hold: {lines[-1]}. Do not trust this run.")
+    return lines[-1]
 
 
-def _entries(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    entries: list[str] = json.loads(text)["entries"] if path.name == BUNDLE_FILE else text.splitlines()
-    return entries
+def _get(url: str, path: str) -> bytes:
+    """Return what the service answers.
+
+    Raises:
+        RunError: it does not answer.
+    """
+    # trust_env=False: a proxy setting must not come between two programs on one machine.
+    try:
+        with httpx.Client(base_url=url, trust_env=False, timeout=EXPORT_TIMEOUT_S) as client:
+            return client.get(path).raise_for_status().content
+    except httpx.HTTPError as error:
+        raise RunError(
+            f"{path} of the service cannot be read from {url} ({error}); run the same command again."
+        ) from error

@@ -1,4 +1,4 @@
-"""The files of a results folder: read, written whole or not at all, and held by one run at a time."""
+"""A results folder: read its JSON files, and let one run at a time use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scripts.errors import RunError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object, or an empty one if there is no such file or it is something else."""
+    """Return the JSON object in a file, an empty one if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -21,16 +21,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
 @contextlib.contextmanager
-def only_one_at_a_time(out: Path) -> Iterator[None]:
-    """Hold the results folder, so that two runs never share a database; the lock dies with this process."""
+def locked_folder(out: Path) -> Iterator[None]:
+    """Lock the results folder, so that two runs never share a database. The lock dies with this process.
+
+    Raises:
+        RunError: the folder cannot be written, or another run has locked it.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")

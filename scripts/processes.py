@@ -1,8 +1,8 @@
-"""Start, watch and stop the two programs of a run: a service that must be up, a trainer that must be left to finish.
+"""Start, watch and stop the programs of a run.
 
-Notable choices: the children die with this process even on kill -9 (Linux), because a service left behind would hold
-the database against the next try; the service gets a session of its own, so that Ctrl-C ends the trainer first and
-the service after it.
+Notable choices: children die with this process even on kill -9 (Linux), because a service left behind would hold the
+database against the next try. The service gets a session of its own, so that Ctrl-C ends the trainer first and the
+service after it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOST = "127.0.0.1"
 READY_TIMEOUT_S = 120.0
 # The trainer writes its state when it is interrupted; the service finishes the request it has.
 STOP_TIMEOUT_S = 15.0
-FAREWELL_S = 3.0
+INTERRUPTED_TIMEOUT_S = 3.0
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 
@@ -52,8 +52,8 @@ def choose_port(wanted: int) -> int:
 
 
 @contextlib.contextmanager
-def running_service(command: Sequence[str], url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the service while the block runs, from its first readiness on, and stop it whatever happens.
+def running_service(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
+    """Run the service while the block runs: wait until it is ready, and stop it whatever happens.
 
     Args:
         command: the whole command line.
@@ -61,61 +61,83 @@ def running_service(command: Sequence[str], url: str, log: Path) -> Iterator[sub
         log: file that takes its output, appended.
 
     Raises:
-        RunError: it ended before it was ready, or was not ready in time; its last words are part of the message.
+        RunError: it ended before it was ready, or was not ready in time; the message has the end of its output.
     """
-    with log.open("ab") as output:
-        begin = output.tell()
-        service = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=_die_with_parent(),
-        )  # fmt: skip
+    begin = log.stat().st_size if log.exists() else 0
+    service = start(command, log)
     try:
         _wait_until_ready(service, url, log, begin)
-        yield service
+        yield
     finally:
         stop(service)
 
 
-def run_to_its_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a program in the foreground and return its exit status; on an interrupt let it finish its own way first."""
-    child = subprocess.Popen(command, env=dict(environment), preexec_fn=_die_with_parent())
+def run_to_its_end(
+    name: str, command: Sequence[str], environment: Mapping[str, str] | None = None, advice: str = ""
+) -> None:
+    """Run a program in the foreground; on an interrupt let it finish its own way first.
+
+    Args:
+        name: of the program, for people.
+        command: the whole command line.
+        environment: None for this process's own.
+        advice: what to do after a failure, for people.
+
+    Raises:
+        RunError: it ended with an error, whose exit code is passed on, or by a signal.
+    """
+    child = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent())
     try:
-        return child.wait()
+        code = child.wait()
     except KeyboardInterrupt:
-        # The terminal sends Ctrl-C to the child as well: telling it a second time would cut its farewell short.
+        # The terminal sends Ctrl-C to the child as well: a second signal would cut its own ending short.
         with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
-            child.wait(FAREWELL_S)
+            child.wait(INTERRUPTED_TIMEOUT_S)
         raise
     finally:
         stop(child)
+    if code < 0:
+        raise RunError(f"{name} was killed by {signal.Signals(-code).name}.{advice}")
+    if code > 0:
+        raise RunError(f"{name} ended with exit code {code}; the reason stands above.{advice}", code)
 
 
-def start(command: Sequence[str], log: Path | None, cores: Collection[int] | None) -> subprocess.Popen[bytes]:
-    """Start a program in a session of its own: Ctrl-C does not reach it, and who started it has to stop it.
+def start(
+    command: Sequence[str],
+    log: Path | None,
+    environment: Mapping[str, str] | None = None,
+    cores: Collection[int] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own: Ctrl-C does not reach it, and the caller has to stop it.
 
     Args:
         command: the whole command line.
         log: file that takes its output, appended; None for the console.
-        cores: all that it and its children may use; None for those of this process.
+        environment: None for this process's own.
+        cores: the cores that it and its children may use; None for those of this process.
     """
-    die = _die_with_parent()
-
-    def arrange() -> None:
-        if cores is not None:
-            os.sched_setaffinity(0, cores)
-        if die is not None:
-            die()
-
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(log.open("ab")) if log is not None else None
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT,
-            start_new_session=True, preexec_fn=arrange,
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output and subprocess.STDOUT,
+            start_new_session=True, preexec_fn=_die_with_parent(cores),
         )  # fmt: skip
 
 
+def environment_without(*prefixes: str) -> dict[str, str]:
+    """Return this process's environment without the variables of these prefixes.
+
+    TRAINER_REGISTRATION_TOKEN stays: the token must not stand on a command line.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == "TRAINER_REGISTRATION_TOKEN" or not name.startswith(prefixes)
+    }
+
+
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """End a program: politely, then after a while for certain. One that has ended is only collected."""
+    """End a program by SIGTERM, and by SIGKILL if that takes too long. One that has ended is only waited for."""
     if child.poll() is None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -160,14 +182,16 @@ def _wait_until_ready(service: subprocess.Popen[bytes], url: str, log: Path, beg
     )
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """Return what makes a child get SIGTERM when this process dies, where the system can do that (Linux)."""
+def _die_with_parent(cores: Collection[int] | None = None) -> Callable[[], None] | None:
+    """Return what a child does before its program: ask for SIGTERM at its parent's death (Linux), keep to its cores."""
     if sys.platform != "linux":
         return None
     parent = os.getpid()
     libc = ctypes.CDLL(None)
 
     def arrange() -> None:
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)

@@ -1,90 +1,63 @@
-"""Runs put into a record, and its table and picture made of what it then has."""
+"""Put runs into a record, and make its table and picture of what it then has."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scripts import files
 from scripts.evidence import BUNDLE_FILE, KEY_FILE
 from scripts.study import tables
-from scripts.study.records import CURVE_FILE, RECORD_FILE, TABLE_FILE, Held, folder_of, read_numbers
+from scripts.study.records import CURVE_FILE, RECORD_FILE, TABLE_FILE, RecordedRun, folder_of, read_results
+from scripts.study.studies import Arm, Study
+from trainer.records.files import replace_file
 
 # What a record keeps of a run's folder.
 KEPT = (BUNDLE_FILE, KEY_FILE, "trainer/result.json", "trainer/config.json")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished run, to be put into a record.
-
-    Attributes:
-        arm: its name.
-        profile: of the trainer.
-        strategy: of acquisition.
-        seed: of everything random.
-        out: its folder.
-        pretraining_s: seconds of pretraining that were spent outside it.
-        cores: numbers of cores that it was worked at with, ascending; empty where that is not known.
-    """
-
-    arm: str
-    profile: str
-    strategy: str
-    seed: int
-    out: Path
-    pretraining_s: float
-    cores: tuple[int, ...]
-
-
-def add(record: Path, title: str, run: Finished, order: Sequence[str]) -> None:
-    """Put a finished run into a record; what the record has already stays in it.
+def add(
+    record: Path, study: Study, arm: Arm, seed: int, out: Path, pretraining_s: float, cores: tuple[int, ...]
+) -> None:
+    """Put a finished run into a record, in the place of a run of the same arm and seed; other runs stay.
 
     Args:
-        record: its folder, which this makes if need be.
-        title: what was measured.
-        run: takes the place of a run of the same arm and seed.
-        order: the names of all arms; the first is what others are compared with.
+        record: its folder, made if need be.
+        study: the record's.
+        arm: the run's.
+        seed: the run's.
+        out: the run's folder.
+        pretraining_s: seconds of pretraining that were spent outside the run.
+        cores: numbers of cores that it was made on, ascending; empty where not known.
     """
-    folder = folder_of(record, run.arm, run.seed)
+    folder = folder_of(record, arm.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        shutil.copyfile(run.out / name, folder / Path(name).name)
-    entry: dict[str, Any] = {"folder": folder.name, "seed": run.seed, "pretraining_s": round(run.pretraining_s, 1)}
-    if run.cores:
-        entry["cores"] = list(run.cores)
-    _enter(record, title, {"name": run.arm, "profile": run.profile, "strategy": run.strategy}, entry, order)
+        shutil.copyfile(out / name, folder / Path(name).name)
+    entry: dict[str, Any] = {"folder": folder.name, "seed": seed, "pretraining_s": round(pretraining_s, 1)}
+    _enter(record, study, arm, entry | ({"cores": list(cores)} if cores else {}))
 
 
-def take_over(record: Path, title: str, arm: str, held: Held, order: Sequence[str]) -> None:
-    """Put a run that another record has into a record, under the name of an arm of its own.
-
-    Args:
-        record: its folder, which this makes if need be.
-        title: what was measured.
-        arm: its name in the record.
-        held: the run in the other record.
-        order: the names of all arms; the first is what others are compared with.
-    """
-    folder = folder_of(record, arm, held.entry["seed"])
-    shutil.copytree(held.folder, folder, dirs_exist_ok=True)
-    _enter(record, title, {**held.arm, "name": arm}, {**held.entry, "folder": folder.name}, order)
+def take_over(record: Path, study: Study, arm: Arm, run: RecordedRun) -> None:
+    """Put a run that another record has into a record, as a run of an arm of this study."""
+    folder = folder_of(record, arm.name, run.entry["seed"])
+    shutil.copytree(run.folder, folder, dirs_exist_ok=True)
+    _enter(record, study, arm, {**run.entry, "folder": folder.name})
 
 
-def _enter(record: Path, title: str, arm: Mapping[str, Any], entry: Mapping[str, Any], order: Sequence[str]) -> None:
+def _enter(record: Path, study: Study, arm: Arm, entry: Mapping[str, Any]) -> None:
     """Count a run whose files are there. Written last: until then the run is not part of the record."""
-    described = files.read_json(record / RECORD_FILE) or {"title": title, "arms": []}
-    arms = {one["name"]: one for one in described["arms"]}
-    own = arms.setdefault(arm["name"], {**arm, "runs": []})
-    own["runs"] = sorted(
-        [*(one for one in own["runs"] if one["seed"] != entry["seed"]), entry], key=lambda one: one["seed"]
-    )
-    described["arms"] = sorted(arms.values(), key=lambda one: order.index(one["name"]))
-    files.write_atomically(record / RECORD_FILE, (json.dumps(described, indent=2) + "\n").encode())
+    content = files.read_json(record / RECORD_FILE) or {"title": study.title, "arms": []}
+    arms = {written["name"]: written for written in content["arms"]}
+    new = {"name": arm.name, "profile": arm.profile, "strategy": arm.full_profile.strategy, "runs": []}
+    own = arms.setdefault(arm.name, new)
+    others = [run for run in own["runs"] if run["seed"] != entry["seed"]]
+    own["runs"] = sorted([*others, entry], key=lambda run: run["seed"])
+    content["arms"] = [arms[known.name] for known in study.arms if known.name in arms]
+    replace_file(record / RECORD_FILE, json.dumps(content, indent=2) + "\n")
     renew(record)
 
 
@@ -94,7 +67,7 @@ def renew(record: Path) -> None:
     Raises:
         RunError: a file is missing or damaged, or two of them contradict each other.
     """
-    numbers = read_numbers(record)
-    files.write_atomically(record / TABLE_FILE, tables.render(numbers).encode())
-    if tables.is_curve(numbers):
-        tables.draw(numbers, record / CURVE_FILE)
+    results = read_results(record)
+    replace_file(record / TABLE_FILE, tables.render(results))
+    if results.is_curve:
+        tables.draw(results, record / CURVE_FILE)

@@ -7,7 +7,8 @@
       runs/ARM-seedN/           evidence.json, log-key.txt, result.json (versions, data, times), config.json
 
 Labels and accuracies are read from the signed entries of the logs. What no log can show is the trainer's word: the
-strategy and the settings behind the budgets, minutes, cores, versions, what was expected, and whose data it was.
+strategy and the settings behind the budgets, minutes, cores, versions, the run's own estimates, and the name of the
+data set.
 """
 
 from __future__ import annotations
@@ -22,35 +23,29 @@ from typing import Any
 from scripts import files
 from scripts.errors import RunError
 from scripts.evidence import BUNDLE_FILE
-from scripts.study import tables
+from scripts.study.tables import ArmResults, Point, RecordResults, RunResults
 from trainer.records.run_records import arithmetic_in_words
 
 RECORD_FILE, TABLE_FILE, CURVE_FILE = "record.json", "table.md", "curve.svg"
 
 
 @dataclass(frozen=True)
-class Held:
+class RecordedRun:
     """A run that a record has.
 
     Attributes:
-        arm: what the record says of its arm: name, profile, strategy.
-        entry: what it says of the run.
-        folder: the run's files.
+        entry: what `record.json` says of it.
+        folder: its files.
     """
 
-    arm: Mapping[str, Any]
     entry: Mapping[str, Any]
     folder: Path
 
 
-def slug(name: str) -> str:
-    """Make a folder's name of an arm's."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def run_name(arm: str, seed: int) -> str:
     """Name a run's folder, in a record and while it is made."""
-    return f"{slug(arm)}-seed{seed}"
+    slug = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-")
+    return f"{slug}-seed{seed}"
 
 
 def folder_of(record: Path, arm: str, seed: int) -> Path:
@@ -58,98 +53,99 @@ def folder_of(record: Path, arm: str, seed: int) -> Path:
     return record / "runs" / run_name(arm, seed)
 
 
-def held_runs(record: Path) -> list[Held]:
-    """List the runs that a record counts, believing what it says of them; none where there is no record."""
-    described = files.read_json(record / RECORD_FILE)
+def recorded_runs(record: Path) -> list[RecordedRun]:
+    """List the runs that a record counts, without a check of what it says of them; none where there is no record."""
     return [
-        Held(
-            {key: value for key, value in arm.items() if key != "runs"},
-            entry,
-            folder_of(record, arm["name"], entry["seed"]),
-        )
-        for arm in (described or {"arms": []})["arms"]
+        RecordedRun(entry, folder_of(record, arm["name"], entry["seed"]))
+        for arm in files.read_json(record / RECORD_FILE).get("arms", [])
         for entry in arm["runs"]
     ]
 
 
-def read_numbers(record: Path) -> tables.Numbers:
-    """Read a record's numbers out of its runs' signed entries.
+def read_results(record: Path) -> RecordResults:
+    """Read a record's results out of its runs' signed entries.
 
     Raises:
         RunError: a file is missing or damaged, or two of them contradict each other.
     """
-    described = files.read_json(record / RECORD_FILE)
+    content = files.read_json(record / RECORD_FILE)
     try:
         arms = [
-            tables.Arm(
+            ArmResults(
                 arm["name"],
-                tuple(_read_run(folder_of(record, arm["name"], run["seed"]), arm, run) for run in arm["runs"]),
+                tuple(_read_run(folder_of(record, arm["name"], entry["seed"]), arm, entry) for entry in arm["runs"]),
             )
-            for arm in described["arms"]
+            for arm in content["arms"]
         ]
-        numbers = tables.Numbers(described["title"], tuple(arms))
+        results = RecordResults(content["title"], tuple(arms))
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise RunError(f"{record} is not a complete record ({error!r}).") from error
-    for arm in numbers.arms:
+    for arm in results.arms:
         if len({run.seed for run in arm.runs}) != len(arm.runs):
             raise RunError(f"{record} counts one seed of {arm.name} twice.")
-    logs = [run.log for arm in numbers.arms for run in arm.runs]
+    logs = [run.log for arm in results.arms for run in arm.runs]
     if len(set(logs)) != len(logs):
         raise RunError(f"{record} counts one log for two runs.")
-    return numbers
+    return results
 
 
-def _read_run(folder: Path, arm: Mapping[str, Any], run: Mapping[str, Any]) -> tables.Run:
-    """Read one run; its result and its configuration must say what its log says."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    said = (config["profile"]["name"], config["profile"]["strategy"], config["seed"], result["seed"])
-    if said != (arm["profile"], arm["strategy"], run["seed"], run["seed"]):
-        raise RunError(f"{folder} was made with {said[:3]}, not as its record says.")
-    bundle = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
-    entries = [json.loads(entry) for entry in bundle["entries"]]
-    own = [entry for entry in entries if entry["run"] == result["run_id"]]
+def _read_run(folder: Path, arm: Mapping[str, Any], entry: Mapping[str, Any]) -> RunResults:
+    """Read one run; its result and its configuration must agree with its log."""
+    result, config, bundle = (_read(folder / name) for name in ("result.json", "config.json", BUNDLE_FILE))
+    made_with = (config["profile"]["name"], config["profile"]["strategy"], config["seed"], result["seed"])
+    if made_with != (arm["profile"], arm["strategy"], entry["seed"], entry["seed"]):
+        raise RunError(f"{folder} was made with {made_with[:3]}, not as its record says.")
+    entries = [json.loads(text) for text in bundle["entries"]]
+    own = [logged for logged in entries if logged["run"] == result["run_id"]]
+    others = [logged for logged in entries if logged["run"] != result["run_id"]]
     _refuse_another_opening(own, config, folder)
-    points = points_of(own, folder)
-    claimed = result["points"]
-    told = [(one["labels"], one["evaluation"]["correct"], one["evaluation"]["total"]) for one in claimed]
-    if told != [(one.labels, one.correct, one.total) for one in points]:
-        raise RunError(f"{folder / 'result.json'} claims {told}, and the log has other evaluations.")
-    seconds = [sum(one["stage_seconds"].values()) + run["pretraining_s"] for one in claimed]
-    estimates = [None if one["estimate"] is None else 100 * one["estimate"] for one in claimed]
-    timed = tuple(
-        tables.Point(one.labels, one.correct, one.total, took, estimate)
-        for one, took, estimate in zip(points, seconds, estimates, strict=True)
-    )
-    others = [entry for entry in entries if entry["run"] != result["run_id"]]
-    labels = {label for entry in others for label in entry["ids"]}
-    evaluations = sum(entry["op"] == "evaluation" and entry["outcome"] == "evaluated" for entry in others)
-    test = "the official test set" if result["dataset"]["official"] else f"the test set of {result['dataset']['name']}"
-    return tables.Run(
-        seed=run["seed"],
-        points=timed,
+    evaluations = _evaluations_of(own, folder)
+    claims = result["points"]
+    claimed = [(claim["labels"], claim["evaluation"]["correct"], claim["evaluation"]["total"]) for claim in claims]
+    if claimed != evaluations:
+        raise RunError(f"{folder / 'result.json'} claims {claimed}, and the log has other evaluations.")
+    return RunResults(
+        seed=entry["seed"],
+        points=tuple(
+            Point(
+                *evaluation,
+                seconds=sum(claim["stage_seconds"].values()) + entry["pretraining_s"],
+                estimate=None if claim["estimate"] is None else 100 * claim["estimate"],
+            )
+            for evaluation, claim in zip(evaluations, claims, strict=True)
+        ),
         log=own[0]["log_id"],
-        others=len(labels),
-        evaluations_of_others=evaluations,
-        test=test,
-        cores=tuple(run.get("cores", ())),
-        arithmetic=arithmetic_in_words(one.get("arithmetic", "") for one in claimed),
+        labels_of_others=len({label_id for logged in others for label_id in logged["ids"]}),
+        evaluations_of_others=sum(map(_is_evaluation, others)),
+        test="the official test set"
+        if result["dataset"]["official"]
+        else f"the test set of {result['dataset']['name']}",
+        cores=tuple(entry.get("cores", ())),
+        arithmetic=arithmetic_in_words(claim.get("arithmetic", "") for claim in claims),
     )
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401 - what JSON holds
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _is_evaluation(logged: Mapping[str, Any]) -> bool:
+    return bool(logged["op"] == "evaluation" and logged["outcome"] == "evaluated")
 
 
 def _refuse_another_opening(own: Sequence[Mapping[str, Any]], config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a log whose run was opened under another name, budget or other points than its configuration has.
+    """Compare what the run was opened with, by its log, with its configuration: name, budget, points of the curve.
 
     Raises:
-        RunError: it was; the message says what the log has.
+        RunError: they differ; the message says what the log has.
     """
-    opened = next((entry for entry in own if entry["op"] == "run-opened"), None)
+    opened = next((logged for logged in own if logged["op"] == "run-opened"), None)
     if opened is None:
         raise RunError(f"{folder} has a log in which its run was never opened.")
     # Read as it was written, not as today's Profile: a record outlives the fields of its profile.
     rounds = config["profile"]["rounds"]
     budget = rounds[-1]["labels"]
-    points = sorted({one["labels"] for one in rounds if one["evaluated"]} | {budget})
+    points = sorted({step["labels"] for step in rounds if step["evaluated"]} | {budget})
     planned = (f"{config['profile']['name']} seed {config['seed']}", budget, points if points != [budget] else [])
     detail = opened["detail"]
     logged = (detail["name"], opened["budget"], detail["evaluation_budgets"])
@@ -157,29 +153,31 @@ def _refuse_another_opening(own: Sequence[Mapping[str, Any]], config: Mapping[st
         raise RunError(f"{folder} has the log of a run opened as {logged}, and its configuration is of {planned}.")
 
 
-def points_of(own: Sequence[Mapping[str, Any]], folder: Path) -> list[tables.Point]:
-    """Return a run's evaluations by the labels that it had been given, from its entries in the log.
+def _evaluations_of(own: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[int, int, int]]:
+    """Return labels, correct and total of each of a run's evaluations, from its entries in the log.
 
     Raises:
-        RunError: an evaluation was declared for a number of labels that the run never stood at, or a second one for
-            the same, or a label was given after the first evaluation.
+        RunError: an evaluation was declared for a number of labels that the run never had, or a second one for the
+            same, or a label was given after the first evaluation.
     """
-    points: list[tables.Point] = []
-    stood, spent = {0}, 0
-    for entry in own:
-        if entry["op"] == "query" and entry["charged"]:
-            if points:
-                raise RunError(f"{folder}: entry {entry['seq']} gives labels after an evaluation.")
-            spent += entry["charged"]
-            stood.add(spent)
-        elif entry["op"] == "evaluation" and entry["outcome"] == "evaluated":
-            detail = entry["detail"]
+    evaluations: list[tuple[int, int, int]] = []
+    reached, spent = {0}, 0
+    for logged in own:
+        if logged["op"] == "query" and logged["charged"]:
+            if evaluations:
+                raise RunError(f"{folder}: entry {logged['seq']} gives labels after an evaluation.")
+            spent += logged["charged"]
+            reached.add(spent)
+        elif _is_evaluation(logged):
+            detail = logged["detail"]
             labels = spent if detail["evaluated_budget"] is None else detail["evaluated_budget"]
-            if labels not in stood:
-                raise RunError(f"{folder}: entry {entry['seq']} evaluates {labels} labels, and the run never had them.")
-            if any(labels == point.labels for point in points):
-                raise RunError(f"{folder}: entry {entry['seq']} evaluates {labels} labels a second time.")
-            points.append(tables.Point(labels, detail["correct"], detail["total"], 0.0))
-    if not points:
+            if labels not in reached:
+                raise RunError(
+                    f"{folder}: entry {logged['seq']} evaluates {labels} labels, and the run never had them."
+                )
+            if any(labels == earlier for earlier, *_ in evaluations):
+                raise RunError(f"{folder}: entry {logged['seq']} evaluates {labels} labels a second time.")
+            evaluations.append((labels, detail["correct"], detail["total"]))
+    if not evaluations:
         raise RunError(f"{folder} has no evaluation in its log.")
-    return points
+    return evaluations

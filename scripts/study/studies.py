@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES
-from trainer.config import Profile
+from trainer.acquisition import STRATEGIES
+from trainer.config import DEFAULT_STRATEGY, Profile
 from trainer.profiles import ABLATIONS, profile_named
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to do it, repeated over seeds.
+    """Runs that differ in the seed only.
 
     Attributes:
         name: in tables.
@@ -27,8 +27,8 @@ class Arm:
     strategy: str | None = None
 
     @property
-    def whole_profile(self) -> Profile:
-        """The profile in full, with the arm's strategy: what the trainer makes of both."""
+    def full_profile(self) -> Profile:
+        """The profile with the arm's strategy, as the trainer combines both."""
         profile = profile_named(self.profile)
         return profile.model_copy(update={"strategy": self.strategy or profile.strategy})
 
@@ -47,9 +47,9 @@ class Study:
 
 
 def studies(seeds: Sequence[int]) -> dict[str, Study]:
-    """Return the studies by name; comparisons take the first three of the seeds, HCL's takes them all.
+    """Return the studies by name. Comparisons use the first three of the seeds, except HCL's, which uses all.
 
-    What HCL is worth is small beside what a seed is worth: three would say nothing of it.
+    HCL changes accuracy less than a seed does, so three seeds would not show it.
     """
     every, three = tuple(seeds), tuple(seeds[:3])
     return {
@@ -60,7 +60,7 @@ def studies(seeds: Sequence[int]) -> dict[str, Study]:
                 Arm("random", "curve", three, "random"),
             ),
         ),
-        # Under the default's own training these would be days on two cores; all arms have the same fifth of it.
+        # With the default's own training these would take days on two cores; all arms have the same fifth of it.
         "ablations": Study(
             "What each part is worth",
             (

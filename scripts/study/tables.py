@@ -1,9 +1,9 @@
-"""The numbers of a record as a table and a picture: means, standard deviations, paired differences."""
+"""The results of a record as a table and a picture: means, standard deviations, paired differences."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,11 @@ class Point:
     """One evaluation.
 
     Attributes:
-        labels: asked for until then.
+        labels: that the run had asked for.
         correct: test images predicted right.
         total: test images.
-        seconds: of work until then.
-        estimate: the accuracy that the run itself expected, without test labels, percent; None if it had no estimate.
+        seconds: of work until then, pretraining included.
+        estimate: the run's own estimate of its accuracy, made without test labels, percent; None if it had none.
     """
 
     labels: int
@@ -37,24 +37,24 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResults:
     """One run.
 
     Attributes:
         seed: of everything random.
-        points: ascend in labels.
+        points: ascending in labels.
         log: id of its log.
-        others: labels that its log gave to anybody else.
+        labels_of_others: labels that its log gave to anybody else.
         evaluations_of_others: accuracies that its log told anybody else.
         test: its test set, in words.
-        cores: numbers of cores that it was worked at with, ascending; empty where that is not known.
-        arithmetic: what its networks computed in; empty where that is not known.
+        cores: numbers of cores that it was made on, ascending; empty where not known.
+        arithmetic: what its networks computed in; empty where not known.
     """
 
     seed: int
     points: tuple[Point, ...]
     log: str
-    others: int
+    labels_of_others: int
     evaluations_of_others: int
     test: str
     cores: tuple[int, ...] = ()
@@ -62,23 +62,27 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmResults:
     """Runs that differ in the seed only."""
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[RunResults, ...]
 
-    def at(self, labels: int) -> dict[int, float]:
+    def points_at(self, labels: int) -> dict[int, Point]:
+        """Return the points after so many labels, by seed."""
+        return {run.seed: point for run in self.runs for point in run.points if point.labels == labels}
+
+    def percent_at(self, labels: int) -> dict[int, float]:
         """Return the accuracies after so many labels, percent, by seed."""
-        return {run.seed: point.percent for run in self.runs for point in run.points if point.labels == labels}
+        return {seed: point.percent for seed, point in self.points_at(labels).items()}
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """All of a record; the first arm is what others are compared with."""
+class RecordResults:
+    """All of a record; the first arm is what the others are compared with."""
 
     title: str
-    arms: tuple[Arm, ...]
+    arms: tuple[ArmResults, ...]
 
     @property
     def labels(self) -> list[int]:
@@ -86,10 +90,10 @@ class Numbers:
         each = [{point.labels for run in arm.runs for point in run.points} for arm in self.arms]
         return sorted(set.intersection(*each) or set.union(*each)) if each else []
 
-
-def is_curve(numbers: Numbers) -> bool:
-    """Tell whether there is more than one point to draw."""
-    return len(numbers.labels) > 1
+    @property
+    def is_curve(self) -> bool:
+        """Whether there is more than one point to draw."""
+        return len(self.labels) > 1
 
 
 def mean_and_sd(values: Sequence[float]) -> str:
@@ -102,7 +106,6 @@ def mean_and_sd(values: Sequence[float]) -> str:
 
 def paired_difference(first: dict[int, float], second: dict[int, float]) -> str:
     """Write the mean of `first` - `second` over the seeds that both have, with a 95% confidence interval (Student)."""
-    # scipy comes with scikit-learn.
     from scipy import stats
 
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
@@ -113,85 +116,77 @@ def paired_difference(first: dict[int, float], second: dict[int, float]) -> str:
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
-def render(numbers: Numbers) -> str:
-    """Write the record's page: accuracies, differences, times, and each run."""
-    labels = numbers.labels
-    test = " and ".join(sorted({run.test for arm in numbers.arms for run in arm.runs}))
+def render(results: RecordResults) -> str:
+    """Write the record's page: accuracies, differences, estimates, times, and each run."""
+    arms, labels = results.arms, results.labels
+    test = " and ".join(sorted({run.test for arm in arms for run in arm.runs}))
     lines = [
-        f"# {numbers.title}",
+        f"# {results.title}",
         "",
         f"Test accuracy, percent, on {test}: mean ± standard deviation (runs), by number of labels.",
         "",
-        *_head(labels),
+        *_table(labels, arms, lambda arm, count: mean_and_sd(list(arm.percent_at(count).values()))),
     ]
-    for arm in numbers.arms:
-        cells = [mean_and_sd(list(arm.at(count).values())) for count in labels]
-        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
-    whole = numbers.arms[0]
-    if len(numbers.arms) > 1:
+    first, *others = arms
+    if others:
         lines += [
             "",
-            f"`{whole.name}` minus the other, same seeds, points: mean (95% confidence interval, Student's t).",
+            f"`{first.name}` minus the other, same seeds, points: mean (95% confidence interval, Student's t).",
             "",
-            *_head(labels),
+            *_table(labels, others, lambda arm, at: paired_difference(first.percent_at(at), arm.percent_at(at))),
         ]
-        for arm in numbers.arms[1:]:
-            cells = [paired_difference(whole.at(count), arm.at(count)) for count in labels]
-            lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
-    lines += _estimates(numbers)
+    if any(point.estimate is not None for arm in arms for count in labels for point in arm.points_at(count).values()):
+        lines += [
+            "",
+            "What the runs themselves expected, reading no test label, minus the truth, points: mean, root mean square "
+            "(runs).",
+            "",
+            *_table(labels, arms, lambda arm, count: error_of_estimates(list(arm.points_at(count).values()))),
+        ]
     lines += ["", "Each run, with minutes of work until then, pretraining included:", ""]
-    for arm in numbers.arms:
-        for run in arm.runs:
-            said = ", ".join(f"{one.labels:,}: {one.percent:.2f}% ({one.seconds / 60:.0f} min)" for one in run.points)
-            others = f"; {run.others} labels on its log were given to others" if run.others else ""
-            if run.evaluations_of_others:
-                others += f"; {run.evaluations_of_others} accuracies on its log were told to others"
-            computed = _on_cores(run.cores) + (f", in {run.arithmetic}" if run.arithmetic else "")
-            lines.append(f"- {arm.name}, seed {run.seed}{computed}: {said}{others}")
+    lines += [f"- {arm.name}, seed {run.seed}{_describe(run)}" for arm in arms for run in arm.runs]
     return "\n".join(lines) + "\n"
 
 
-def _head(labels: Sequence[int]) -> tuple[str, str]:
-    return "| | " + " | ".join(f"{count:,}" for count in labels) + " |", "|---|" + "---:|" * len(labels)
+def error_of_estimates(points: Sequence[Point]) -> str:
+    """Write how far the runs' own estimates are from their accuracies: mean, root mean square, number of runs."""
+    errors = [point.estimate - point.percent for point in points if point.estimate is not None]
+    if not errors:
+        return "–"
+    root_mean_square = statistics.mean(error * error for error in errors) ** 0.5
+    return f"{statistics.mean(errors):+.2f}, {root_mean_square:.2f} ({len(errors)})"
 
 
-def _on_cores(cores: tuple[int, ...]) -> str:
-    if not cores:
-        return ""
-    several = f"{cores[0]} to " if len(cores) > 1 else ""
-    return f", on {several}{cores[-1]} core{'s' if cores[-1] > 1 else ''}"
+def _table(labels: Sequence[int], arms: Sequence[ArmResults], cell: Callable[[ArmResults, int], str]) -> list[str]:
+    """Write a row for each arm and a column for each number of labels."""
+    rows = [[arm.name, *(cell(arm, count) for count in labels)] for arm in arms]
+    head = "| | " + " | ".join(f"{count:,}" for count in labels) + " |"
+    return [head, "|---|" + "---:|" * len(labels), *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def _estimates(numbers: Numbers) -> list[str]:
-    """Write how the runs' own estimates compare with the truth."""
-    rows = []
-    for arm in numbers.arms:
-        cells = []
-        for count in numbers.labels:
-            points = [point for run in arm.runs for point in run.points if point.labels == count]
-            off = [point.estimate - point.percent for point in points if point.estimate is not None]
-            root = statistics.mean(one * one for one in off) ** 0.5 if off else 0.0
-            cells.append(f"{statistics.mean(off):+.2f}, {root:.2f} ({len(off)})" if off else "–")
-        rows.append(f"| {arm.name} | " + " | ".join(cells) + " |")
-    if all("(" not in row for row in rows):
-        return []
-    return [
-        "",
-        "What the runs themselves expected, reading no test label, minus the truth, points: mean, root mean square "
-        "(runs).",
-        "",
-        *_head(numbers.labels),
-        *rows,
-    ]
+def _describe(run: RunResults) -> str:
+    """Write how a run was computed, its accuracies, and what its log gave to others."""
+    text = ""
+    if run.cores:
+        several = f"{run.cores[0]} to " if len(run.cores) > 1 else ""
+        text += f", on {several}{run.cores[-1]} core{'s' if run.cores[-1] > 1 else ''}"
+    text += f", in {run.arithmetic}" if run.arithmetic else ""
+    points = (f"{point.labels:,}: {point.percent:.2f}% ({point.seconds / 60:.0f} min)" for point in run.points)
+    text += f": {', '.join(points)}"
+    if run.labels_of_others:
+        text += f"; {run.labels_of_others} labels on its log were given to others"
+    if run.evaluations_of_others:
+        text += f"; {run.evaluations_of_others} accuracies on its log were told to others"
+    return text
 
 
-# From here on curves are drawn once more by themselves: what is claimed is too near the end to be seen in the whole.
+# From this number of labels on, curves are drawn a second time, larger: what is claimed stands near their end.
 _NEAR_LABELS = 100
-# Ticks are apart by this share of the axis at least; nearer ones would be written over each other.
+# Ticks are apart by this share of the axis at least; nearer ones would overlap.
 _TICK_SHARE = 0.07
 
 
-def draw(numbers: Numbers, path: Path) -> None:
+def draw(results: RecordResults, path: Path) -> None:
     """Draw the learning curves, mean and standard deviation of each arm, as an SVG file."""
     import matplotlib as mpl
 
@@ -199,12 +194,12 @@ def draw(numbers: Numbers, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "labelmeter"
     from matplotlib import pyplot as plt
 
-    labels = numbers.labels
+    labels = results.labels
     near = [count for count in labels if count >= _NEAR_LABELS]
     panels = [labels, near] if 1 < len(near) < len(labels) else [labels]
     figure, grid = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.4), squeeze=False)
     for axes, counts in zip(grid[0], panels, strict=True):
-        _draw_panel(axes, numbers.arms, counts)
+        _draw_panel(axes, results.arms, counts)
     grid[0][0].set_ylabel("test accuracy, %")
     grid[0][-1].legend(frameon=False, loc="lower right")
     figure.tight_layout()
@@ -213,12 +208,12 @@ def draw(numbers: Numbers, path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_panel(axes: Axes, arms: Sequence[Arm], counts: Sequence[int]) -> None:
+def _draw_panel(axes: Axes, arms: Sequence[ArmResults], counts: Sequence[int]) -> None:
     for arm in arms:
-        reached = [count for count in counts if arm.at(count)]
-        values = [list(arm.at(count).values()) for count in reached]
-        spread = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in values]
-        means = [statistics.mean(one) for one in values]
+        reached = [count for count in counts if arm.percent_at(count)]
+        accuracies = [list(arm.percent_at(count).values()) for count in reached]
+        spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in accuracies]
+        means = [statistics.mean(values) for values in accuracies]
         axes.errorbar(reached, means, yerr=spread, marker="o", markersize=4, capsize=3, label=arm.name)
     axes.axhline(90, color="0.6", linewidth=1, linestyle="--")
     axes.set_xscale("log")

@@ -1,12 +1,11 @@
-"""`make verify-records`: the evidence of every run in every record, and the numbers made again.
+"""`make verify-records`: check the evidence of every run in every record, and make the numbers again.
 
-Each bundle is verified with its run's key, by a process of its own; labels and accuracies come out of the signed
-entries, and table and picture are made again. What stays the trainer's word: `records.py`.
+Each bundle is verified with its run's key, by a process of its own. Labels and accuracies are read from the signed
+entries; table and picture are made again and compared. What stays the trainer's word is listed in `records.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -17,87 +16,85 @@ from scripts import evidence
 from scripts.errors import RunError
 from scripts.run import Programs
 from scripts.study import tables
-from scripts.study.records import CURVE_FILE, TABLE_FILE, folder_of, read_numbers
+from scripts.study.records import CURVE_FILE, TABLE_FILE, read_results, recorded_runs
 
 
 def verify(record: Path, service: Sequence[str]) -> str:
-    """Check one record; say what was verified.
+    """Check one record; return what was verified, for people.
 
     Raises:
         RunError: something does not hold; the message says what and where.
     """
-    numbers = verify_runs(record, service)
-    named = {folder_of(record, arm.name, run.seed).name for arm in numbers.arms for run in arm.runs}
+    results = verify_runs(record, service)
+    counted = {run.folder.name for run in recorded_runs(record)}
     there = {path.name for path in (record / "runs").iterdir()}
-    if there != named:
+    if there != counted:
         raise RunError(
-            f"{record} has runs that it does not count, or counts runs that it does not have: {sorted(there ^ named)}."
+            f"{record} has runs that it does not count, or counts runs that it does not have: "
+            f"{sorted(there ^ counted)}."
         )
-    if (record / TABLE_FILE).read_text(encoding="utf-8") != tables.render(numbers):
+    if (record / TABLE_FILE).read_text(encoding="utf-8") != tables.render(results):
         raise RunError(f"{record / TABLE_FILE} is not what the evidence adds up to.")
-    said = f"{len(named)} runs"
-    if tables.is_curve(numbers) and not _is_drawn(record / CURVE_FILE, numbers):
-        said += "; its picture was drawn by another Matplotlib and was not compared"
-    return said
+    if results.is_curve and not _is_drawn(record / CURVE_FILE, results):
+        return f"{len(counted)} runs; its picture was drawn by another Matplotlib and was not compared"
+    return f"{len(counted)} runs"
 
 
-def _is_drawn(picture: Path, numbers: tables.Numbers) -> bool:
-    """Tell whether a picture is what these numbers draw; False where another version of Matplotlib drew it.
+def verify_runs(record: Path, service: Sequence[str]) -> tables.RecordResults:
+    """Check the evidence of each run that a record counts, and return the results.
+
+    Raises:
+        RunError: something does not hold; the message says what and where.
+    """
+    results = read_results(record)
+    for run in recorded_runs(record):
+        try:
+            evidence.verify_bundle(service, run.folder)
+        except OSError as error:
+            raise RunError(f"{record} is not a complete record ({error!r}).") from error
+    return results
+
+
+def _is_drawn(picture: Path, results: tables.RecordResults) -> bool:
+    """Compare a picture with what the results draw; False where another version of Matplotlib drew it.
 
     Raises:
         RunError: this version drew it, and it is another picture.
     """
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / CURVE_FILE
-        tables.draw(numbers, drawn)
+        tables.draw(results, drawn)
         expected = drawn.read_text(encoding="utf-8")
     found = picture.read_text(encoding="utf-8")
     if found == expected:
         return True
-    if _drawn_by(found) in (None, _drawn_by(expected)):
+    if _matplotlib_of(found) in (None, _matplotlib_of(expected)):
         raise RunError(f"{picture} is not what the evidence draws.")
     return False
 
 
-def _drawn_by(picture: str) -> str | None:
+def _matplotlib_of(picture: str) -> str | None:
+    """Return the version of Matplotlib that a picture names."""
     found = re.search(r"<dc:title>(Matplotlib v[^,<]+)", picture)
     return found[1] if found else None
 
 
-def verify_runs(record: Path, service: Sequence[str]) -> tables.Numbers:
-    """Check the evidence of each run that a record counts, and return the numbers.
-
-    Raises:
-        RunError: something does not hold; the message says what and where.
-    """
-    numbers = read_numbers(record)
-    for folder in (folder_of(record, arm.name, run.seed) for arm in numbers.arms for run in arm.runs):
-        try:
-            key = evidence.pinned_key(folder)
-        except OSError as error:
-            raise RunError(f"{record} is not a complete record ({error!r}).") from error
-        evidence.verify_file(service, folder / evidence.BUNDLE_FILE, key)
-    return numbers
-
-
-def main(arguments: Sequence[str] | None = None, programs: Programs | None = None) -> int:
-    """Verify all records; print a line for each; return 1 if one does not hold."""
-    parser = argparse.ArgumentParser(prog="make verify-records", description="Verify every published record.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("records"))
-    folder = parser.parse_args(arguments).folder
+def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
+    """Verify all records of a folder, by default `records`; print a line for each; return 1 if one does not hold."""
+    folder = Path(arguments[0] if arguments else "records")
     found = sorted(path for path in folder.glob("*") if path.is_dir())
     if not found:
         print(f"make verify-records: there is no record in {folder}", file=sys.stderr)
         return 1
-    failed = 0
+    failed = False
     for record in found:
         try:
             print(f"verified  {record}: {verify(record, (programs or Programs()).service)}")
         except (RunError, OSError) as error:
-            failed += 1
+            failed = True
             print(f"FAILED    {record}: {error}")
-    return 1 if failed else 0
+    return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

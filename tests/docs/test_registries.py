@@ -94,13 +94,13 @@ def test_a_strategy_of_your_own_takes_one_file_and_one_line(tmp_path):
     """The guide's example, put where it says, passes the suite that all strategies pass."""
     text = section(TRAINER, "Another query strategy")
     _, source = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (line,) = re.findall(r"with the line `(.+?)` in `FILES`", text)
+    (line,) = re.findall(r"with the line `(.+?)` in `STRATEGIES`", text)
     for folder in ("trainer", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     strategies = tmp_path / "trainer" / "acquisition"
     (strategies / "oddity.py").write_text(source)
     names = (strategies / "__init__.py").read_text()
-    (strategies / "__init__.py").write_text(names.replace("FILES = {\n", f"FILES = {{\n    {line}\n"))
+    (strategies / "__init__.py").write_text(names.replace("STRATEGIES = {\n", f"STRATEGIES = {{\n    {line}\n"))
     options = ("-q", "-p", "no:cacheprovider", "-k", "oddity", "tests/unit/trainer/acquisition/test_strategies.py")
     done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

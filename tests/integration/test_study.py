@@ -22,15 +22,15 @@ from scripts.errors import RunError
 from scripts.run import Programs
 from scripts.study import __main__ as study
 from scripts.study import record_writer, records, tables, verify_records
-from scripts.study.place import Place
 from scripts.study.studies import Arm, Study
+from scripts.study.workspace import Workspace
 from tests.support.datasets import make_idx_dataset
 from tests.support.tiny_run import PROGRAMS, TINY_STUDY
 from tests.support.tiny_trainer import TINY_CURVE
 from trainer.learning.device import arithmetic_on
 from trainer.profiles import PROFILES
 
-# Programs that make nothing: whoever starts one of them fails.
+# Programs that make nothing: a study that starts one of them fails.
 NOTHING = Programs(trainer=("false",), run=("false",))
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
@@ -43,12 +43,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PROFILES, "tiny-curve", TINY_CURVE)
         patch.setenv("OMP_NUM_THREADS", "1")
-        study.carry_out(TINY_STUDY, place(folder), PROGRAMS)
+        study.carry_out(TINY_STUDY, workspace(folder), PROGRAMS)
     return folder
 
 
-def place(folder: Path) -> Place:
-    return Place(folder / "data", folder / "runs" / "tiny", folder / "records" / "2020-01-01_tiny")
+def workspace(folder: Path) -> Workspace:
+    return Workspace(folder / "data", folder / "runs" / "tiny", folder / "records" / "2020-01-01_tiny")
 
 
 @pytest.fixture
@@ -70,12 +70,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def take_out(record: Path, arm: str, seed: int) -> None:
-    """Make a record one that does not have a run yet."""
+    """Take a run out of a record."""
     described = json.loads((record / "record.json").read_text())
-    for one in described["arms"]:
-        if one["name"] == arm:
-            one["runs"] = [run for run in one["runs"] if run["seed"] != seed]
-    described["arms"] = [one for one in described["arms"] if one["runs"]]
+    for written in described["arms"]:
+        if written["name"] == arm:
+            written["runs"] = [run for run in written["runs"] if run["seed"] != seed]
+    described["arms"] = [written for written in described["arms"] if written["runs"]]
     (record / "record.json").write_text(json.dumps(described))
     shutil.rmtree(records.folder_of(record, arm, seed))
     record_writer.renew(record)
@@ -87,22 +87,22 @@ def verify(folder: Path) -> int:
 
 def test_a_record_has_a_table_a_picture_and_the_evidence_of_each_run(made: Path) -> None:
     """Three points a run, means over seeds, a paired difference over the seed both arms have; and it verifies."""
-    record = place(made).record
-    numbers = records.read_numbers(record)
-    assert [(arm.name, [run.seed for run in arm.runs]) for arm in numbers.arms] == [
+    record = workspace(made).record
+    results = records.read_results(record)
+    assert [(arm.name, [run.seed for run in arm.runs]) for arm in results.arms] == [
         ("default", [1, 2]),
         ("random", [1]),
     ]
-    assert numbers.labels == [3, 6, 18]
+    assert results.labels == [3, 6, 18]
     table = (record / "table.md").read_text()
-    first = numbers.arms[0].at(18)
+    first = results.arms[0].percent_at(18)
     assert f"{sum(first.values()) / 2:.2f} ± " in table
     assert (record / "curve.svg").read_text().startswith("<?xml")
     assert verify(made / "records") == 0
 
 
 def test_a_run_s_points_are_what_its_log_and_its_frozen_predictions_say(made: Path) -> None:
-    """The trainer's result, the log's entries and the frozen files tell of the same three points, in order."""
+    """The trainer's result, the log's entries and the frozen files have the same three points, in order."""
     out = made / "runs" / "tiny" / "default-seed1"
     result = json.loads((out / "trainer" / "result.json").read_text())
     assert [point["labels"] for point in result["points"]] == [3, 6, 18]
@@ -116,7 +116,7 @@ def test_a_run_s_points_are_what_its_log_and_its_frozen_predictions_say(made: Pa
 
 
 def test_the_first_labels_are_those_of_a_larger_first_round(made: Path) -> None:
-    """What is chosen ahead is asked in parts: the first three are the first of six chosen at once."""
+    """What is chosen ahead is asked in parts: the first three labels are the first of six chosen together."""
     lines = (made / "runs" / "tiny" / "default-seed1" / "trainer" / "queries.jsonl").read_text().splitlines()
     rounds = [json.loads(line)["round"] for line in lines]
     assert rounds[:6] == [0, 0, 0, 1, 1, 1]
@@ -131,31 +131,31 @@ def test_weights_are_made_once_for_a_seed(made: Path) -> None:
 
 def test_a_finished_study_makes_no_run_again(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The record alone says so, and the same command makes its table and picture again from what is there."""
-    record, before = place(clone).record, contents(clone)
+    record, before = workspace(clone).record, contents(clone)
     (record / "table.md").unlink()
     (record / "curve.svg").unlink()
-    study.carry_out(TINY_STUDY, place(clone), NOTHING)
+    study.carry_out(TINY_STUDY, workspace(clone), NOTHING)
     assert contents(clone) == before
     assert "has 3 of 3 runs" in capsys.readouterr().out
 
 
 def test_a_fresh_clone_makes_only_the_runs_that_the_record_lacks(clone: Path) -> None:
     """What the record has stays as it is, byte for byte; the new run stands beside it, and all of it verifies."""
-    record = place(clone).record
-    whole = records.read_numbers(record)
+    record = workspace(clone).record
+    whole = records.read_results(record)
     take_out(record, "default", 2)
     held = contents(record / "runs")
     assert verify(clone / "records") == 0
-    study.carry_out(TINY_STUDY, place(clone), PROGRAMS)
+    study.carry_out(TINY_STUDY, workspace(clone), PROGRAMS)
     assert [path.name for path in (clone / "runs" / "tiny").iterdir()] == ["default-seed2"]
     assert held.items() <= contents(record / "runs").items()
-    numbers = records.read_numbers(record)
-    assert [(arm.name, [run.seed for run in arm.runs]) for arm in numbers.arms] == [
+    results = records.read_results(record)
+    assert [(arm.name, [run.seed for run in arm.runs]) for arm in results.arms] == [
         ("default", [1, 2]),
         ("random", [1]),
     ]
     # The same seed, weights and configuration: the same accuracies as before.
-    assert [arm.at(18) for arm in numbers.arms] == [arm.at(18) for arm in whole.arms]
+    assert [arm.percent_at(18) for arm in results.arms] == [arm.percent_at(18) for arm in whole.arms]
     assert verify(clone / "records") == 0
 
 
@@ -164,42 +164,42 @@ def test_a_run_finished_just_before_a_kill_is_put_into_the_record(
 ) -> None:
     """A run whose files are there and which the record does not count yet is checked again, and not made again."""
     shutil.copytree(made / "runs", clone / "runs")
-    take_out(place(clone).record, "random", 1)
+    take_out(workspace(clone).record, "random", 1)
     before = contents(clone / "runs" / "tiny" / "random-seed1" / "trainer")
-    study.carry_out(TINY_STUDY, place(clone), replace(PROGRAMS, trainer=("false",)))
+    study.carry_out(TINY_STUDY, workspace(clone), replace(PROGRAMS, trainer=("false",)))
     assert "holds a finished run" in capfd.readouterr().out
     assert contents(clone / "runs" / "tiny" / "random-seed1" / "trainer") == before
-    assert contents(place(clone).record) == contents(place(made).record)
+    assert contents(workspace(clone).record) == contents(workspace(made).record)
 
 
 def test_other_seeds_are_added_to_what_the_record_has(clone: Path) -> None:
     """A study of fewer seeds takes nothing out of a record."""
     before = contents(clone)
     fewer = replace(TINY_STUDY, arms=(Arm("default", "tiny-curve", (2,)), TINY_STUDY.arms[1]))
-    study.carry_out(fewer, place(clone), NOTHING)
+    study.carry_out(fewer, workspace(clone), NOTHING)
     assert contents(clone) == before
 
 
-def _beside(clone: Path) -> Place:
+def _beside(clone: Path) -> Workspace:
     """Another record, that may take from the finished one."""
-    return replace(place(clone), record=clone / "records" / "2020-01-02_parts", source=place(clone).record)
+    return replace(workspace(clone), record=clone / "records" / "2020-01-02_parts", source=workspace(clone).record)
 
 
 def test_a_run_that_another_record_has_is_taken_over(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same run under the name of another study's arm: nothing is made again, and the evidence comes with it."""
     parts = Study("Parts", (Arm("whole", "tiny-curve", (1, 2)), Arm("random choice", "tiny-curve", (1,), "random")))
-    before = contents(place(clone).record)
+    before = contents(workspace(clone).record)
     study.carry_out(parts, _beside(clone), NOTHING)
-    assert f"whole, seed 2: taken over from {place(clone).record}" in capsys.readouterr().out
-    assert contents(place(clone).record) == before
-    numbers, source = records.read_numbers(_beside(clone).record), records.read_numbers(place(clone).record)
-    assert [arm.name for arm in numbers.arms] == ["whole", "random choice"]
-    assert [arm.runs for arm in numbers.arms] == [arm.runs for arm in source.arms]
+    assert f"whole, seed 2: taken over from {workspace(clone).record}" in capsys.readouterr().out
+    assert contents(workspace(clone).record) == before
+    results, source = records.read_results(_beside(clone).record), records.read_results(workspace(clone).record)
+    assert [arm.name for arm in results.arms] == ["whole", "random choice"]
+    assert [arm.runs for arm in results.arms] == [arm.runs for arm in source.arms]
     assert verify(clone / "records") == 0
 
 
 def test_no_run_is_taken_over_unasked(clone: Path) -> None:
-    """Whoever repeats a record's seeds gets runs of their own."""
+    """Without TAKE_FROM= the same seeds are run again."""
     with pytest.raises(RunError):
         study.carry_out(TINY_STUDY, replace(_beside(clone), source=None), NOTHING)
 
@@ -221,10 +221,10 @@ def test_a_damaged_run_is_not_taken_over(clone: Path, monkeypatch: pytest.Monkey
 
 
 def test_arms_with_other_points_are_compared_where_all_stand(made: Path) -> None:
-    """One column for the labels that every arm was evaluated at; each run's own points are told all the same."""
-    numbers = records.read_numbers(place(made).record)
-    short = replace(numbers.arms[1], runs=tuple(replace(run, points=run.points[1:2]) for run in numbers.arms[1].runs))
-    mixed = replace(numbers, arms=(numbers.arms[0], short))
+    """The table has a column for the labels that every arm was evaluated at; each run's line has all its points."""
+    results = records.read_results(workspace(made).record)
+    short = replace(results.arms[1], runs=tuple(replace(run, points=run.points[1:2]) for run in results.arms[1].runs))
+    mixed = replace(results, arms=(results.arms[0], short))
     assert mixed.labels == [6]
     assert "| | 6 |" in tables.render(mixed)
     assert "- default, seed 1" in tables.render(mixed) and "18: " in tables.render(mixed)
@@ -241,26 +241,26 @@ def _other_data(clone: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def _field_of_another_version(clone: Path, _: pytest.MonkeyPatch) -> None:
-    _in_json(f"{RUN}/config.json", lambda config: config["profile"].update(cleverness=2))(place(clone).record)
+    _in_json(f"{RUN}/config.json", lambda config: config["profile"].update(cleverness=2))(workspace(clone).record)
 
 
 def _other_study(clone: Path, _: pytest.MonkeyPatch) -> None:
-    _in_json("record.json", lambda record: record.update(title="Great"))(place(clone).record)
+    _in_json("record.json", lambda record: record.update(title="Great"))(workspace(clone).record)
 
 
 def _strange_arm(clone: Path, _: pytest.MonkeyPatch) -> None:
-    _in_json("record.json", lambda record: record["arms"][0].update(name="other"))(place(clone).record)
-    runs = place(clone).record / "runs"
+    _in_json("record.json", lambda record: record["arms"][0].update(name="other"))(workspace(clone).record)
+    runs = workspace(clone).record / "runs"
     for seed in (1, 2):
         (runs / f"default-seed{seed}").rename(runs / f"other-seed{seed}")
 
 
 def _forged(clone: Path, _: pytest.MonkeyPatch) -> None:
-    _in_json(f"{RUN}/evidence.json", lambda bundle: bundle["entries"].pop())(place(clone).record)
+    _in_json(f"{RUN}/evidence.json", lambda bundle: bundle["entries"].pop())(workspace(clone).record)
 
 
 def _unreadable(clone: Path, _: pytest.MonkeyPatch) -> None:
-    (place(clone).record / "record.json").write_text("{")
+    (workspace(clone).record / "record.json").write_text("{")
 
 
 REFUSED: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], None], str]] = {
@@ -277,16 +277,16 @@ REFUSED: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "told"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_record_that_cannot_be_gone_on_with_is_refused_and_left_alone(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None], told: str
+    clone: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None], message: str
 ) -> None:
     """One sentence; nothing is made, mixed or overwritten, though a run is missing."""
-    take_out(place(clone).record, "random", 1)
+    take_out(workspace(clone).record, "random", 1)
     change(clone, monkeypatch)
     before = contents(clone)
-    with pytest.raises(RunError, match=told) as refused:
-        study.carry_out(TINY_STUDY, place(clone), NOTHING)
+    with pytest.raises(RunError, match=message) as refused:
+        study.carry_out(TINY_STUDY, workspace(clone), NOTHING)
     assert "\n" not in str(refused.value)
     assert contents(clone) == before
 
@@ -294,26 +294,28 @@ def test_a_record_that_cannot_be_gone_on_with_is_refused_and_left_alone(
 def test_what_a_profile_says_about_itself_is_no_configuration(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other words for the same profile refuse no record."""
     monkeypatch.setitem(PROFILES, "tiny-curve", TINY_CURVE.model_copy(update={"about": "Better words."}))
-    study.carry_out(TINY_STUDY, place(clone), NOTHING)
+    study.carry_out(TINY_STUDY, workspace(clone), NOTHING)
 
 
 def test_data_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
     """A wrong DATA= is one sentence, and nothing is fetched in its place."""
     with pytest.raises(RunError, match="data is no prepared folder"):
-        study.carry_out(TINY_STUDY, place(tmp_path), NOTHING)
+        study.carry_out(TINY_STUDY, workspace(tmp_path), NOTHING)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_table_says_how_a_run_was_computed(clone: Path) -> None:
     """Minutes say little without cores and arithmetic. Records from before cores were noted say nothing of them."""
-    record = place(clone).record
+    record = workspace(clone).record
     arithmetic = arithmetic_on(torch.device("cpu"))
     on = f"- default, seed 1, on {CORES} core{'s' if CORES > 1 else ''}, in {arithmetic}: "
     assert on in (record / "table.md").read_text()
-    _in_json("record.json", lambda told: told["arms"][0]["runs"][0].update(cores=[1, 4]))(record)
+    _in_json("record.json", lambda content: content["arms"][0]["runs"][0].update(cores=[1, 4]))(record)
     record_writer.renew(record)
     assert f"- default, seed 1, on 1 to 4 cores, in {arithmetic}: " in (record / "table.md").read_text()
-    _in_json("record.json", lambda told: [run.pop("cores") for arm in told["arms"] for run in arm["runs"]])(record)
+    _in_json("record.json", lambda content: [run.pop("cores") for arm in content["arms"] for run in arm["runs"]])(
+        record
+    )
     record_writer.renew(record)
     table = (record / "table.md").read_text()
     assert f"- default, seed 1, in {arithmetic}: " in table and "core" not in table
@@ -322,8 +324,8 @@ def test_the_table_says_how_a_run_was_computed(clone: Path) -> None:
 
 def _study(folder: Path, output: Path) -> subprocess.Popen[bytes]:
     """Start the tiny study, two runs at a time."""
-    at = place(folder)
-    options = ["--data", str(at.data), "--runs", str(at.runs), "--record", str(at.record), "--jobs", "2"]
+    at = workspace(folder)
+    options = [f"DATA={at.data}", f"RUNS={at.runs}", f"RECORD={at.record}", "JOBS=2"]
     with output.open("wb") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.support.tiny_run", "study", *options],
@@ -345,7 +347,7 @@ def _programs_at_work_in(folder: Path) -> list[str]:
 
 @pytest.mark.skipif(CORES < 2, reason="ONE CORE: two runs side by side need two")
 def test_runs_side_by_side_are_stopped_together_and_go_on(made: Path, tmp_path: Path) -> None:
-    """SIGTERM ends every program of a study; the same command finishes it, to what one run after the other makes."""
+    """SIGTERM ends every program of a study; the same command finishes it, with the results of runs in a row."""
     shutil.copytree(made / "data", tmp_path / "data")
     process = _study(tmp_path, tmp_path / "first.txt")
     deadline = time.monotonic() + 120
@@ -359,17 +361,17 @@ def test_runs_side_by_side_are_stopped_together_and_go_on(made: Path, tmp_path: 
     assert _programs_at_work_in(tmp_path) == []
 
     assert _study(tmp_path, tmp_path / "second.txt").wait(200) == 0, (tmp_path / "second.txt").read_text()
-    record = place(tmp_path).record
-    numbers, alone = records.read_numbers(record), records.read_numbers(place(made).record)
-    assert [[run.points[-1].correct for run in arm.runs] for arm in numbers.arms] == [
+    record = workspace(tmp_path).record
+    results, alone = records.read_results(record), records.read_results(workspace(made).record)
+    assert [[run.points[-1].correct for run in arm.runs] for arm in results.arms] == [
         [run.points[-1].correct for run in arm.runs] for arm in alone.arms
     ]
-    shares = {len(range(CORES * one // 2, CORES * (one + 1) // 2)) for one in (0, 1)}
-    assert {number for arm in numbers.arms for run in arm.runs for number in run.cores} <= shares
-    assert all(run.cores for arm in numbers.arms for run in arm.runs)
+    shares = {CORES // 2, CORES - CORES // 2}
+    assert {number for arm in results.arms for run in arm.runs for number in run.cores} <= shares
+    assert all(run.cores for arm in results.arms for run in arm.runs)
     assert verify(tmp_path / "records") == 0
 
-    # Weights were made once for each seed, and the console has whole lines alone: one for a beginning, one for an end.
+    # Weights were made once for each seed, and the console has only whole lines, for each beginning and end.
     assert len(list((tmp_path / "runs" / "weights").iterdir())) == 2
     lines = (tmp_path / "second.txt").read_text().splitlines()
     assert sum("  end    run " in line for line in lines) == 3
@@ -408,17 +410,17 @@ def _another_seed_s_log(record: Path) -> None:
     """Let one good run stand for two seeds."""
     shutil.copytree(record / RUN, record / "runs/default-seed2", dirs_exist_ok=True)
     for name in ("config.json", "result.json"):
-        _in_json(f"runs/default-seed2/{name}", lambda told: told.update(seed=2))(record)
+        _in_json(f"runs/default-seed2/{name}", lambda content: content.update(seed=2))(record)
 
 
 def _another_arm_s_log(record: Path) -> None:
-    """Let one good run stand for two arms; the name that it was opened under does not tell them apart."""
+    """Let one good run stand for two arms; both were opened under the same name."""
     for name in ("evidence.json", "log-key.txt", "result.json"):
         shutil.copyfile(record / RUN / name, record / "runs/random-seed1" / name)
 
 
 def _evaluated_twice(bundle: Any) -> None:
-    """Have the second evaluation be one more of the first point."""
+    """Turn the second evaluation into another one of the first point."""
     entries = [json.loads(text) for text in bundle["entries"]]
     second = [seq for seq, entry in enumerate(entries) if entry["op"] == "evaluation"][1]
     entries[second]["detail"]["evaluated_budget"] = 3
@@ -474,9 +476,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "told"), DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_record_is_named(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], told: str
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], message: str
 ) -> None:
     """Whatever is changed, the check fails and says where."""
     shutil.copytree(made / "records", tmp_path / "records")
@@ -484,12 +486,12 @@ def test_a_damaged_record_is_named(
     assert verify(tmp_path / "records") == 1
     out = capsys.readouterr().out
     assert out.startswith("FAILED")
-    assert told in out
+    assert message in out
 
 
 def test_a_picture_of_another_matplotlib_is_not_compared(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Versions draw one curve in other bytes: said, and no reason to fail."""
-    picture = place(clone).record / "curve.svg"
+    """Versions of Matplotlib write the same curve in other bytes: that is printed, and is no failure."""
+    picture = workspace(clone).record / "curve.svg"
     picture.write_text(re.sub(r"Matplotlib v[0-9.]+", "Matplotlib v1.0.0", picture.read_text()))
     assert verify(clone / "records") == 0
     assert "3 runs; its picture was drawn by another Matplotlib and was not compared" in capsys.readouterr().out
@@ -503,8 +505,8 @@ def test_a_folder_that_is_no_record_is_no_success(clone: Path, capsys: pytest.Ca
     assert "FAILED    " in capsys.readouterr().out
 
 
-def test_what_others_did_on_a_run_s_log_is_told(clone: Path) -> None:
-    """Labels they were given, and accuracies that they were told."""
+def test_what_others_got_from_a_run_s_log_is_in_the_table(clone: Path) -> None:
+    """The run's line has the labels and the accuracies that its log gave to others."""
 
     def another_run_s(bundle: Any) -> None:
         own = [json.loads(text) for text in bundle["entries"]]
@@ -513,8 +515,8 @@ def test_what_others_did_on_a_run_s_log_is_told(clone: Path) -> None:
         ]
         bundle["entries"] += [json.dumps(entry) for entry in others]
 
-    _in_json(f"{RUN}/evidence.json", another_run_s)(place(clone).record)
-    table = tables.render(records.read_numbers(place(clone).record))
+    _in_json(f"{RUN}/evidence.json", another_run_s)(workspace(clone).record)
+    table = tables.render(records.read_results(workspace(clone).record))
     assert "; 18 labels on its log were given to others; 3 accuracies on its log were told to others\n" in table
 
 

@@ -57,12 +57,12 @@ def running_engine(name, folder):
 @contextlib.contextmanager
 def _engine_by(name, folder):
     """Start the engine through the script called `name`, and take it down in the end."""
-    told, log = folder / "engine.env", folder / "engine.log"
+    address, log = folder / "engine.env", folder / "engine.log"
     # The engine lives as long as this pipe: also when the tests are killed, it is taken down.
     hold = 'printf "%s\\n%s\\n" "$DOCKER_HOST" "$HOST_BUILD" > "$0.part"; mv "$0.part" "$0"; exec cat'
     with log.open("wb") as output:
         engine = subprocess.Popen(
-            [name, "bash", "-c", hold, str(told)],
+            [name, "bash", "-c", hold, str(address)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=output,
@@ -71,11 +71,11 @@ def _engine_by(name, folder):
         )
     try:
         deadline = time.monotonic() + ENGINE_TIMEOUT_S
-        while not told.exists():
+        while not address.exists():
             assert engine.poll() is None, f"the engine did not come up:\n{log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"the engine is not up yet:\n{log.read_text()[-3000:]}"
             time.sleep(0.2)
-        docker_host, host_build = told.read_text().splitlines()
+        docker_host, host_build = address.read_text().splitlines()
         yield {**os.environ, "DOCKER_HOST": docker_host, "HOST_BUILD": host_build}
     finally:
         engine.stdin.close()
@@ -116,7 +116,7 @@ class Compose:
         return self.docker("compose", *self.files, *arguments, check=check, **options)
 
     def docker(self, *arguments, check=True, **options):
-        """Run `docker ARGUMENTS`; on failure show what it said."""
+        """Run `docker ARGUMENTS`; on failure show its output."""
         result = subprocess.run(
             ["docker", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, **options
         )
@@ -132,7 +132,7 @@ class Compose:
 
 
 def find_wheels():
-    """Return the folder of wheels that this machine's pip is told to look into, if there is one."""
+    """Return the folder of wheels that this machine's pip is address to look into, if any."""
     configured = subprocess.run(
         [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True
     ).stdout.strip()

@@ -1,7 +1,7 @@
 """`make run` with the tiny trainer, and `make study` of tiny runs, as programs of their own.
 
-python -m tests.support.tiny_run [OPTION …]            what scripts.run takes
-python -m tests.support.tiny_run study [OPTION …]      what scripts.study takes, but for the study's name
+python -m tests.support.tiny_run [NAME=value …]            what scripts.run takes
+python -m tests.support.tiny_run study [NAME=value …]      what scripts.study takes; STUDY=tiny
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ TINY_STUDY = Study("Tiny", (Arm("default", "tiny-curve", (1, 2)), Arm("random", 
 def main() -> int:
     """Do as `make run` or `make study` would."""
     if sys.argv[1:2] != ["study"]:
-        return run.main(programs=PROGRAMS)
+        return run.main(sys.argv[1:], PROGRAMS)
     PROFILES["tiny-curve"] = TINY_CURVE
     study.studies = lambda _seeds: {"tiny": TINY_STUDY}
-    return study.main(["tiny", *sys.argv[2:]], PROGRAMS)
+    return study.main(["STUDY=tiny", *sys.argv[2:]], PROGRAMS)
 
 
 if __name__ == "__main__":

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.support.services import RunningService
+from trainer.options import RunOptions
 from trainer.records.run_records import RunResult, read_queries, read_rounds
 from trainer.run.evaluate import PREDICTIONS_FILE
-from trainer.run.pipeline import Pipeline, Settings
+from trainer.run.pipeline import Pipeline
 
 
-def settings_for(out: Path, data: Path, service: RunningService | str, **more: Any) -> Settings:
-    """Settings of a tiny run on a service, its patience as short as a test's."""
+def settings_for(out: Path, data: Path, service: RunningService | str, **more: Any) -> RunOptions:
+    """Options of a tiny run on a service, its patience as short as a test's."""
     url = service if isinstance(service, str) else service.base_url
-    given = Settings(out, data=data / "images", service=url, profile="tiny", device="cpu", patience_s=20.0)
-    return replace(given, **more)
+    given = {"profile": "tiny", "device": "cpu", "patience_s": 20.0} | more
+    return RunOptions(out=out, data=data / "images", service=url, **given)
 
 
-def run_to_end(settings: Settings) -> RunResult:
+def run_to_end(options: RunOptions) -> RunResult:
     """Do what `python -m trainer run` does, but for the report."""
-    pipeline = Pipeline(settings)
+    pipeline = Pipeline(options)
     with pipeline.client() as client:
         ticket = pipeline.finetune(pipeline.pretrain(), client)
     return pipeline.evaluate(ticket)

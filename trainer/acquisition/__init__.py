@@ -1,24 +1,29 @@
-"""Query strategies: each is a file with `select(state, batch, generator) -> indices`, and a line in `FILES` below.
+"""Query strategies: each is a file with `select(state, batch, generator) -> indices`, and a line in `STRATEGIES` below.
 
 May import: `config` and `errors`.
 Must not import: `oracle`, `run`, `learning`; a strategy sees no label that is not paid for (`PoolState`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-import torch
-from torch import Tensor
-
-from trainer.acquisition.state import PoolState
 from trainer.config import DEFAULT_STRATEGY
 from trainer.errors import ConfigError
 
-Strategy = Callable[[PoolState, int, torch.Generator], Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trainer.acquisition.state import PoolState
+
+Strategy: TypeAlias = "Callable[[PoolState, int, torch.Generator], Tensor]"
 
 # To add a strategy, write its file and its line: the name for `--strategy`, and the module in this folder.
 # tests/unit/trainer/acquisition/test_strategies.py then checks what all strategies promise.
-FILES = {
+STRATEGIES = {
     "badge": "badge",
     "coverage-margin": "coverage_margin",
     "entropy": "entropy",
@@ -31,18 +36,16 @@ FILES = {
     "uncertain-clusters": "uncertain_clusters",
 }
 
-STRATEGIES: dict[str, Strategy] = {name: import_module(f"{__name__}.{file}").select for name, file in FILES.items()}
-
 
 def strategy_named(name: str) -> Strategy:
-    """Look a strategy up by its name.
+    """Import a strategy.
 
     Raises:
         ConfigError: there is no such strategy.
     """
     if name not in STRATEGIES:
         raise ConfigError(f"there is no query strategy {name!r}; choose one of {', '.join(sorted(STRATEGIES))}")
-    return STRATEGIES[name]
+    return cast(Strategy, import_module(f"{__name__}.{STRATEGIES[name]}").select)
 
 
 def explain(state: PoolState, index: int, class_names: tuple[str, ...]) -> str:
@@ -54,4 +57,4 @@ def explain(state: PoolState, index: int, class_names: tuple[str, ...]) -> str:
     return f"torn between {class_names[first]} ({p1:.2f}) and {class_names[second]} ({p2:.2f})"
 
 
-__all__ = ["DEFAULT_STRATEGY", "STRATEGIES", "PoolState", "Strategy", "explain", "strategy_named"]
+__all__ = ["DEFAULT_STRATEGY", "STRATEGIES", "Strategy", "explain", "strategy_named"]

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.acquisition import PoolState, strategy_named
+from trainer.acquisition import strategy_named
+from trainer.acquisition.state import PoolState
 from trainer.config import Profile
 from trainer.errors import ResumeError
 from trainer.learning.beliefs import FeatureSpace, JointModel

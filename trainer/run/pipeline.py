@@ -2,18 +2,19 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from trainer.acquisition import strategy_named
 from trainer.config import Profile
 from trainer.errors import ConfigError, DataError
 from trainer.images.data import ImageSet, load_images
 from trainer.learning.checkpoint import save_checkpoint
 from trainer.learning.device import arithmetic_on, keep_freed_memory, pick_device, use_all_cores
 from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
+from trainer.options import ExperimentOptions, RunOptions
 from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.oracle.witness import Witness, parse_log_key
@@ -29,81 +30,42 @@ from trainer.run.report import write_report
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the command line says.
-
-    Attributes:
-        out: the run's folder.
-        data: the images-only folder, None where a command needs no images.
-        service: URL of the label service, None where a command needs none.
-        profile: name, or `auto`: the one that `pretrained` was made with, else `gpu` where CUDA is found, else `cpu`.
-        seed: of everything random.
-        budget: labels in all, None for the profile's.
-        strategy: of acquisition, None for the profile's.
-        target: accuracy at which to stop asking, by the run's own estimate; None for the whole budget.
-        device: `auto`, or a PyTorch device.
-        pretrained: weights from another folder, None to pretrain here.
-        resume: go on with what `out` holds.
-        registration_token: where the service wants one to open a run.
-        patience_s: how long a service that does not answer is waited for.
-        log_key: the log's public key, None to trust the first one that is seen.
-    """
-
-    out: Path
-    data: Path | None = None
-    service: str | None = None
-    profile: str = "auto"
-    seed: int = 1
-    budget: int | None = None
-    strategy: str | None = None
-    target: float | None = None
-    device: str = "auto"
-    pretrained: Path | None = None
-    resume: bool = False
-    registration_token: str | None = None
-    patience_s: float = 300.0
-    log_key: str | None = None
-
-
 class Pipeline:
     """One run's stages over one folder. Each stage leaves out the work that is already done."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, options: RunOptions) -> None:
         """Check everything that can be checked before any work or query.
 
         Raises:
             TrainerError: Data, device, profile or folder cannot be used.
         """
-        if settings.data is None:
-            raise ConfigError("--data is needed: the images-only folder that `prepare` made")
-        if settings.pretrained is not None and not settings.pretrained.is_file():
-            raise DataError(f"there are no pretrained weights at {settings.pretrained}; make them with `pretrain`")
-        if settings.log_key is not None:
-            parse_log_key(settings.log_key)
+        if options.pretrained is not None and not options.pretrained.is_file():
+            raise DataError(f"there are no pretrained weights at {options.pretrained}; make them with `pretrain`")
+        if options.log_key is not None:
+            parse_log_key(options.log_key)
         use_all_cores()
         keep_freed_memory()
-        self._settings = settings
-        self._device = pick_device(settings.device)
-        self.profile = choose_profile(settings, self._device)
-        self.images: ImageSet = load_images(settings.data)
-        self.out = settings.out
-        weights = settings.pretrained
+        self._options = options
+        self._device = pick_device(options.device)
+        self.profile = choose_profile(options, self._device)
+        self.images: ImageSet = load_images(options.data)
+        self.out = options.out
+        weights = options.pretrained
         self.config = session.RunConfig(
             profile=self.profile,
-            seed=settings.seed,
+            seed=options.seed,
             images=self.images.fingerprint,
             pretrained=None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
-            target=settings.target,
+            target=options.target,
         )
-        session.begin_or_resume(self.out, self.config, resume=settings.resume)
-        self._witness = Witness(self.out, settings.log_key)
+        session.begin_or_resume(self.out, self.config, resume=options.resume)
+        self._witness = Witness(self.out, options.log_key)
         self._clock = StageClock(self.out)
 
     def pretrain(self) -> Path:
         """Pretrain without labels, unless weights were given or made before; return their file."""
-        if self._settings.pretrained is not None:
-            return self._settings.pretrained
+        if self._options.pretrained is not None:
+            return self._options.pretrained
         if arithmetic_on(self._device) == "float32":
             log.info("no bfloat16 in hardware here: computing in float32, which takes two to three times as long")
         with self._clock.stage("pretrain"), MetricWriter(self.out) as metrics:
@@ -128,7 +90,7 @@ class Pipeline:
             self.images,
             name=f"{self.profile.name} seed {self.config.seed}",
             profile=self.profile,
-            registration_token=self._settings.registration_token,
+            registration_token=self._options.registration_token,
         )
         frozen = {at for at in self.profile.evaluation_budgets[:-1] if predictions_path(self.out, at).exists()}
         if predictions_path(self.out).exists():
@@ -176,36 +138,30 @@ class Pipeline:
 
     def client(self, ticket: session.RunTicket | None = None) -> LabelClient:
         """Make a client whose answers are witnessed and whose receipts are kept; without a ticket it can open a run."""
-        if self._settings.service is None:
-            raise ConfigError("--service is needed: the URL of the label service, such as http://127.0.0.1:8000")
         return LabelClient(
-            self._settings.service,
+            self._options.service,
             token=None if ticket is None else ticket.token,
-            patience_s=self._settings.patience_s,
+            patience_s=self._options.patience_s,
             receipts_path=self.out / RECEIPTS_FILE,
             witness=self._witness,
         )
 
 
-def choose_profile(settings: Settings, device: torch.device) -> Profile:
-    """Complete the profile with what the command line overrides.
+def choose_profile(options: ExperimentOptions, device: torch.device) -> Profile:
+    """Find the profile and put the options that change it into it.
 
     Raises:
-        ConfigError: no such profile or strategy, or an impossible budget.
+        ConfigError: there is no such profile or strategy, or the target does not fit the profile.
     """
-    from trainer.acquisition import strategy_named
-
-    profile = (
-        _pretraining_profile(settings.pretrained) if settings.profile == "auto" else profile_named(settings.profile)
-    )
+    profile = _pretraining_profile(options.pretrained) if options.profile == "auto" else profile_named(options.profile)
     if profile is None:
         profile = profile_named("gpu" if device.type == "cuda" else "cpu")
-    if settings.budget is not None:
-        profile = profile.with_budget(settings.budget)
-    if settings.strategy is not None:
-        strategy_named(settings.strategy)
-        profile = profile.model_copy(update={"strategy": settings.strategy})
-    if settings.target is not None and profile.evaluation_budgets:
+    if options.budget is not None:
+        profile = profile.with_budget(options.budget)
+    if options.strategy is not None:
+        strategy_named(options.strategy)
+        profile = profile.model_copy(update={"strategy": options.strategy})
+    if options.target is not None and profile.evaluation_budgets:
         raise ConfigError(
             f"--target ends a run early, and {profile.name} has declared evaluations at "
             f"{', '.join(map(str, profile.evaluation_budgets))} labels; choose a profile with one evaluation"

@@ -12,7 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from trainer.acquisition import PoolState, explain
+from trainer.acquisition import explain
+from trainer.acquisition.state import PoolState
 from trainer.errors import DataError, ServiceProtocolError
 from trainer.oracle.client import LabelClient
 from trainer.records.files import replace_file

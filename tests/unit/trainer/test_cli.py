@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 from tests.support.datasets import make_idx_dataset
 from tests.support.fake_label_service import FakeLabelService, answer_bytes, answer_json
+from trainer.acquisition import STRATEGIES
 from trainer.cli import app
+from trainer.options import RunOptions
+from trainer.profiles import ABLATIONS, PROFILES
 
 POOL_FILE, TEST_FILE = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
 DATA, CONFIG, USAGE, RESUME, UNAVAILABLE, PROTOCOL = 65, 78, 2, 79, 69, 76
@@ -61,6 +64,45 @@ def test_setting_without_meaning_is_named(
     monkeypatch.setenv("COLUMNS", "200")
     given = ["--profile", "smoke", "--device", "cpu", *arguments]
     assert told in fail(code, "run", "--out", tmp_path / "out", "--data", data / "images", *given)
+
+
+def test_help_names_every_option_profile_and_strategy_and_loads_no_torch() -> None:
+    """The list is made from the declarations; PyTorch takes seconds to load, and help needs none of it."""
+    code = "import sys; from trainer.cli import app; app(sys.argv[1:], standalone_mode=False); "
+    code += "print('torch' in sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code, "run", "--help"],
+        env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert shown.splitlines()[-1] == "False"
+    flags = [f"--{name.replace('_', '-')}" for name in RunOptions.model_fields]
+    for word in (*flags, *PROFILES, *STRATEGIES, *ABLATIONS):
+        assert word in shown
+
+
+@pytest.mark.parametrize(("command", "folder"), [("pretrain", "runs/pretrain"), ("run", "runs/run")])
+def test_options_come_from_the_flag_else_the_environment_else_the_default(
+    command: str, folder: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flag counts more than its variable; an empty variable counts as none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRAINER_DATA", str(data / "images"))
+    monkeypatch.setenv("TRAINER_PROFILE", "huge")
+    monkeypatch.setenv("TRAINER_BUDGET", "")
+    assert "no profile 'huge'" in fail(CONFIG, command)
+    assert "no profile 'tiny'" in fail(CONFIG, command, "--profile", "tiny")
+    assert (tmp_path / folder / "trainer.log").exists()
+    monkeypatch.setenv("TRAINER_OUT", "elsewhere")
+    fail(CONFIG, command)
+    assert (tmp_path / "elsewhere" / "trainer.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"), [("report", "--out"), ("evaluate", "--out"), ("finetune", "--pretrained")]
+)
+def test_option_that_must_be_given_is_named(command: str, flag: str, tmp_path: Path) -> None:
+    """A command that reads what another one made is told where it is."""
+    assert f"Invalid value for '{flag}': it must be given" in fail(USAGE, command)
 
 
 def cut_short(images: Path) -> None:

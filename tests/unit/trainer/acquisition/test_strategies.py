@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES, PoolState, Strategy, explain, strategy_named
+from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES, Strategy, explain, strategy_named
 from trainer.acquisition.clustering import by_coverage, most_typical, spherical_kmeans
 from trainer.acquisition.margin import uncertainty
 from trainer.acquisition.probcover import pure_similarity
+from trainer.acquisition.state import PoolState
 from trainer.errors import ConfigError
 from trainer.learning.graph import build_graph
 from trainer.profiles import PROFILES
 
-every_strategy = pytest.mark.parametrize("select", STRATEGIES.values(), ids=STRATEGIES.keys())
+SELECTORS = {name: strategy_named(name) for name in STRATEGIES}
+every_strategy = pytest.mark.parametrize("select", SELECTORS.values(), ids=SELECTORS.keys())
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -131,7 +133,7 @@ def test_a_pool_of_certain_beliefs_still_yields_a_batch(select: Strategy) -> Non
 def test_random_draws_every_image_equally_often() -> None:
     """Over 600 draws of 6 out of 30 free images, each is drawn about 120 times."""
     state, draws = warm_state(40, labelled=10), generator()
-    picks = torch.cat([STRATEGIES["random"](state, 6, draws) for _ in range(600)])
+    picks = torch.cat([SELECTORS["random"](state, 6, draws) for _ in range(600)])
     counts = torch.bincount(picks, minlength=40)[state.free]
     assert counts.min() > 80 and counts.max() < 160
 
@@ -143,7 +145,7 @@ def test_margin_asks_the_smallest_margins_first() -> None:
     top = state.beliefs.topk(2, 1).values
     gap = (top[:, 0] - top[:, 1]).tolist()
     expected = sorted(state.free.tolist(), key=lambda index: gap[index])[:8]
-    assert STRATEGIES["margin"](state, 8, generator()).tolist() == expected
+    assert SELECTORS["margin"](state, 8, generator()).tolist() == expected
 
 
 def test_least_confidence_and_entropy_ask_what_their_names_say() -> None:
@@ -153,14 +155,14 @@ def test_least_confidence_and_entropy_ask_what_their_names_say() -> None:
     beliefs[3] = torch.tensor([0.5, 0.5, 0.0])
     beliefs[6] = torch.tensor([0.52, 0.24, 0.24])
     state = state_of(features, beliefs)
-    assert STRATEGIES["least-confidence"](state, 1, generator()).tolist() == [3]
-    assert STRATEGIES["entropy"](state, 1, generator()).tolist() == [6]
+    assert SELECTORS["least-confidence"](state, 1, generator()).tolist() == [3]
+    assert SELECTORS["entropy"](state, 1, generator()).tolist() == [6]
 
 
 def test_k_center_takes_the_image_farthest_from_all_that_is_labelled_or_taken() -> None:
     """Four directions, one of them labelled: the next three picks are the other three, and then no direction is new."""
     features = groups([6, 6, 6, 6])
-    picks = STRATEGIES["k-center"](state_of(features, None, [1]), 3, generator())
+    picks = SELECTORS["k-center"](state_of(features, None, [1]), 3, generator())
     assert sorted(int(pick) // 6 for pick in picks) == [1, 2, 3]
     similarity = features @ features[1]
     assert int(picks[0]) == int(similarity.argmin())
@@ -170,7 +172,7 @@ def test_probcover_takes_the_largest_ball_that_is_not_covered() -> None:
     """Of three tight groups one is labelled: the picks are in the larger, then in the smaller of the others."""
     features = groups([12, 20, 9])
     state = dataclasses.replace(state_of(features, None, [2]), classes=3)
-    first, second = STRATEGIES["probcover"](state, 2, generator(3)).tolist()
+    first, second = SELECTORS["probcover"](state, 2, generator(3)).tolist()
     assert 12 <= first < 32
     assert second >= 32
 
@@ -195,7 +197,7 @@ def test_badge_never_writes_the_gradients_out_and_still_has_their_distances() ->
     assert state.beliefs is not None
     residual = state.beliefs - F.one_hot(state.beliefs.argmax(1), 4)
     gradients = (residual.unsqueeze(2) * state.features.unsqueeze(1)).flatten(1)
-    picks = STRATEGIES["badge"](state, 6, generator(9)).tolist()
+    picks = SELECTORS["badge"](state, 6, generator(9)).tolist()
     weights = gradients.square().sum(1)
     weights[state.labelled] = 0
     expected, draws = [int(weights.argmax())], generator(9)
@@ -212,9 +214,9 @@ def test_badge_asks_different_questions_among_equally_uncertain_images() -> None
     """Two far groups, all torn alike: both are asked, where margin sampling takes the first ones."""
     features = groups([10, 10])
     state = state_of(features, torch.tensor([[0.5, 0.5]]).repeat(20, 1))
-    assert STRATEGIES["margin"](state, 4, generator()).max() < 10
+    assert SELECTORS["margin"](state, 4, generator()).max() < 10
     for seed in range(5):
-        assert {int(pick) // 10 for pick in STRATEGIES["badge"](state, 4, generator(seed))} == {0, 1}
+        assert {int(pick) // 10 for pick in SELECTORS["badge"](state, 4, generator(seed))} == {0, 1}
 
 
 def test_uncertainty_runs_from_zero_to_one() -> None:
@@ -228,8 +230,8 @@ def test_a_cold_start_sees_every_kind_of_image(name: str) -> None:
     """With as many picks as groups, far more groups are seen than chance would see."""
     features = groups([4, 30, 8, 16, 6])
     kinds = torch.repeat_interleave(torch.arange(5), torch.tensor([4, 30, 8, 16, 6]))
-    seen = [kinds[STRATEGIES[name](state_of(features), 5, generator(seed))].unique().numel() for seed in range(10)]
-    drawn = [kinds[STRATEGIES["random"](state_of(features), 5, generator(seed))].unique().numel() for seed in range(10)]
+    seen = [kinds[SELECTORS[name](state_of(features), 5, generator(seed))].unique().numel() for seed in range(10)]
+    drawn = [kinds[SELECTORS["random"](state_of(features), 5, generator(seed))].unique().numel() for seed in range(10)]
     assert sum(seen) > sum(drawn) + 5
 
 
@@ -239,7 +241,7 @@ def test_typiclust_asks_the_most_typical_image_of_the_largest_uncovered_group() 
     state = state_of(features, None, [2])
     # One labelled and two asked make three clusters; k-means finds the three groups from some starts only.
     seed = next(seed for seed in range(50) if _sizes(spherical_kmeans(features, 3, generator(seed))[0]) == [9, 12, 20])
-    first, second = STRATEGIES["typiclust"](state, 2, generator(seed)).tolist()
+    first, second = SELECTORS["typiclust"](state, 2, generator(seed)).tolist()
     typicality = state.similarities.mean(1)
     assert first == 12 + int(typicality[12:32].argmax())
     assert second == 32 + int(typicality[32:].argmax())
@@ -252,8 +254,8 @@ def test_coverage_margin_prefers_a_torn_neighbourhood_to_an_odd_image() -> None:
     beliefs[3] = torch.tensor([0.5, 0.5])
     beliefs[10:] = torch.tensor([0.6, 0.4])
     state = state_of(features, beliefs)
-    assert STRATEGIES["margin"](state, 1, generator()).tolist() == [3]
-    assert STRATEGIES["coverage-margin"](state, 1, generator()).item() >= 10
+    assert SELECTORS["margin"](state, 1, generator()).tolist() == [3]
+    assert SELECTORS["coverage-margin"](state, 1, generator()).item() >= 10
 
 
 def test_coverage_margin_does_not_ask_one_question_twice() -> None:
@@ -262,9 +264,7 @@ def test_coverage_margin_does_not_ask_one_question_twice() -> None:
     beliefs = torch.tensor([[0.5, 0.5]]).repeat(20, 1)
     beliefs[10:] = torch.tensor([0.52, 0.48])
     state = state_of(features, beliefs)
-    torn = {
-        name: (STRATEGIES[name](state, 6, generator()) >= 10).sum().item() for name in ("margin", "coverage-margin")
-    }
+    torn = {name: (SELECTORS[name](state, 6, generator()) >= 10).sum().item() for name in ("margin", "coverage-margin")}
     assert torn["margin"] == 0
     assert 2 <= torn["coverage-margin"] <= 4
 
@@ -276,7 +276,7 @@ def test_uncertain_clusters_ask_each_torn_group_once_before_any_twice() -> None:
     beliefs[10:20] = torch.tensor([0.55, 0.45])
     beliefs[30:] = torch.tensor([0.6, 0.4])
     state = state_of(features, beliefs, list(range(8)))
-    seen = [{int(p) // 10 for p in STRATEGIES["uncertain-clusters"](state, 2, generator(s))} for s in range(10)]
+    seen = [{int(p) // 10 for p in SELECTORS["uncertain-clusters"](state, 2, generator(s))} for s in range(10)]
     assert all(kinds <= {1, 3} for kinds in seen)
     assert sum(kinds == {1, 3} for kinds in seen) >= 5
 
@@ -287,7 +287,7 @@ def test_uncertain_clusters_ask_where_a_cluster_is_most_torn() -> None:
     beliefs = torch.tensor([[0.8, 0.2]]).repeat(12, 1)
     beliefs[7] = torch.tensor([0.5, 0.5])
     state = state_of(features, beliefs, [*range(5), 8, 9, 10])
-    assert STRATEGIES["uncertain-clusters"](state, 1, generator()).tolist() == [7]
+    assert SELECTORS["uncertain-clusters"](state, 1, generator()).tolist() == [7]
 
 
 def test_weights_pull_the_centres() -> None:
@@ -339,7 +339,7 @@ def test_a_cold_start_asked_in_parts_sees_every_kind_in_its_first_part() -> None
     sizes = [60, 12, 12, 12, 12]
     kinds = torch.repeat_interleave(torch.arange(5), torch.tensor(sizes))
     for seed in range(5):
-        picks = STRATEGIES["uncertain-clusters"](state_of(groups(sizes)), 20, generator(seed))
+        picks = SELECTORS["uncertain-clusters"](state_of(groups(sizes)), 20, generator(seed))
         assert kinds[picks[:5]].unique().numel() == 5
 
 
@@ -347,8 +347,7 @@ def test_an_unknown_strategy_is_refused_with_the_names_there_are() -> None:
     """The sentence says which there are; the default is one of them, and so is every profile's."""
     with pytest.raises(ConfigError, match="no query strategy 'guess'; choose one of badge, coverage-margin, entropy"):
         strategy_named("guess")
-    assert strategy_named(DEFAULT_STRATEGY) is STRATEGIES[DEFAULT_STRATEGY]
-    assert {profile.strategy for profile in PROFILES.values()} <= STRATEGIES.keys()
+    assert {DEFAULT_STRATEGY, *(profile.strategy for profile in PROFILES.values())} <= STRATEGIES.keys()
 
 
 def test_the_reason_for_asking_is_told_in_a_phrase() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.fake_label_service import CLASS_NAMES, TOKEN, FakeLabelService, answer_json, edit
-from trainer.acquisition import PoolState
+from trainer.acquisition.state import PoolState
 from trainer.errors import DataError, RequestRefused, ServiceProtocolError, TrainerError
 from trainer.oracle.client import LabelClient
 from trainer.records.run_records import QUERIES_FILE, read_queries
