@@ -1,5 +1,5 @@
 """HTTP: the server, routes, request and answer models, error answers, pages.
 
-May import every part of `label_service`.
-Must not decide what a run may do, write to the database, or import `trainer`.
+May import: data, errors, ledger, log, metrics, service, settings.
+Must not import: `trainer`; it decides nothing about a run and writes nothing to the database.
 """

@@ -1,6 +1,6 @@
 """Query strategies: each is a file with `select(state, batch, generator) -> indices`, and a line in `STRATEGIES` below.
 
-May import: `config` and `errors`.
+May import: config, errors.
 Must not import: `oracle`, `run`, `learning`; a strategy sees no label that is not paid for (`PoolState`).
 """
 

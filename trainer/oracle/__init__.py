@@ -1,7 +1,7 @@
 """The label service as the trainer sees it: the client, the checks and proofs of its answers, the witness of its log.
 
-May import `trainer.errors` and `trainer.records`.
-Must not import PyTorch, nor anything of `learning`, `acquisition`, `images` or `run`.
+May import: errors, records.
+Must not import: PyTorch, nor anything of `learning`, `acquisition`, `images` or `run`.
 """
 
 from trainer.oracle.client import LabelClient

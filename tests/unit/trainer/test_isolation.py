@@ -1,5 +1,6 @@
-"""The walls of the trainer: it imports nothing of the service, opens no label file, and its packages import only what
-they may. Each check has a twin that shows that it can fail.
+"""The trainer holds no labels: it imports nothing of the service and opens no label file.
+
+Each check has a twin that shows that it can fail. The walls inside the trainer are in `tests/unit/test_walls.py`.
 
 Python's audit events show the files that a process opens: every `open` of Python code raises one, in any library. C++
 code that opens a path itself (`torch.load`) raises none, and reads no IDX.
@@ -26,14 +27,6 @@ from tests.support.services import run_service
 PACKAGE = Path(trainer.__file__).parent
 REPOSITORY = PACKAGE.parent
 SERVICE = "label_service"
-# What no module of a package may import; PyTorch is tested in a process of its own.
-WALLS = {
-    "images": ("acquisition", "learning", "oracle", "records", "run"),
-    "acquisition": ("images", "learning", "oracle", "records", "run"),
-    "learning": ("oracle", "run"),
-    "oracle": ("acquisition", "images", "learning", "run"),
-    "records": ("acquisition", "images", "learning", "oracle", "run"),
-}
 # IDX: two zero bytes, type 8 (unsigned byte), one dimension.
 LABELS_MAGIC = b"\x00\x00\x08\x01"
 
@@ -61,8 +54,8 @@ main()
 """
 
 
-def forbidden_imports(source: str, *forbidden: str) -> list[int]:
-    """Return the lines of a module that import a forbidden package, statically or by a literal name."""
+def imports_of_the_service(source: str) -> list[int]:
+    """Return the lines of a module that import the service, statically or by a literal name."""
     found = []
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
@@ -74,7 +67,7 @@ def forbidden_imports(source: str, *forbidden: str) -> list[int]:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__", "find_spec", "run_module"):
                 names = [str(value.value) for value in node.args if isinstance(value, ast.Constant)]
-        if any(f"{name}.".startswith(f"{package}.") for name in names for package in forbidden):
+        if any(f"{name}.".startswith(f"{SERVICE}.") for name in names):
             found.append(node.lineno)
     return found
 
@@ -108,7 +101,7 @@ def test_no_module_of_the_trainer_imports_the_service() -> None:
     """Every file of the package, read as source."""
     modules = sorted(PACKAGE.rglob("*.py"))
     assert len(modules) > 30
-    assert {str(path): lines for path in modules if (lines := forbidden_imports(path.read_text(), SERVICE))} == {}
+    assert {str(path): lines for path in modules if (lines := imports_of_the_service(path.read_text()))} == {}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +109,7 @@ def test_no_module_of_the_trainer_imports_the_service() -> None:
     [
         "import label_service",
         "import os, label_service.idx as idx",
-        "from label_service.seed import read_label_files",
+        "from label_service.data.seed import read_label_files",
         "def late():\n    from label_service import idx",
         "import importlib\nimportlib.import_module('label_service.data.idx')",
         "__import__('label_service')",
@@ -124,45 +117,12 @@ def test_no_module_of_the_trainer_imports_the_service() -> None:
 )
 def test_every_form_of_import_is_seen(source: str) -> None:
     """The twin: the forms of import that the test above must find."""
-    assert forbidden_imports(source, SERVICE)
+    assert imports_of_the_service(source)
 
 
 def test_names_that_only_look_alike_are_no_import() -> None:
     """A name that begins alike, and a sentence about `python -m label_service`, are allowed."""
-    assert not forbidden_imports("from label_services import x\nprint('python -m label_service')", SERVICE)
-
-
-@pytest.mark.parametrize("package", WALLS)
-def test_no_package_imports_beyond_its_walls(package: str) -> None:
-    """What the docstring of each package promises."""
-    forbidden = [f"trainer.{other}" for other in WALLS[package]]
-    modules = sorted((PACKAGE / package).rglob("*.py"))
-    assert modules
-    assert {str(path): lines for path in modules if (lines := forbidden_imports(path.read_text(), *forbidden))} == {}
-
-
-@pytest.mark.parametrize(
-    "source", ["from trainer.run import pipeline", "from trainer import run", "import trainer.run"]
-)
-def test_every_way_over_a_wall_is_seen(source: str) -> None:
-    """The twin: each form of import of another package."""
-    assert forbidden_imports(source, "trainer.run")
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("from trainer.oracle import LabelClient", "False"),
-        ("import trainer.records.files, trainer.records.progress, trainer.records.run_records", "False"),
-        ("import trainer.cli", "False"),
-        ("from trainer.oracle import LabelClient; import trainer.images.data", "True"),
-    ],
-    ids=["oracle", "records", "command line", "twin: images"],
-)
-def test_oracle_records_and_help_do_not_load_pytorch(code: str, expected: str) -> None:
-    """Outsiders use the client without PyTorch, and `--help` waits for no import of it; the twin loads it."""
-    done = run_python(f"{code}; import sys; print('torch' in sys.modules)")
-    assert done.stdout.strip() == expected, done.stderr
+    assert not imports_of_the_service("from label_services import x\nprint('python -m label_service')")
 
 
 @pytest.mark.slow
