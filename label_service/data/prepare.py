@@ -11,7 +11,6 @@ gives a split that nobody has developed on.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +23,7 @@ from label_service.data.dataset import (
     FASHION_MNIST,
     FASHION_MNIST_CLASSES,
     FILES,
-    TEST_IMAGES,
-    TEST_LABELS,
-    TRAIN_IMAGES,
-    TRAIN_LABELS,
+    PART,
     DatasetCard,
     RedrawFrom,
     check_class_names,
@@ -183,16 +179,8 @@ def _read_files(folder: Path) -> dict[str, _File]:
 
 def _parse(files: dict[str, _File]) -> Split:
     """Parse the files and check that they belong together."""
-
-    def parse(name: str, parser: Callable[[bytes, str], idx.Bytes]) -> idx.Bytes:
-        return parser(files[name].content, name)
-
-    split = Split(
-        parse(TRAIN_IMAGES, idx.parse_images),
-        parse(TEST_IMAGES, idx.parse_images),
-        parse(TRAIN_LABELS, idx.parse_labels),
-        parse(TEST_LABELS, idx.parse_labels),
-    )
+    parsers = {"images": idx.parse_images, "labels": idx.parse_labels}
+    split = Split(*(parsers[PART[name]](files[name].content, name) for name in FILES))
     for images, labels, part in (
         (split.pool_images, split.pool_labels, "training"),
         (split.test_images, split.test_labels, "test"),
