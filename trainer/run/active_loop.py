@@ -151,6 +151,8 @@ class ActiveLoop:
 
     def _ask(self, step: Ask) -> None:
         if not self._oracle.has_answered(step.round):
+            # Built here, so that the times by stage name the graph before the query.
+            self._joint_model()
             with self._clock.stage("query"):
                 state = self._pool_state(step.round)
                 wanted = min(step.labels, len(self._pool)) - int(state.labelled.sum())
