@@ -1,7 +1,7 @@
 """The label database: it reveals, charges, limits and logs every label query over HTTP.
 
-Rooms: web (HTTP), ledger (what a run may do), log (entries, tree, signatures), data (label files), store (databases).
-No module here imports `trainer`; `errors` stands above all rooms and imports only the standard library.
+Packages: web (HTTP), ledger (decides and charges), log (proves), data (label files), store (databases).
+`cli` starts it, `service` opens and closes it. No module imports `trainer`; every package may import `errors`.
 """
 
 __version__ = "0.1.0"

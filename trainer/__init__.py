@@ -1,6 +1,8 @@
 """The trainer: pretrains without labels, asks the label service for a few over HTTP, and learns from the answers.
 
-It holds images only. It never imports `label_service` and never opens a label file.
+Packages: run (the stages of a run), acquisition (what to ask), learning (networks and graph), images, oracle (asking
+and proving), records (a run's files). `cli` takes `options`; `config` says what a profile is made of, `profiles` names
+them. It holds images only: it never imports `label_service` and never opens a label file.
 """
 
 import os

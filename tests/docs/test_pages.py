@@ -11,10 +11,12 @@ import yaml
 from typer.main import get_command
 
 from label_service.cli import app as service_app
+from scripts import counts
 from scripts.options import MakeRunOptions, StudyOptions, read_options
 from scripts.results_page import PAGE, fill
 from tests.docs import PAGES, ROOT, commands, read, rows
 from trainer.cli import app as trainer_app
+from trainer.records.progress import duration
 
 VARIABLES = {"run": MakeRunOptions, "study": StudyOptions}
 PROGRAMS = {"label_service": service_app, "trainer": trainer_app}
@@ -117,6 +119,20 @@ def test_our_rows_of_the_readme_are_those_of_the_record():
         assert cells[header.index(labels)].startswith(f"{accuracy} (")
         each = re.findall(rf"^- {arms[how]}, .*?[ ,]{labels}: [\d.]+% \((\d+) min\)", table, re.MULTILINE)
         assert (min(each, key=int), max(each, key=int)) == (shortest, longest)
+
+
+def test_closing_tables_are_those_of_the_records_run():
+    """The guide's table has the accuracy and times of the recorded run, and the README's is a part of it."""
+    (whole,), (part,) = (
+        re.findall(r"```text\n(.*?)```", read(page), re.DOTALL) for page in ("docs/running.md", "README.md")
+    )
+    result = counts.read_result(ROOT / "records/2026-11-25_default-run/runs/uncertain-clusters-seed41/result.json")
+    shown = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in whole.splitlines() if line.startswith("  "))
+    assert shown["test accuracy"] == counts.format_accuracy(result["evaluation"])
+    assert {name: shown[name] for name in result["stage_seconds"]} == {
+        name: duration(seconds) for name, seconds in result["stage_seconds"].items()
+    }
+    assert set(part.splitlines()) <= set(whole.splitlines())
 
 
 def test_the_default_run_predicts_what_the_curve_has_at_its_budget():
