@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from label_service.errors import NotSigned
 from label_service.log.evidence import Evidence
-from label_service.log.log_reader import Filter, Summary
+from label_service.log.log_reader import Summary
 from label_service.log.merkle import encode_hash
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import problems
@@ -38,7 +38,7 @@ def read_entries(
     # Only ids of the data set are indexed. All others become -1, because SQLite cannot hold the largest of them.
     if label_id is not None and not 0 <= label_id < service.dataset.pool_size:
         label_id = -1
-    entries, following = service.reader.page(after, limit, Filter(run, label_id, op))
+    entries, following = service.reader.page(after, limit, run, label_id, op)
     # Joined as bytes, so that each entry is answered exactly as stored.
     end = b"null" if following is None else str(following).encode()
     body = b'{"entries":[' + b",".join(entries) + b'],"next":' + end + b"}"
