@@ -34,7 +34,7 @@ from label_service.store import tables
 from tests.support.datasets import make_idx_dataset, read_pool_labels, read_test_labels
 
 POOL, TEST, CLASSES = 12, 6, 3
-TOTAL_BUDGET, GUEST_BUDGET = 20, 3
+TOTAL_BUDGET, GUEST_BUDGET = 10, 3
 # Changes that the triggers refuse; the owner of the file can drop the triggers.
 TAMPERINGS = {
     "edit": ("entries_no_update", "UPDATE entries SET entry = replace(entry, 'query', 'QUERY') || x'20' WHERE seq = 0"),
@@ -42,7 +42,7 @@ TAMPERINGS = {
     "label": ("pool_labels_no_update", "UPDATE pool_labels SET label = (label + 1) % 3 WHERE id = 4"),
 }
 
-ids = st.lists(st.integers(-1, POOL), min_size=1, max_size=6)
+ids = st.lists(st.integers(0, POOL - 1), min_size=1, max_size=3) | st.sampled_from([[0, POOL], [-1]])
 keys = st.none() | st.sampled_from(["k1", "k2"])
 
 
@@ -84,7 +84,7 @@ class ServiceMachine(RuleBasedStateMachine):
             self.stack.close()
             shutil.rmtree(self.folder)
 
-    @rule(target=opened, budget=st.integers(0, 8))
+    @rule(target=opened, budget=st.integers(3, 8))
     def open_run(self, budget: int) -> str:
         """A fresh run has nothing."""
         run = self._do(lambda unit, rules: runs.open_run(unit, rules, "req", name="r", budget=budget)).run_id
@@ -92,8 +92,13 @@ class ServiceMachine(RuleBasedStateMachine):
         self.entries += 1
         return run
 
-    @rule(run=opened, asked=ids, key=keys)
-    def ask(self, run: str, asked: list[int], key: str | None) -> None:
+    @rule(run=opened, requests=st.lists(st.tuples(ids, keys), min_size=1, max_size=4))
+    def ask(self, run: str, requests: list[tuple[list[int], str | None]]) -> None:
+        """Ask some times in a row."""
+        for asked, key in requests:
+            self._ask(run, asked, key)
+
+    def _ask(self, run: str, asked: list[int], key: str | None) -> None:
         """Reveal, replay or refuse, as the rules say; never anything in between."""
         answer = self._do(lambda unit, rules: ledger.reveal(unit, rules, ledger.Request(run, "req", key), asked))
         distinct = list(dict.fromkeys(asked))
@@ -159,6 +164,15 @@ class ServiceMachine(RuleBasedStateMachine):
         if key and kept is None:
             self.answers[run, key] = (guess, answer)
 
+    @precondition(lambda self: self.answers)
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        """A request that was answered under a key is sent again."""
+        run, key = data.draw(st.sampled_from(sorted(self.answers)))
+        asked = self.answers[run, key][0]
+        again = self._ask if isinstance(asked, list) else self.evaluate
+        again(run, asked, key)
+
     @rule(run=opened)
     def seal(self, run: str) -> None:
         """A seal is logged once."""
@@ -170,39 +184,26 @@ class ServiceMachine(RuleBasedStateMachine):
         self.entries += run not in self.sealed
         self.sealed.add(run)
 
-    @rule()
-    def back_up(self) -> None:
-        """Nothing changes over a restart; meanwhile the database is copied."""
-        self.stack.close()
-        shutil.copy(self.database, self.folder / "backup")
-        self.backed_up = self.entries
-        self._open()
-
-    @rule(kind=st.sampled_from(sorted(TAMPERINGS)))
-    def tamper(self, kind: str) -> None:
-        """A changed database is refused at the start; the good one goes on."""
-        trigger, statement = TAMPERINGS[kind]
+    @rule(change=st.sampled_from([None, "old backup", *TAMPERINGS]))
+    def restart(self, change: str | None) -> None:
+        """A restart changes nothing, but a changed or older database is refused at the start; the good one goes on."""
         self.stack.close()
         good = shutil.copy(self.database, self.folder / "good")
-        with closing(sqlite3.connect(self.database)) as connection:
-            connection.execute(f"DROP TRIGGER {trigger}")
-            connection.execute(statement)
-            connection.commit()
-        self._expect_refusal(good)
-
-    @precondition(lambda self: 0 < self.backed_up < self.entries)
-    @rule()
-    def put_back(self) -> None:
-        """An older database is refused at the start; the newest goes on."""
-        self.stack.close()
-        good = shutil.copy(self.database, self.folder / "good")
-        shutil.copy(self.folder / "backup", self.database)
-        self._expect_refusal(good)
-
-    def _expect_refusal(self, good: Path) -> None:
-        with pytest.raises(DatabaseRefused), open_service(self.settings):
-            pass
-        shutil.copy(good, self.database)
+        if change in TAMPERINGS:
+            trigger, statement = TAMPERINGS[change]
+            with closing(sqlite3.connect(self.database)) as connection:
+                connection.execute(f"DROP TRIGGER {trigger}")
+                connection.execute(statement)
+                connection.commit()
+        elif change is not None and 0 < self.backed_up < self.entries:
+            shutil.copy(self.folder / "backup", self.database)
+        else:
+            shutil.copy(self.database, self.folder / "backup")
+            self.backed_up, change = self.entries, None
+        if change is not None:
+            with pytest.raises(DatabaseRefused), open_service(self.settings):
+                pass
+            shutil.copy(good, self.database)
         self._open()
 
     @invariant()
@@ -236,7 +237,7 @@ class ServiceMachine(RuleBasedStateMachine):
 TestService = ServiceMachine.TestCase
 TestService.settings = settings(
     max_examples=20,
-    stateful_step_count=20,
+    stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
