@@ -105,7 +105,9 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
     new = [label_id for label_id in known if label_id not in revealed_by]
     refusal = refuse_ended(run) or _refuse_unknown(unknown, rules) or refuse_reveal(run, _totals(unit, rules), len(new))
     if refusal is not None:
-        append(unit, rules, run, request.request_id, "query", refusal.code, ids=asked)
+        # The ids themselves would let a client fill the log with what it was refused.
+        detail = {"asked": len(asked), "asked_sha256": _sha256(asked)}
+        append(unit, rules, run, request.request_id, "query", refusal.code, detail=detail)
         return refusal
     outcome = "revealed" if new else "replayed"
     entry = append(unit, rules, run, request.request_id, "query", outcome, ids=asked, charged=len(new))
@@ -160,20 +162,21 @@ def evaluate(
         made = tables.evaluations
         row = unit.connection.execute(select(made).where(made.c.seq == earlier.seq)).one()
         number, correct, total = row.number, row.correct, row.total
-        entry = append(unit, rules, run, request.request_id, "evaluation", "replayed")
     else:
         labels = select(tables.test_labels.c.label).order_by(tables.test_labels.c.id)
         truth = unit.connection.execute(labels).scalars().all()
         correct = sum(guess == label for guess, label in zip(predictions, truth, strict=True))
         number, total = run.evaluations_used + 1, len(truth)
-        detail = {
-            "evaluation": number,
-            "evaluated_budget": budget,
-            "correct": correct,
-            "total": total,
-            "predictions_sha256": predictions_sha256,
-        }
-        entry = append(unit, rules, run, request.request_id, "evaluation", "evaluated", detail=detail)
+    outcome = "evaluated" if earlier is None else "replayed"
+    detail = {
+        "evaluation": number,
+        "evaluated_budget": budget,
+        "correct": correct,
+        "total": total,
+        "predictions_sha256": predictions_sha256,
+    }
+    entry = append(unit, rules, run, request.request_id, "evaluation", outcome, detail=detail)
+    if earlier is None:
         unit.connection.execute(
             insert(tables.evaluations).values(
                 run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=entry.seq

@@ -112,5 +112,10 @@ def _open(
             opened_at=now(),
         )
     )
-    detail = {"name": name, "evaluation_budgets": declared, "evaluations_allowed": run.evaluations_allowed}
+    detail = {
+        "name": name,
+        "evaluation_budgets": declared,
+        "evaluations_allowed": run.evaluations_allowed,
+        "pool_size": rules.pool_size,
+    }
     return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail)

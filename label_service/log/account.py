@@ -6,17 +6,20 @@ the same answer key.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from label_service.log.entries import DONE, ENTRY_VERSION, canonical_json
-from label_service.log.merkle import VerificationError
+from label_service.log.merkle import HASH_BYTES, VerificationError
+from label_service.log.signed_note import decode_base64
 
 _COUNT_FIELDS = frozenset(("v", "seq", "charged", "spent", "budget"))
 _TEXT_FIELDS = frozenset(("ts", "log_id", "run", "op", "outcome", "request_id"))
 # The text fields of each version. Entries of version 1 are older than the commitment to the answer key.
 _TEXT_FIELDS_OF_VERSION = {1: _TEXT_FIELDS, ENTRY_VERSION: _TEXT_FIELDS | {"label_commitment"}}
+_SHA256 = re.compile("[0-9a-f]{64}")
 # The outcomes that each kind of entry may have, and the count that the detail of some outcomes must have.
 _OUTCOMES = {
     "run-opened": ("opened",),
@@ -53,31 +56,43 @@ class RunAccount:
     """What the entries of one run add up to.
 
     Attributes:
+        name: what its client called it.
         budget: labels that the run may be charged.
         evaluations_allowed: evaluations that it may make.
         evaluation_budgets: points of its learning curve, declared when it was opened.
         labels: ids of the labels revealed to it.
-        queries: labels charged to it.
+        charges: the ids that an entry charged to it, by the count of labels charged to it by then.
         replays: entries that charged nothing because the run had the labels already.
         refusals: entries that refused something.
-        evaluated_at: the point of each evaluation made, None without declared points.
+        results: the detail of each evaluation made.
         sealed: the run has ended.
     """
 
+    name: object
     budget: int
     evaluations_allowed: int
     evaluation_budgets: tuple[int, ...] = ()
     labels: set[int] = field(default_factory=set)
-    queries: int = 0
+    charges: dict[int, frozenset[int]] = field(default_factory=dict)
     replays: int = 0
     refusals: int = 0
-    evaluated_at: list[int | None] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
     sealed: bool = False
+
+    @property
+    def queries(self) -> int:
+        """Number of labels charged to it."""
+        return len(self.labels)
 
     @property
     def evaluations(self) -> int:
         """Number of evaluations made."""
-        return len(self.evaluated_at)
+        return len(self.results)
+
+    @property
+    def evaluated_at(self) -> list[int | None]:
+        """The point of each evaluation made, None without declared points."""
+        return [result.get("evaluated_budget") for result in self.results]
 
 
 @dataclass
@@ -87,11 +102,13 @@ class Account:
     Attributes:
         runs: by run id.
         label_commitment: root of the answer key that the entries name, base64; None if no entry does.
-        uncommitted: number of entries before the first that names it.
+        pool_size: number of labels in the answer key that the openings name; None if no opening does.
+        uncommitted: number of entries before the first that names the root.
     """
 
     runs: dict[str, RunAccount] = field(default_factory=dict)
     label_commitment: str | None = None
+    pool_size: int | None = None
     uncommitted: int = 0
 
 
@@ -114,9 +131,10 @@ def audit(entries: Sequence[bytes], log_id: str) -> Account:
             commitment = entry.get("label_commitment")
             known = account.label_commitment
             _require(known is None or commitment == known, "it binds another answer key")
+            _require(known is not None or commitment is None or _is_root(commitment), "its commitment is no hash")
             account.label_commitment = commitment
             account.uncommitted += commitment is None
-            _add(account.runs, entry)
+            _add(account, entry)
         except _Invalid as invalid:
             raise EntryError(seq, str(invalid)) from invalid
     return account
@@ -154,25 +172,50 @@ def _parse(data: bytes) -> dict[str, Any]:
     # A refusal's outcome is the code of an error; only queries and evaluations have entries for refusals.
     refused = entry["outcome"] not in DONE and entry["op"] in ("query", "evaluation")
     _require(refused or entry["outcome"] in _OUTCOMES[entry["op"]], "its kind and outcome do not match")
+    _check_detail(entry, refused=refused)
+    return dict(entry)
+
+
+def _check_detail(entry: dict[str, Any], *, refused: bool) -> None:
     detail, needed = entry.get("detail", {}), _DETAIL_COUNT.get(entry["outcome"])
     _require(isinstance(detail, dict), "its detail is no object")
     _require(needed is None or _is_count(detail.get(needed)), f"its detail lacks {needed}")
     points = detail.get("evaluation_budgets", [])
     _require(isinstance(points, list) and all(map(_is_count, points)), "its evaluation budgets are not counts")
-    return dict(entry)
+    _require(detail.get("pool_size", 1) != 0 and _is_count(detail.get("pool_size", 1)), "its pool size is not a count")
+    if entry["outcome"] == "evaluated":
+        correct, total = detail.get("correct"), detail.get("total")
+        _require(_is_count(correct) and _is_count(total) and correct <= total != 0, "its evaluation has no result")
+    if refused and entry["op"] == "query":
+        # A refusal names the count and the hash of the ids asked for; before there was the hash, it named the ids.
+        asked, digest = detail.get("asked", 0), detail.get("asked_sha256")
+        hashed = _is_count(asked) and asked > 0 and isinstance(digest, str) and bool(_SHA256.fullmatch(digest))
+        named = bool(entry["ids"]) and not detail
+        _require(named or (hashed and not entry["ids"]), "it does not say what it refused")
+
+
+def _is_root(text: str) -> bool:
+    try:
+        return len(decode_base64(text, "the commitment")) == HASH_BYTES
+    except VerificationError:
+        return False
 
 
 def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> None:
+def _add(account: Account, entry: dict[str, Any]) -> None:
     """Check an entry by the rules of the log and add it to the account of its run."""
     name, op, outcome, detail = entry["run"], entry["op"], entry["outcome"], entry.get("detail", {})
+    runs = account.runs
     if op == "run-opened":
         _require(name not in runs, f"run {name} is opened a second time")
         points = tuple(detail.get("evaluation_budgets", ()))
-        runs[name] = RunAccount(entry["budget"], detail["evaluations_allowed"], points)
+        runs[name] = RunAccount(detail.get("name"), entry["budget"], detail["evaluations_allowed"], points)
+        pool_size = detail.get("pool_size", account.pool_size)
+        _require(account.pool_size in (None, pool_size), "it names another size of the pool than an opening before it")
+        account.pool_size = pool_size
     _require(name in runs, f"run {name} was never opened")
     run = runs[name]
     if op == "budget-changed":
@@ -182,6 +225,9 @@ def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> None:
     _add_labels(run, entry)
     if outcome == "evaluated":
         _add_evaluation(run, detail)
+    elif (op, outcome) == ("evaluation", "replayed"):
+        # Entries of former versions repeat an evaluation without its result.
+        _require(not detail or detail in run.results, "it repeats an evaluation that the run never made")
     _require(op != "run-sealed" or not run.sealed, "the run was sealed before")
     run.sealed |= op == "run-sealed"
     run.replays += outcome == "replayed"
@@ -196,7 +242,8 @@ def _add_labels(run: RunAccount, entry: dict[str, Any]) -> None:
     _require(entry["outcome"] != "revealed" or bool(new), "it reveals nothing new")
     _require(not new or not (run.sealed or run.evaluations), "it reveals new labels to a run that had ended querying")
     run.labels |= new
-    run.queries += len(new)
+    if new:
+        run.charges[run.queries] = frozenset(new)
     _require(spent == run.queries, f"it says {spent} spent, and the entries make {run.queries}")
     _require(not new or run.queries <= run.budget, "it reveals more than the run's budget")
 
@@ -206,6 +253,7 @@ def _add_evaluation(run: RunAccount, detail: dict[str, Any]) -> None:
     if run.evaluation_budgets:
         _require(point in run.evaluation_budgets, f"it evaluates {point} labels, a point that the run never declared")
         _require(point not in run.evaluated_at, f"it evaluates {point} labels a second time")
-    run.evaluated_at.append(point)
+    _require(not run.sealed, "it evaluates a run that was sealed")
+    run.results.append(detail)
     _require(run.evaluations <= run.evaluations_allowed, "the run had no evaluation left")
     _require(detail["evaluation"] == run.evaluations, "its evaluation has the wrong number")
