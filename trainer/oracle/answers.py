@@ -250,25 +250,3 @@ def check_query(
             f"the label service counts {answer.queries} queries in this run and counted {queries_before} before; "
             "its database was replaced, so the log no longer proves the run's labels."
         )
-
-
-def check_evaluation(answer: Evaluation, predictions: Sequence[int]) -> None:
-    """Check that an evaluation compared all predictions.
-
-    Raises:
-        ServiceProtocolError: It compared more or fewer.
-    """
-    if answer.total != len(predictions):
-        raise ServiceProtocolError(
-            f"the label service compared {answer.total} predictions where {len(predictions)} were submitted."
-        )
-
-
-def check_opened_run(answer: OpenedRun, budget: int) -> None:
-    """Check that a run was opened with its budget.
-
-    Raises:
-        ServiceProtocolError: It has another budget.
-    """
-    if answer.budget != budget:
-        raise ServiceProtocolError(f"the label service opened a run of {answer.budget} labels instead of {budget}.")

@@ -92,6 +92,11 @@ class QueryRecord(Record):
     charged: bool
     asked_at: datetime
 
+    @property
+    def is_right(self) -> bool | None:
+        """Whether the guess before asking was right; None without a guess."""
+        return None if self.predicted is None else self.predicted == self.label
+
 
 class MetricRecord(Record):
     """Metrics of one step: `wall_s` is seconds of work since the run began, over all resumes."""

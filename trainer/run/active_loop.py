@@ -192,7 +192,7 @@ class ActiveLoop:
         if self._round_record(number) is not None:
             return
         asked = [record for record in self._oracle.records if record.round == number]
-        guessed = [record.predicted == record.label for record in asked if record.predicted is not None]
+        guessed = [record.is_right for record in asked if record.is_right is not None]
         hits = sum(guessed) / len(guessed) if guessed else None
         labels = sum(record.round <= number for record in self._oracle.records)
         append_round(self._out, RoundRecord(round=number, labels=labels, prequential_accuracy=hits))

@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from trainer.acquisition import explain
 from trainer.acquisition.state import PoolState
 from trainer.errors import DataError, ServiceProtocolError
 from trainer.oracle.client import LabelClient
-from trainer.records.files import replace_file
+from trainer.records.files import read_file, replace_file
 from trainer.records.run_records import QueryRecord, append_queries, read_queries
 
 _PENDING_FILE = "pending.json"
@@ -153,14 +153,10 @@ class LabelOracle:
 
     def _read_pending(self) -> _PendingBatch | None:
         path = self._out / _PENDING_FILE
-        try:
-            batch = _PendingBatch.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        damage = "is damaged; the run cannot know what it was asking, so begin a new --out"
+        batch = read_file(path, _PendingBatch.model_validate_json, damage)
+        if batch is None:
             return None
-        except (OSError, ValidationError) as error:
-            raise DataError(
-                f"{path} is damaged; the run cannot know what it was asking, so begin a new --out"
-            ) from error
         if batch.run_id != self._run_id or any(not 0 <= query.id < self._pool_size for query in batch.queries):
             raise DataError(f"{path} belongs to another run; begin a new --out")
         return batch

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.config import Profile
-from trainer.errors import DataError, RecordsUnwritable, ResumeError
+from trainer.errors import DataError, ResumeError
 from trainer.oracle.answers import DatasetInfo
 from trainer.oracle.client import LabelClient
 from trainer.records.files import OWNER_ONLY, read_file, replace_file
@@ -68,10 +68,6 @@ def begin_or_resume(out: Path, config: RunConfig, *, resume: bool) -> None:
         ResumeError: The folder holds a run and `resume` is false, or the run was begun with another configuration.
         RecordsUnwritable: The folder cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecordsUnwritable(f"the folder {out} cannot be made ({error.strerror}); choose another --out") from error
     path = out / CONFIG_FILE
     if not path.exists():
         replace_file(path, config.model_dump_json(indent=2) + "\n")

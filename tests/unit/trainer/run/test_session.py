@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.fake_label_service import TOKEN, FakeLabelService
-from trainer.errors import DataError, RecordsUnwritable, ResumeError
+from trainer.errors import DataError, ResumeError
 from trainer.images.data import ImageSet
 from trainer.oracle.client import LabelClient
 from trainer.profiles import CPU, SMOKE
@@ -100,13 +100,6 @@ def test_damaged_configuration_is_named(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"config\.json cannot be read; restore it"):
         begin_or_resume(tmp_path, CONFIG, resume=True)
     assert (tmp_path / CONFIG_FILE).read_bytes() == content
-
-
-def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    """--out below a file is one sentence."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RecordsUnwritable, match="cannot be made"):
-        begin_or_resume(tmp_path / "file/out", CONFIG, resume=False)
 
 
 def test_token_is_kept_for_the_owner_alone(client: LabelClient, tmp_path: Path) -> None:
