@@ -82,6 +82,7 @@ def test_folder_with_a_run_needs_resume(tmp_path: Path) -> None:
         ({"profile": SMOKE.model_copy(update={"pool_limit": 7})}, "profile smoke had other values of pool_limit"),
         ({"images": "b" * 64}, "images in --data aaaaaaaaaaaa, now bbbbbbbbbbbb"),
         ({"pretrained": "c" * 64}, "--pretrained none, now cccccccccccc"),
+        ({"target": 0.9}, "target none, now 0.9"),
     ],
 )
 def test_other_settings_are_refused_by_name(change: dict[str, Any], message: str, tmp_path: Path) -> None:
