@@ -8,7 +8,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -64,20 +64,6 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
         "SILENT_WAIT_S": 0,
     }.items():
         monkeypatch.setattr(transport, name, seconds)
-
-
-@pytest.fixture
-def service() -> Iterator[FakeLabelService]:
-    """A fake service that listens."""
-    with FakeLabelService() as running:
-        yield running
-
-
-@pytest.fixture
-def client(service: FakeLabelService) -> Iterator[LabelClient]:
-    """A client of it with short timeouts."""
-    with LabelClient(service.url, patience_s=PATIENCE_S) as made:
-        yield made
 
 
 def closed_port() -> int:
