@@ -39,12 +39,7 @@ Work = Callable[[RunOptions], None]
 
 
 def _command(*names: str, required: str = "") -> Callable[[Work], Work]:
-    """Make a command of a function that takes `RunOptions`.
-
-    Args:
-        names: the options that the command takes.
-        required: the one of them that must be given, by flag or by environment.
-    """
+    """Make a command of a function: the options that it takes, and the one that flag or environment must give."""
 
     def register(work: Work) -> Work:
         def command(**flags: Any) -> None:  # noqa: ANN401 - each option has its own type

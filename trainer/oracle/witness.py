@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from trainer.errors import ConfigError, LogNotProved, RequestRefused, ResumeError
 from trainer.oracle import receipts
@@ -23,6 +23,7 @@ from trainer.oracle.exchange import REFUSED_FILE, Exchange
 from trainer.oracle.log_proofs import LogKey, LogProofError, TreeHead, decode_hash, verify_consistency
 from trainer.oracle.receipts import RunTerms, require
 from trainer.records.files import read_file, replace_file
+from trainer.records.run_records import Record
 
 WITNESS_FILE = "log-witness.json"
 
@@ -30,10 +31,8 @@ WITNESS_FILE = "log-witness.json"
 AskConsistency = Callable[[int, int], Sequence[str]]
 
 
-class _WitnessFile(BaseModel):
+class _WitnessFile(Record):
     """Content of log-witness.json: the log's key, then the run's terms and the newest signed tree head."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     run: RunTerms | None = None

@@ -33,10 +33,6 @@ _Z_95 = 1.959963984540054
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """Return the 95% Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927).
 
-    Args:
-        correct: Successes, 0 to `total`.
-        total: Trials, at least 1.
-
     Raises:
         ValueError: The counts are impossible.
     """

@@ -74,17 +74,9 @@ class ActiveLoop:
     ) -> None:
         """Prepare, and load the checkpoint if there is one.
 
-        Args:
-            pool: uint8 [N, H, W], on the device to train on.
-            encoder: pretrained; fine-tuned in place.
-            profile: budgets, strategy, training.
-            oracle: asks for labels and keeps them.
-            seed: of the run.
-            identity: of data, seed, configuration and run; a checkpoint of another identity is refused.
-            out: the run's folder.
-            clock: wall time by stage.
-            metrics: training metrics.
-            target: accuracy at which to stop asking, by the run's own estimate; None asks for the whole budget.
+        The pool is uint8 [N, H, W], on the device to train on; the encoder is pretrained, and fine-tuned in place. The
+        identity is that of data, seed, configuration and run. Where the run's own estimate reaches the target, an
+        accuracy, the run stops asking.
 
         Raises:
             ResumeError: the folder's checkpoint is damaged or another run's.

@@ -28,12 +28,7 @@ _SHOWN_HEIGHT = 56
 
 
 def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequence[str]) -> Path:
-    """Write the report of a run, finished or not, and return its path.
-
-    Args:
-        out_dir: The run's folder with its records.
-        images: The pool [N, H, W], uint8; only queried rows are read.
-        class_names: Names by class number.
+    """Write the report of a run, finished or not, from its records and the pool [N, H, W], uint8; return its path.
 
     Raises:
         DataError: The records are damaged, or do not fit the images or the class names.
