@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from trainer.errors import DataError, first_mistake
 from trainer.records.files import append_lines, read_file, read_lines, replace_file
@@ -45,12 +45,6 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def _finite_or_none(value: object) -> object:
-    """Turn NaN and infinities into None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -101,7 +95,7 @@ class MetricRecord(Record):
     step: Count
     epoch: Annotated[float, Field(ge=0)]
     wall_s: Annotated[float, Field(ge=0)]
-    values: dict[str, Measured]
+    values: dict[str, float | None]
 
 
 class RoundRecord(Record):

@@ -158,13 +158,13 @@ def test_metrics_reach_the_file_and_tensorboard(tmp_path: Path) -> None:
     clock = FakeClock(100)
     with MetricWriter(tmp_path, clock) as writer:
         clock.now += 2.5
-        writer.write("pretrain", 1, 0.5, {"loss": 2.0, "rate": float("nan")})
+        writer.write("pretrain", 1, 0.5, {"loss": 2.0, "rate": float("nan"), "gap": float("-inf")})
     clock.now = 5000
     with MetricWriter(tmp_path, clock) as writer:
         clock.now += 1
         writer.write("pretrain", 2, 1, {"loss": 1.5})
     assert [(row.step, row.epoch, row.wall_s, row.values) for row in read_metrics(tmp_path)] == [
-        (1, 0.5, 2.5, {"loss": 2.0, "rate": None}),
+        (1, 0.5, 2.5, {"loss": 2.0, "rate": None, "gap": None}),
         (2, 1, 3.5, {"loss": 1.5}),
     ]
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
