@@ -16,7 +16,6 @@ from trainer.errors import CountsDisagree
 from trainer.oracle.answers import LogSummary
 from trainer.oracle.client import LabelClient
 from trainer.run import active_loop
-from trainer.run.pipeline import Pipeline
 from trainer.run.session import read_ticket
 
 pytestmark = pytest.mark.usefixtures("tiny_profiles")
@@ -50,7 +49,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--resume", "--seed", "2", "--budget", "9"], "seed 1, now 2; budget 18, now 9"),
+        (
+            ["--resume", "--seed", "2", "--budget", "9", "--strategy", "random"],
+            "seed 1, now 2; budget 18, now 9; strategy uncertain-clusters, now random",
+        ),
         ([], "already holds a run; add --resume"),
     ],
 )
@@ -69,7 +71,7 @@ def test_resume_with_other_images_is_refused(
     """Another data set of the same sizes is recognised by its content."""
     other = make_idx_dataset(tmp_path / "other", seed=1)
     assert "images in --data" in fail(79, "run", half_done, other, shared_service, "--resume")
-    assert "holds other images" in fail(65, "evaluate", half_done, other, shared_service)
+    assert "holds other images" in fail(65, "report", half_done, other, shared_service)
 
 
 DAMAGES = {
@@ -124,7 +126,7 @@ def test_finetuning_starts_from_the_weights_it_was_given(
 ) -> None:
     """From `pretrain`'s file through the command line to the student: every weight arrives, a changed one changed."""
     pretrained = tmp_path / "pretrain"
-    Pipeline(settings_for(pretrained, tiny_data, shared_service)).pretrain()
+    assert run_command("pretrain", pretrained, tiny_data, shared_service)[0] == 0
     saved = torch.load(pretrained / "encoder.pt", weights_only=True)
     name = "backbone.stem.0.weight"
     changed = {**saved, "encoder": {**saved["encoder"], name: saved["encoder"][name] + 1}}

@@ -68,8 +68,9 @@ def run_and_die(options: RunOptions, arm: Arm) -> None:
 def run_command(name: str, out: Path, data: Path, service: RunningService | str, *more: str) -> tuple[int, str, str]:
     """Run a command of the tiny profile in this process; return its exit code, its one error sentence, its output."""
     url = service if isinstance(service, str) else service.base_url
-    given = [name, "--out", str(out), "--data", str(data / "images"), "--service", url, "--patience-s", "5"]
-    given += [] if name == "evaluate" else ["--profile", "tiny", "--device", "cpu"]
+    given = [name, "--out", str(out), "--data", str(data / "images")]
+    given += ["--service", url, "--patience-s", "5"] if name in ("run", "finetune", "evaluate") else []
+    given += ["--profile", "tiny", "--device", "cpu"] if name in ("run", "finetune", "pretrain") else []
     done = CliRunner().invoke(app, [*given, *more])
     if isinstance(done.exception, Killed):
         raise done.exception
