@@ -22,12 +22,9 @@ class FeatureSpace:
     """Descriptor, pretrained features and fine-tuned features, concatenated into unit vectors."""
 
     def __init__(self, pool: Tensor, encoder: Encoder, config: GraphConfig) -> None:
-        """Fit the descriptor, and compute the pool's features that fine-tuning does not change.
+        """Fit the descriptor to the pool, uint8 [N, H, W], and compute what fine-tuning does not change.
 
-        Args:
-            pool: uint8 [N, H, W].
-            encoder: pretrained, not yet fine-tuned; its weights are copied.
-            config: dimensions and weights.
+        The pretrained encoder's weights are copied.
         """
         self.config = config
         self._descriptor = Descriptor(pool, config.descriptor_dimensions)
@@ -35,11 +32,7 @@ class FeatureSpace:
         self._fixed_pool = self._fixed(pool)
 
     def embed_pool(self, finetuned: Tensor | None) -> Tensor:
-        """Embed the pool: float32 [N, D].
-
-        Args:
-            finetuned: the fine-tuned network's embedding of it, float32 [N, E]; None while there is none.
-        """
+        """Embed the pool, float32 [N, D], with the fine-tuned network's embedding [N, E] where there is one."""
         return self._join(self._fixed_pool, finetuned)
 
     def embed(self, images: Tensor, network: Encoder | None) -> Tensor:

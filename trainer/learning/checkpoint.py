@@ -12,11 +12,7 @@ from trainer.records.files import replace_file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace a checkpoint; a kill at any moment leaves the old file or the new one.
-
-    Args:
-        path: of the file.
-        state: tensors, numbers, strings and containers of them.
+    """Replace a checkpoint of tensors, numbers and strings; a kill leaves the old file or the new one.
 
     Raises:
         RecordsUnwritable: the disk is full or read-only; the old checkpoint is untouched.

@@ -19,10 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
-    """Choose the device.
-
-    Args:
-        wanted: `auto`, or a PyTorch device such as `cpu`, `cuda` or `cuda:1`.
+    """Choose the device: `auto`, or a PyTorch device such as `cpu`, `cuda` or `cuda:1`.
 
     Raises:
         ConfigError: the device does not exist here.

@@ -10,6 +10,7 @@ The transport knows nothing of labels, and neither logs nor repeats a token.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import logging
@@ -147,10 +148,15 @@ class Transport:
             self._failing_since = now
         waited_s = now - self._failing_since
         left_s = self._patience_s - waited_s
-        if left_s <= 0 or failure.retry_after_s > left_s:
+        if left_s <= 0:
             raise ServiceUnavailable(
                 f"the label service at {self.base_url} did not answer for {waited_s:.0f} s ({failure}); "
                 "start it and go on with --resume."
+            ) from failure
+        if failure.retry_after_s > left_s:
+            raise ServiceUnavailable(
+                f"the label service at {self.base_url} asks to wait {failure.retry_after_s:.0f} s ({failure}), longer "
+                f"than the {left_s:.0f} s that are left of the patience; go on later with --resume."
             ) from failure
         pause_s = min(max(self._jitter(state), failure.retry_after_s), left_s)
         if not self._told and waited_s + pause_s >= SILENT_WAIT_S:
@@ -162,11 +168,8 @@ class Transport:
         """Send once."""
         deadline = time.monotonic() + _TIMEOUTS_OF_A_TRY * TIMEOUT_S
         try:
-            response = self._http.send(request, stream=True)
-            try:
+            with contextlib.closing(self._http.send(request, stream=True)) as response:
                 body = self._read(response, deadline, name)
-            finally:
-                response.close()
         except httpx.TimeoutException as error:
             raise _TryAgain(f"no answer within {TIMEOUT_S:g} s") from error
         except httpx.RemoteProtocolError as error:
@@ -217,10 +220,7 @@ def _accept(response: httpx.Response, body: bytes, name: str, base_url: str) -> 
         problem = None
     if status in _RETRIED_STATUSES:
         reason = f"status {status}" + (f" {problem.code}: {problem.detail}" if problem else "")
-        retry_after_s = _retry_after_s(response)
-        if retry_after_s:
-            reason = f"{reason.rstrip('.: ')}, to be asked again in {retry_after_s:.0f} s"
-        raise _TryAgain(reason.rstrip(".: "), retry_after_s=retry_after_s)
+        raise _TryAgain(reason.rstrip(".: "), retry_after_s=_retry_after_s(response))
     if problem is None:
         kind = response.headers.get("content-type", "no content type").split(";")[0]
         raise ServiceProtocolError(

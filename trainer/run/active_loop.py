@@ -74,17 +74,9 @@ class ActiveLoop:
     ) -> None:
         """Prepare, and load the checkpoint if there is one.
 
-        Args:
-            pool: uint8 [N, H, W], on the device to train on.
-            encoder: pretrained; fine-tuned in place.
-            profile: budgets, strategy, training.
-            oracle: asks for labels and keeps them.
-            seed: of the run.
-            identity: of data, seed, configuration and run; a checkpoint of another identity is refused.
-            out: the run's folder.
-            clock: wall time by stage.
-            metrics: training metrics.
-            target: accuracy at which to stop asking, by the run's own estimate; None asks for the whole budget.
+        The pool is uint8 [N, H, W], on the device to train on; the encoder is pretrained, and fine-tuned in place. The
+        identity is that of data, seed, configuration and run. Where the run's own estimate reaches the target, an
+        accuracy, the run stops asking.
 
         Raises:
             ResumeError: the folder's checkpoint is damaged or another run's.
@@ -194,7 +186,7 @@ class ActiveLoop:
         if self._round_record(number) is not None:
             return
         asked = [record for record in self._oracle.records if record.round == number]
-        guessed = [record.predicted == record.label for record in asked if record.predicted is not None]
+        guessed = [record.is_right for record in asked if record.is_right is not None]
         hits = sum(guessed) / len(guessed) if guessed else None
         labels = sum(record.round <= number for record in self._oracle.records)
         append_round(self._out, RoundRecord(round=number, labels=labels, prequential_accuracy=hits))
