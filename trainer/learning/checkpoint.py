@@ -34,7 +34,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
-    # Damaged bytes raised ten kinds of exception in the two readers, and all of them mean the same.
+    # A damaged file can raise many kinds of exception in zipfile and in torch.load; all mean that it is damaged.
     except Exception as error:
         raise ResumeError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}); remove it to redo it"

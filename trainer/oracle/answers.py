@@ -175,7 +175,7 @@ class LogKeyAnswer(Answer):
 
 
 class ConsistencyAnswer(Answer):
-    """Hashes, base64, that lead from one size of the log to another. Any roots in the answer are not trusted."""
+    """The consistency proof between two sizes of the log, as base64 hashes. Roots in the answer are ignored."""
 
     proof: tuple[str, ...]
 
@@ -218,7 +218,7 @@ def check_query(
     ids = {label.id for label in answer.labels}
     if len(answer.labels) != len(asked) or ids != set(asked):
         strange = sorted(ids ^ set(asked))[:3]
-        raise ServiceProtocolError(f"a query asked {len(asked)} ids and the answer is about others: {strange}.")
+        raise ServiceProtocolError(f"a query asked for {len(asked)} ids, and the answer has others, such as {strange}.")
     for label in answer.labels:
         if label.label >= dataset.num_classes or label.label_name != dataset.class_names[label.label]:
             raise ServiceProtocolError(

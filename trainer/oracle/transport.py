@@ -1,4 +1,4 @@
-"""Carry one request to the label service, with retries that never differ in content.
+"""Send one request to the label service; the retry policy is here, and every retry sends the same bytes.
 
 Retried: connections that are refused, cut or timed out, and the statuses 429 and 502 to 504. Every try sends the same
 bytes under the same Idempotency-Key, so a service that restarts in the middle costs a pause and not a label. Every
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 # Longest wait for a connection, and for the next bytes of an answer.
 TIMEOUT_S = 10.0
-# A service that sends a byte now and then never trips httpx's timeout, which counts from byte to byte.
+# Limit of a whole try, in timeouts. httpx's own timeout restarts with every byte, so a trickle never exceeds it.
 _TIMEOUTS_OF_A_TRY = 6
 # Upper bound of the jitter after the first failure; it doubles with each failure up to the second bound.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0

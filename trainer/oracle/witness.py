@@ -1,9 +1,10 @@
-"""The log's witness: it has every answer of the label service proved before anything learns from it.
+"""The log's witness: it verifies the proof of every answer of the label service before the trainer uses the answer.
 
-The witness holds the log's pinned key, what the opening of the run fixed (budget, commitment to the answer key), and
-the newest tree head it has seen. Each answer must bring a receipt that `receipts` accepts, for an entry younger than
-that head, under a head that is proved to grow from it. The new head is on the disk, in OUT/log-witness.json, before the
-caller sees the answer. So a log that was forked, cut or restored from a backup is refused, also after a restart.
+The witness remembers the log's public key, the terms of the run (budget, commitment to the answer key) and the newest
+signed tree head that it has seen. Each answer must come with a receipt that passes the checks of `receipts`. The
+receipt's log entry must be newer than the remembered head, and its tree head must come with a consistency proof that
+the log has only grown since. The new head is saved in OUT/log-witness.json before the caller sees the answer. So a log
+that was forked, cut or restored from a backup is refused, also after a restart.
 
 An answer that fails is kept in OUT/receipts-refused.jsonl and ends the run with `LogNotProved`.
 """

@@ -127,8 +127,8 @@ def duration(seconds: float) -> str:
 class StageClock:
     """Wall seconds by stage, added up over resumes and kept in OUT/stages.json.
 
-    A stage inside another one stops the clock of the outer one, so the seconds add up to the whole. Call `save` with
-    each checkpoint: a kill then loses the time since, as it loses the work.
+    A nested stage pauses the outer one, so the seconds add up to the total. Call `save` with each checkpoint: a kill
+    then loses the time since the checkpoint, as it loses the work since then.
     """
 
     def __init__(self, out_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
