@@ -25,7 +25,7 @@ from trainer.learning.finetune import FineTuner
 from trainer.records.progress import MetricWriter, StageClock
 from trainer.records.run_records import RoundRecord, append_round, read_rounds
 from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy
-from trainer.run.questions import LabelOracle
+from trainer.run.label_oracle import LabelOracle
 from trainer.run.steps import Ask, Estimate, Freeze, Step, Train, plan
 
 _CHECKPOINT_FILE = "finetune.pt"

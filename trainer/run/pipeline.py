@@ -24,7 +24,7 @@ from trainer.records.run_records import RunResult
 from trainer.run import session
 from trainer.run.active_loop import ActiveLoop
 from trainer.run.evaluate import freeze_predictions, predictions_path, submit
-from trainer.run.questions import LabelOracle
+from trainer.run.label_oracle import LabelOracle
 from trainer.run.report import write_report
 
 log = logging.getLogger(__name__)

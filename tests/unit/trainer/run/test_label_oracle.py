@@ -13,7 +13,7 @@ from trainer.acquisition.state import PoolState
 from trainer.errors import DataError, RequestRefused, ServiceProtocolError, TrainerError
 from trainer.oracle.client import LabelClient
 from trainer.records.run_records import QUERIES_FILE, read_queries
-from trainer.run.questions import LabelOracle
+from trainer.run.label_oracle import LabelOracle
 
 QUERY = "/v1/labels:query"
 POOL = 20
