@@ -195,7 +195,7 @@ def _check_labels(answer: KeptAnswer, commitment: str | None, pool_size: int) ->
     """
     seq = answer.receipt.index
     if commitment is None:
-        raise VerificationError(f"entry {seq}: its answer opens a commitment, and no entry binds one")
+        raise VerificationError(f"entry {seq}: its labels come with proofs, but the log commits to no labels")
     answer_root = decode_base64(commitment, "the commitment to the answer key")
     for label in answer.opened_labels:
         leaf = leaf_hash(label_leaf(label.id, label.label, label.opening.salt))

@@ -221,5 +221,5 @@ def _decode_proof(hashes: Sequence[str], what: str) -> list[bytes]:
 
 
 def _to_bytes(text: str) -> bytes:
-    # An entry is ASCII. Any other text cannot be one, but it still takes up a number.
+    # An entry is ASCII. Other text becomes an empty, invalid entry, so that those after it keep their numbers.
     return text.encode("ascii") if text.isascii() else b""
