@@ -39,6 +39,7 @@ IGNORED = {
     ),
     "`opened_at` and `sealed_at`.": r"line\.answer\.(opened|sealed)_at\b.*",
     "An earlier head that is missing.": r"bundle\.heads",
+    "Further signature lines of a signed tree head.": r"(bundle|line\.answer\.receipt)\.checkpoint\.further",
 }
 _BYTES_OF_JSON = b'"0,:[]{}\\ \n\x00\x80\xff-.eE'
 _VALUES: tuple[object, ...] = (
@@ -194,6 +195,10 @@ def _differences(place: str, before: Any, after: Any) -> set[str]:
         return found.union(*(_differences(f"{place}.{name}", before[name], after[name]) for name in shared))
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         return set().union(*(_differences(place, *pair) for pair in zip(before, after, strict=True)))
+    if isinstance(before, str) and isinstance(after, str) and (gap := before.find("\n\n")) > 0:
+        signed, lines = before[: gap + 2], before[gap + 2 :].splitlines()
+        if after.startswith(signed) and set(lines) < set(after[gap + 2 :].splitlines()):
+            return {f"{place}.further"}
     return set() if canonical_json(before) == canonical_json(after) else {place}
 
 
@@ -260,6 +265,7 @@ def _changes(rng: random.Random, parent: Any, name: Any, value: Any) -> dict[str
         # The bits that base64 does not use, before the padding.
         changes["idle bits"] = put(re.sub(r".(?==+$)", lambda last: chr(ord(last[0]) + 1), value))
         changes["the end of a line more"] = put(f"{value}\n")
+        changes["a signature more"] = put(f"{value}\N{EM DASH} witness.example AAAAAAAA\n")
     elif isinstance(value, list):
         changes["emptied"] = put([])
         changes["reversed"] = put(value[::-1])

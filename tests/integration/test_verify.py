@@ -141,7 +141,9 @@ def test_new_labels_after_the_end_are_named(case: Case) -> None:
     """A reveal after the evaluation and the seal breaks the rules, even if it is signed."""
     source = json.loads(next(entry for entry in case.evidence.entries if '"ids":[4,5,6]' in entry))
     late = canonical_json(source | {"seq": LAST + 1, "ids": [8], "charged": 1, "spent": 7}).decode()
-    with pytest.raises(VerificationError, match=rf"^entry {LAST + 1}: it reveals new labels to an evaluated or sealed run"):
+    with pytest.raises(
+        VerificationError, match=rf"^entry {LAST + 1}: it reveals new labels to an evaluated or sealed run"
+    ):
         verify(case.forge([*case.evidence.entries, late], signed=True), case.key)
 
 
