@@ -61,7 +61,6 @@ class RunAccount:
         evaluations_allowed: evaluations that it may make.
         evaluation_budgets: points of its learning curve, declared when it was opened.
         labels: ids of the labels revealed to it.
-        charges: the ids that an entry charged to it, by the count of labels charged to it by then.
         replays: entries that charged nothing because the run had the labels already.
         refusals: entries that refused something.
         results: the detail of each evaluation made.
@@ -73,7 +72,6 @@ class RunAccount:
     evaluations_allowed: int
     evaluation_budgets: tuple[int, ...] = ()
     labels: set[int] = field(default_factory=set)
-    charges: dict[int, frozenset[int]] = field(default_factory=dict)
     replays: int = 0
     refusals: int = 0
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -242,8 +240,6 @@ def _add_labels(run: RunAccount, entry: dict[str, Any]) -> None:
     _require(entry["outcome"] != "revealed" or bool(new), "it reveals nothing new")
     _require(not new or not (run.sealed or run.evaluations), "it reveals new labels to an evaluated or sealed run")
     run.labels |= new
-    if new:
-        run.charges[run.queries] = frozenset(new)
     _require(spent == run.queries, f"it says {spent} spent, and the entries make {run.queries}")
     _require(not new or run.queries <= run.budget, "it reveals more than the run's budget")
 

@@ -5,7 +5,7 @@ follows from the log is compared. `docs/verifying.md` lists the fields that are 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,36 @@ def read_receipts(path: Path) -> list[KeptAnswer]:
     return kept
 
 
-def check_answer(answer: KeptAnswer, entry: Mapping[str, Any], account: Account, pool_size: int) -> set[int]:
+Charges = Mapping[int, frozenset[int]]
+
+
+def find_charges(entries: Iterable[bytes], runs: Container[str]) -> dict[str, Charges]:
+    """Find the ids that each entry charged to its run, by the count of labels charged to the run by then.
+
+    Args:
+        entries: of an audited log.
+        runs: the ids of the runs to look at.
+    """
+    charges: dict[str, dict[int, frozenset[int]]] = {}
+    revealed: dict[str, set[int]] = {}
+    for data in entries:
+        if b'"outcome":"revealed"' in data and (entry := json.loads(data))["run"] in runs:
+            known = revealed.setdefault(entry["run"], set())
+            charges.setdefault(entry["run"], {})[entry["spent"]] = frozenset(entry["ids"]) - known
+            known.update(entry["ids"])
+    return dict(charges)
+
+
+def check_answer(
+    answer: KeptAnswer, entry: Mapping[str, Any], account: Account, charges: Charges, pool_size: int
+) -> set[int]:
     """Compare an answer with its entry, and open the commitment for its labels.
 
     Args:
         answer: the answer.
         entry: its entry, which is in the audited log.
         account: what the log adds up to.
+        charges: of the entry's run.
         pool_size: leaves of the answer key.
 
     Returns:
@@ -96,7 +119,7 @@ def check_answer(answer: KeptAnswer, entry: Mapping[str, Any], account: Account,
     """
     run = account.runs[entry["run"]]
     if entry["op"] == "query":
-        _check_query(answer, entry, run)
+        _check_query(answer, entry, charges)
         _check_labels(answer, account.label_commitment, pool_size)
     elif answer.opened_labels:
         raise VerificationError(f"entry {entry['seq']}: its answer has labels, and it reveals none")
@@ -112,7 +135,7 @@ def check_answer(answer: KeptAnswer, entry: Mapping[str, Any], account: Account,
     return {label.id for label in answer.opened_labels}
 
 
-def _check_query(answer: KeptAnswer, entry: Mapping[str, Any], run: RunAccount) -> None:
+def _check_query(answer: KeptAnswer, entry: Mapping[str, Any], charges: Charges) -> None:
     """Check that the labels of an answer are those its entry names and charges for."""
     labels, seq = answer.opened_labels, entry["seq"]
     if entry["outcome"] not in ("revealed", "replayed") or not labels:
@@ -124,7 +147,7 @@ def _check_query(answer: KeptAnswer, entry: Mapping[str, Any], run: RunAccount) 
     queries = (answer.model_extra or {}).get("queries")
     charged = marked
     if marked or entry["charged"]:
-        charged = run.charges.get(queries, frozenset()) if type(queries) is int else frozenset()
+        charged = charges.get(queries, frozenset()) if type(queries) is int else frozenset()
     told: object = len(marked) if answer.labels is not None else bool(marked)
     if marked != charged or not _is_same(answer.charged, told):
         raise VerificationError(f"entry {seq}: its answer has another charged than the log")

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from label_service.log.account import EntryError, RunAccount, audit
 from label_service.log.evidence import EarlierHead, Evidence, Receipt
-from label_service.log.kept_answers import KeptAnswer, check_answer, parse_json
+from label_service.log.kept_answers import KeptAnswer, check_answer, find_charges, parse_json
 from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash, verify_inclusion
 from label_service.log.signed_note import Verifier, decode_base64
 from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead, head_text
@@ -90,10 +90,12 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
         raise VerificationError(
             f"the bundle says that the pool has {evidence.pool_size} labels, and the log says {account.pool_size}"
         )
+    kept_entries = [json.loads(comparison.entries[answer.receipt.index]) for answer in answers]
+    charges = find_charges(comparison.entries, {entry["run"] for entry in kept_entries})
     opened: dict[str, set[int]] = {}
-    for answer in answers:
-        entry = json.loads(comparison.entries[answer.receipt.index])
-        opened.setdefault(entry["run"], set()).update(check_answer(answer, entry, account, evidence.pool_size))
+    for answer, entry in zip(answers, kept_entries, strict=True):
+        ids = check_answer(answer, entry, account, charges.get(entry["run"], {}), evidence.pool_size)
+        opened.setdefault(entry["run"], set()).update(ids)
     return Verdict(
         entries=len(comparison.entries),
         runs=account.runs,
