@@ -63,6 +63,8 @@ def test_pages_are_the_evidence_of_one_head(running: RunningService, limit: int)
     assert (verdict.entries, verdict.signed_pool_size, len(whole["heads"])) == (10, True, 9)
     size = int(running.client.get("/v1/log/checkpoint").text.split("\n")[1])
     assert size > 10
+    at_once = running.client.get("/v1/log/evidence", params={"size": 10}).json()
+    assert at_once.pop("next") is None and at_once == whole
     later = {"size": size + 1, "limit": 5}
     assert running.client.get("/v1/log/evidence", params=later).json()["code"] == "not-signed"
 

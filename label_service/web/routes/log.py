@@ -58,24 +58,24 @@ def export_log(service: Service) -> StreamingResponse:
 @router.get("/evidence", response_model=EvidencePage, responses=problems("log-not-writable", "not-signed"))
 async def read_evidence(
     service: Service,
-    limit: Annotated[int | None, Query(ge=1, le=MAX_PAGE, description="Most entries of a page; none: all.")] = None,
-    after: Annotated[int, Query(ge=-1, le=MAX_SEQ, description="With `limit`: entries with a larger number.")] = -1,
-    size: Annotated[int | None, Query(ge=1, le=MAX_SEQ, description="With `limit`: entries under the head.")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=MAX_PAGE, description="Most entries of a page; default 1,000.")] = None,
+    after: Annotated[int, Query(ge=-1, le=MAX_SEQ, description="A page: only larger numbers.")] = -1,
+    size: Annotated[int | None, Query(ge=1, le=MAX_SEQ, description="A page: entries under this head.")] = None,
 ) -> Response:
     """Answer the log under a signed head: what `verify` reads. Nothing is logged.
 
-    Without `limit` it is the whole log under its newest head, as a stream. With `limit` it is a page; the size of the
+    Without a parameter it is the whole log under its newest head, as a stream. With any it is a page; the size of the
     first page's head, given with the next ones, keeps them at one head while the log grows.
     """
     if size is None:
         await service.catch_up()
     else:
         await service.cover(size)
-    if limit is None:
+    if (limit, after, size) == (None, -1, None):
         return StreamingResponse(service.evidence(), media_type="application/json", headers=NO_STORE)
     with _signed_only():
         head = service.log.head if size is None else service.log.head_over(size)
-    page = await run_in_threadpool(service.evidence_page, head, min(after + 1, head.size), limit)
+    page = await run_in_threadpool(service.evidence_page, head, min(after + 1, head.size), limit or MAX_PAGE)
     return Response(page.model_dump_json(), media_type="application/json", headers=NO_STORE)
 
 
