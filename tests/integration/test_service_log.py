@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from label_service.errors import all_problems
 from label_service.log.entries import canonical_json
 from label_service.settings import Settings
 from tests.support.datasets import make_idx_dataset
-from tests.support.services import RunningService, run_service
+from tests.support.services import RunningService, run_service, wait_until
 
 pytestmark = pytest.mark.every_database
 
@@ -23,14 +22,6 @@ ENTRY_FIELDS = {
     "v", "seq", "ts", "log_id", "run", "op", "ids", "outcome", "charged", "spent", "budget", "request_id",
     "label_commitment",
 }  # fmt: skip
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Wait until a condition holds; fail if it never does."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.01)
 
 
 def access_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -205,7 +196,7 @@ def test_metrics_count_what_happened(start_service: Callable[..., RunningService
     running.client.get("/label/1")
     running.client.get("/label/1")
     running.client.get("/label/xyz")
-    wait_for(lambda: 'status="422"} 1.0' in running.client.get("/metrics").text)
+    wait_until(lambda: 'status="422"} 1.0' in running.client.get("/metrics").text)
     text = running.client.get("/metrics").text
     for line in (
         "labelmeter_labels_charged_total 1.0",
@@ -229,7 +220,7 @@ def test_access_log_has_one_line_a_request_and_no_token(
         running.client.get("/label/1?secret=1", headers=token)
         running.client.get("/label/%0a%0dforged")
         # The service writes the line after the answer has left, so the client may be faster.
-        wait_for(lambda: len(access_lines(caplog)) == 2)
+        wait_until(lambda: len(access_lines(caplog)) == 2)
     lines = access_lines(caplog)
     assert len(lines) == 2
     assert '"GET /label/1" 200' in lines[0] and f"run={run_id} " in lines[0]

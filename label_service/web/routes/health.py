@@ -18,7 +18,7 @@ async def live() -> HealthAnswer:
     return HealthAnswer()
 
 
-@router.get("/readyz", responses=problems(LogNotWritable))
+@router.get("/readyz", responses=problems("log-not-writable"))
 async def ready(service: Service) -> HealthAnswer:
     """Answer 200 if a log entry could be written now (tried by writing), else 503."""
     if not await service.ready():
