@@ -153,16 +153,9 @@ class Writer:
         while jobs:
             started_s, written = time.monotonic(), False
             try:
-                with self._engine.connect() as connection, connection.begin():
-                    self._log.catch_up(connection)
-                    unit = UnitOfWork(connection)
+                with UnitOfWork.begin(self._engine, self._log) as unit:
                     for job in jobs:
                         _run(job, unit)
-                    unit.flush()
-                    self._log.store_head(connection)
-                    new = self._log.new_entries(connection)
-                # One signature for the whole group: after the commit, before the first answer.
-                self._log.grow(new)
                 written = True
             except _JobFault as fault:
                 # The transaction was rolled back. A savepoint for each job would spare the others their second run, but

@@ -21,7 +21,7 @@ from label_service.log.entries import canonical_json
 from label_service.service import begin_log
 from label_service.settings import Settings
 from label_service.store import tables
-from label_service.store.sqlite import open_writing_engine
+from label_service.store.backends import find_database
 from tests.support.datasets import make_idx_dataset, read_pool_labels, read_test_labels
 
 POOL, TEST, CLASSES = 12, 6, 3
@@ -43,9 +43,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="ledger-machine-"))
         data = make_idx_dataset(self.folder / "data", pool=POOL, test=TEST, classes=CLASSES, side=4)
         self.pool_labels, self.test_labels = read_pool_labels(data), read_test_labels(data)
-        self.engine = open_writing_engine(self.folder / "labels.sqlite3", 0.1)
-        settings = Settings(data=data, other_data=True, guest_budget=GUEST_BUDGET, total_budget=TOTAL_BUDGET)
-        _, self.rules = begin_log(self.engine, settings)
+        url = f"sqlite:///{self.folder / 'service' / 'labels.sqlite3'}"
+        (self.folder / "service").mkdir()
+        settings = Settings(
+            data=data, other_data=True, database_url=url, guest_budget=GUEST_BUDGET, total_budget=TOTAL_BUDGET
+        )
+        database = find_database(settings)
+        self.engine = database.open_writing_engine()
+        _, self.rules, self.log = begin_log(self.engine, settings, database)
         self.budget = {GUEST: GUEST_BUDGET}
         self.has: dict[str, set[int]] = {GUEST: set()}
         self.evaluated: dict[str, int] = {GUEST: 0}
@@ -63,7 +68,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=opened, budget=st.integers(0, 8))
     def open_run(self, budget: int) -> str:
         """A fresh run has nothing."""
-        with UnitOfWork.begin(self.engine) as unit:
+        with UnitOfWork.begin(self.engine, self.log) as unit:
             run = runs.open_run(unit, self.rules, "req", name="r", budget=budget).run_id
         self.budget[run], self.has[run], self.evaluated[run] = budget, set(), 0
         self.entries += 1
@@ -73,7 +78,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def ask(self, run: str, asked: list[int], key: str | None) -> None:
         """Reveal, replay or refuse, as the rules say; never anything in between."""
         request = ledger.Request(run, "req", key)
-        with UnitOfWork.begin(self.engine) as unit:
+        with UnitOfWork.begin(self.engine, self.log) as unit:
             answer = ledger.reveal(unit, self.rules, request, asked)
         distinct = list(dict.fromkeys(asked))
         kept = self.answers.get((run, key)) if key else None
@@ -115,7 +120,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def evaluate(self, run: str, guess: int, key: str | None) -> None:
         """One evaluation a run, none for the guest, the same answer under the same key."""
         request = ledger.Request(run, "req", key)
-        with UnitOfWork.begin(self.engine) as unit:
+        with UnitOfWork.begin(self.engine, self.log) as unit:
             answer = ledger.evaluate(unit, self.rules, request, [guess] * TEST, None)
         kept = self.answers.get((run, key)) if key else None
         if kept is not None and kept[0] != guess:
@@ -141,7 +146,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """A seal is logged once."""
         if run == GUEST:  # the routes refuse this before the ledger is asked
             return
-        with UnitOfWork.begin(self.engine) as unit:
+        with UnitOfWork.begin(self.engine, self.log) as unit:
             entry = ledger.seal(unit, self.rules, ledger.Request(run, "req"))
         assert (json.loads(entry.data)["run"], json.loads(entry.data)["op"]) == (run, "run-sealed")
         assert (entry.seq == self.entries) == (run not in self.sealed)
