@@ -52,7 +52,7 @@ class DatasetInfo(BaseModel, frozen=True):
         description="SHA-256 of `A\\nB\\n`, A and B the SHA-256 (hex) of the unpacked training and test image files; "
         "null if the service does not know them."
     )
-    # Of the log that began with this seeding. Answers about the log have it, those about the data set do not.
+    # The id of the log that began with this seeding. It is left out of answers about the data set.
     log_id: str = Field(exclude=True)
 
 

@@ -140,7 +140,7 @@ class UnitOfWork:
         return self.log.account.evaluations + self._evaluated_now
 
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-        """Return the labels of ids, and for those that the run has already the number of the entry that charged it.
+        """Return the label of each id, and for ids that the run has already, the entry that charged each of them.
 
         Raises:
             LogChanged: by the log, the run has not the labels that it has by the table.

@@ -237,7 +237,7 @@ class SignedLog:
         if remembered.size > self._tree.size:
             raise DatabaseRefused(
                 f"The database has {self._tree.size} log entries and a head over {remembered.size} was signed: it is "
-                "older than the log it continues, such as a backup put back; restore the newer one."
+                "older than the log it continues. If a backup was restored, put the newest database back."
             )
         if self._tree.root(remembered.size) != remembered.root:
             raise DatabaseRefused(
@@ -257,7 +257,7 @@ def _data(row: Row[Any]) -> bytes:
 
 
 def _load_key(path: Path, log_id: str, may_make: bool) -> SigningKey:
-    """Read the log's signing key. For a log without entries, make it (mode 0600).
+    """Read the log's signing key. If it is missing and may be made, make it (mode 0600).
 
     Raises:
         DatabaseRefused: the key cannot be read or written, belongs to another log, or is missing and may not be made.
@@ -280,7 +280,7 @@ def _load_key(path: Path, log_id: str, may_make: bool) -> SigningKey:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DatabaseRefused(f"The log's signing key {path} cannot be used ({reason}).") from error
     if key.name != origin:
-        raise DatabaseRefused(f"{path} is the key of {key.name}, and the database holds {origin}; they must belong.")
+        raise DatabaseRefused(f"{path} is the key of {key.name}, the database is {origin}; they must belong together.")
     return key
 
 

@@ -195,8 +195,8 @@ def find_database(settings: Settings) -> Database:
         )
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         raise DatabaseRefused(
-            f"The database {url.render_as_string()} is not an SQLite file, and the log needs one; "
-            "write it like sqlite:///data/labels.sqlite3."
+            f"The database {url.render_as_string()} is not an SQLite file and not a PostgreSQL database; "
+            "write it like sqlite:///data/labels.sqlite3 or postgresql+psycopg://user@host/database."
         )
     if settings.workers > 1:
         raise DatabaseRefused(

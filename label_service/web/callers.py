@@ -61,7 +61,7 @@ async def caller(request: Request, service: Service) -> str:
     stored = await service.token_hash(run_id)
     if stored is None or not matches(token, stored):
         raise errors.InvalidToken(
-            "No run has this token; send the token that opening the run answered, or none at all."
+            "No run has this token; send the one you got when the run was opened, or none at all."
         )
     request.state.run_id = run_id
     return run_id
@@ -83,7 +83,7 @@ def find_run(service: LabelService, run_id: str) -> RunInfo:
 
 
 def own_run(service: Service, run_id: str, caller_id: Caller) -> str:
-    """Return the run of the path, after making sure that the caller is it.
+    """Return the run in the path, after checking that the caller sent the token of this run.
 
     Raises:
         UnknownRun: no run has this id.

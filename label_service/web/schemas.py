@@ -1,4 +1,4 @@
-"""Request and response models: the HTTP contract. Requests forbid what they do not know.
+"""Request and response models: the HTTP contract. A request with an unknown field is refused.
 
 Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that a query
 for an id outside the data set gets a logged 404; SQLite never sees such an id. Where an answer is a fact of the log,

@@ -159,6 +159,29 @@ def test_bad_predictions_are_422_and_use_no_evaluation(
     assert shared_service.client.get(f"/v1/runs/{run_id}").json()["evaluations_used"] == 0
 
 
+def test_a_key_answers_as_the_first_time_and_stands_for_one_request(running: RunningService) -> None:
+    """A batch repeated under its key answers what was charged then, is logged as replayed, and costs nothing."""
+    _, token = running.open_run(budget=5)
+
+    def ask(ids: list[int], key: str) -> dict[str, Any]:
+        headers = {**token, "Idempotency-Key": key}
+        answer: dict[str, Any] = running.client.post("/v1/labels:query", json={"ids": ids}, headers=headers).json()
+        return answer
+
+    running.client.get("/label/1", headers=token)
+    first = ask([1, 2, 3], "k")
+    running.client.get("/label/4", headers=token)
+    second = ask([1, 2, 3], "k")
+    assert second.pop("replayed") and not first.pop("replayed")
+    outcomes = [json.loads(answer.pop("receipt")["entry"])["outcome"] for answer in (first, second)]
+    assert first == second and outcomes == ["revealed", "replayed"]
+    assert (first["charged"], first["queries"], running.entries()[-1]["spent"]) == (2, 3, 4)
+    assert ask([2], "k")["code"] == "idempotency-key-reused"
+    # A refusal binds no key: its request is decided again.
+    assert [ask([5, 6], "refused")["code"] for _ in range(2)] == ["label-budget-exhausted"] * 2
+    assert ask([5], "refused")["charged"] == 1
+
+
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "é".encode().decode("latin-1")])
 def test_malformed_idempotency_key_is_422(shared_service: RunningService, key: str) -> None:
     """A key is printable ASCII, 1 to 255 characters."""
@@ -208,15 +231,17 @@ def test_requests_under_one_key_that_arrive_together_get_one_answer(
 
 
 def test_operators_limits_hold_for_runs(start_service: Callable[..., RunningService]) -> None:
-    """The operator limits a run's budget, a run's evaluations, and the evaluations of all runs."""
-    running = start_service(max_run_budget=5, max_evaluations=2, total_evaluations=1)
+    """The operator limits a run's budget and evaluations, and the labels and evaluations of all runs."""
+    running = start_service(max_run_budget=5, max_evaluations=2, total_evaluations=1, total_budget=2)
     post = running.client.post
     assert post("/v1/runs", json={"name": "x", "budget": 6}).json()["code"] == "run-budget-too-large"
     declared = {"name": "x", "budget": 5, "evaluation_budgets": [1, 2, 3]}
     assert post("/v1/runs", json=declared).json()["code"] == "too-many-evaluations"
     answers = []
-    for _ in range(2):
+    for label_id, code in ((1, None), (2, "total-budget-exhausted")):
         run_id, token = running.open_run(budget=5)
+        batch = post("/v1/labels:query", json={"ids": [label_id, 3]}, headers=token)
+        assert batch.json().get("code") == code
         answers.append(post(f"/v1/runs/{run_id}/evaluations", json={"predictions": [0] * 50}, headers=token))
     assert [answer.status_code for answer in answers] == [200, 403]
     assert answers[1].json()["code"] == "evaluations-exhausted"

@@ -37,11 +37,23 @@ def head_of(running: RunningService) -> TreeHead:
     return TreeHead.open(running.client.get("/v1/log/checkpoint").text, verifier_of(running))
 
 
+def decoded(hashes: list[str]) -> list[bytes]:
+    """Decode the hashes of a proof."""
+    return [base64.b64decode(text) for text in hashes]
+
+
+def require_growth(running: RunningService, older: TreeHead, newer: TreeHead) -> None:
+    """Verify the service's proof that one head grew from another."""
+    query = {"first": older.size, "second": newer.size}
+    answer = running.client.get("/v1/log/proof/consistency", params=query).json()
+    verify_consistency(older.size, newer.size, older.root, newer.root, decoded(answer["proof"]))
+
+
 def check_receipt(running: RunningService, receipt: dict[str, Any]) -> dict[str, Any]:
     """Verify a receipt as an outsider would and return its entry."""
     head = TreeHead.open(receipt["checkpoint"], verifier_of(running))
-    proof = [base64.b64decode(node) for node in receipt["inclusion_proof"]]
-    verify_inclusion(leaf_hash(receipt["entry"].encode()), receipt["index"], head.size, proof, head.root)
+    leaf, proof = leaf_hash(receipt["entry"].encode()), decoded(receipt["inclusion_proof"])
+    verify_inclusion(leaf, receipt["index"], head.size, proof, head.root)
     entry: dict[str, Any] = json.loads(receipt["entry"])
     assert entry["seq"] == receipt["index"]
     return entry
@@ -79,9 +91,7 @@ def test_receipts_of_many_clients_at_once_hold_and_their_heads_are_one_history(r
     heads = sorted({TreeHead.open(receipt["checkpoint"], verifier) for receipt in receipts}, key=lambda head: head.size)
     assert len({head.size for head in heads}) == len(heads)
     for older, newer in pairwise(heads):
-        answer = running.client.get("/v1/log/proof/consistency", params={"first": older.size, "second": newer.size})
-        proof = [base64.b64decode(node) for node in answer.json()["proof"]]
-        verify_consistency(older.size, newer.size, older.root, newer.root, proof)
+        require_growth(running, older, newer)
 
 
 def test_any_entry_is_proved_at_any_signed_size(running: RunningService) -> None:
@@ -93,9 +103,8 @@ def test_any_entry_is_proved_at_any_signed_size(running: RunningService) -> None
     for size in range(1, len(leaves) + 1):
         for index in range(size):
             answer = running.client.get("/v1/log/proof/inclusion", params={"index": index, "size": size}).json()
-            proof = [base64.b64decode(node) for node in answer["proof"]]
             assert base64.b64decode(answer["root"]) == tree.root(size)
-            verify_inclusion(leaves[index], index, size, proof, tree.root(size))
+            verify_inclusion(leaves[index], index, size, decoded(answer["proof"]), tree.root(size))
 
 
 @pytest.mark.parametrize(
@@ -127,10 +136,7 @@ def test_the_key_is_made_once_and_is_its_owner_s(service_settings: Make, tmp_pat
     with run_service(settings) as running:
         running.client.get("/label/2")
         assert verifier_of(running) == key
-        after = head_of(running)
-        answer = running.client.get("/v1/log/proof/consistency", params={"first": before.size, "second": after.size})
-    proof = [base64.b64decode(node) for node in answer.json()["proof"]]
-    verify_consistency(before.size, after.size, before.root, after.root, proof)
+        require_growth(running, before, head_of(running))
     (file,) = tmp_path.glob("*.key")
     assert file.stat().st_mode & 0o777 == 0o600
 
@@ -200,7 +206,7 @@ def test_another_key_is_refused(service_settings: Make, tmp_path: Path) -> None:
     with run_service(settings) as running:
         name = verifier_of(running).name
     (key,) = tmp_path.glob("*.key")
-    for swapped, sentence in [(name, "if the key was replaced, so was the log"), ("other/log", "they must belong")]:
+    for swapped, sentence in [(name, "put back the key that this log began with"), ("other/log", "they must belong")]:
         key.unlink()
         SigningKey.generate(swapped).save(key)
         with pytest.raises(DatabaseRefused, match=sentence):
@@ -255,8 +261,7 @@ def opened_under(answer: dict[str, Any], label: dict[str, Any], pool_size: int) 
     """Check a label's opening against the commitment in the entry of its answer."""
     commitment = base64.b64decode(json.loads(answer["receipt"]["entry"])["label_commitment"])
     opened = canonical_json({"id": label["id"], "label": label["label"], "salt": label["opening"]["salt"]})
-    proof = [base64.b64decode(node) for node in label["opening"]["proof"]]
-    verify_inclusion(leaf_hash(opened), label["id"], pool_size, proof, commitment)
+    verify_inclusion(leaf_hash(opened), label["id"], pool_size, decoded(label["opening"]["proof"]), commitment)
 
 
 def test_every_label_opens_a_commitment_made_before_the_first_query(running: RunningService) -> None:

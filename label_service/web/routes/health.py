@@ -14,7 +14,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", responses=problems())
 async def live() -> HealthAnswer:
-    """Answer as long as the process does."""
+    """Return 200 as long as the process runs."""
     return HealthAnswer()
 
 

@@ -22,7 +22,7 @@ from label_service.web.schemas import (
 
 
 class _RunIdConvertor(StringConvertor):
-    """A run's id in a path: no colon, or `/v1/runs/ID:seal` would be a run of that name to the routes without one."""
+    """A run id in a path has no colon; otherwise `/v1/runs/ID:seal` would be read as the run `ID:seal`."""
 
     regex = "[^/:]+"
 
@@ -68,7 +68,7 @@ def read_run(run_id: str, service: Service) -> RunInfo:
 
 @router.post("/{run_id:run_id}:seal", responses=problems(*_OF_OWN_RUN))
 async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSealedAnswer:
-    """End a run for good. Sealing it again answers the same and logs nothing."""
+    """End a run for good. Sealing it again returns the first entry and logs nothing."""
     if run_id == GUEST:
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
     entry = await service.seal(ledger_request(request, run_id))
