@@ -251,6 +251,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         stack.enter_context(database.hold())
         engine = database.open_writing_engine()
         stack.callback(engine.dispose)
+        stack.callback(database.finish, engine)
         version = database.version()
         try:
             dataset, rules, log = begin_log(engine, settings, database)

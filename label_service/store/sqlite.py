@@ -7,6 +7,7 @@ with `mode=ro`, so it can neither write nor checkpoint.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -17,9 +18,12 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from label_service.errors import DatabaseRefused
+from label_service.errors import DatabaseRefused, LogChanged
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -75,6 +79,26 @@ def open_writing_engine(path: Path, busy_timeout_s: float) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def checkpoint(engine: Engine) -> None:
+    """Move all that the write-ahead log holds into the database file, and empty the log.
+
+    Args:
+        engine: the writing one; nothing else of this process may be reading.
+    """
+    try:
+        # Outside a transaction, in which SQLite refuses a checkpoint.
+        connection = engine.raw_connection()
+        try:
+            busy, *_ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            connection.close()
+    except (sqlite3.Error, SQLAlchemyError, LogChanged) as error:
+        logger.error("%s keeps a write-ahead log beside it: %s", engine.url.database, error)
+    else:
+        if busy:
+            logger.warning("%s keeps a write-ahead log beside it: another program reads it", engine.url.database)
 
 
 def open_reading_engine(path: Path) -> Engine:
