@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from label_service.errors import LogChanged, LogNotWritable
+from label_service.errors import FileReplaced, LogChanged, LogNotWritable
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.entries import now
 from label_service.log.signed_log import SignedLog
@@ -175,8 +175,10 @@ class Writer:
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
         reason = getattr(error, "orig", None) or error
         logger.error("log not writable, %d request(s) refused: %s: %s", len(jobs), type(reason).__name__, reason)
-        # A connection whose write has failed is not used again; the next transaction opens a new one.
-        self._engine.dispose()
+        # A connection whose write has failed is not used again; the next transaction opens a new one. But a file that
+        # was deleted or replaced is kept open: as long as it is, the operator can put it back.
+        if not isinstance(error, FileReplaced):
+            self._engine.dispose()
         self._log.recheck()
         for job in jobs:
             job.future.set_exception(

@@ -242,3 +242,24 @@ def test_sigterm_while_a_log_opens_ends_without_a_trace(tmp_path: Path, tiny_dat
         process.stderr.readline()
         process.terminate()
         assert (process.wait(30), "Traceback" in process.stderr.read()) == (0, False)
+
+
+@pytest.mark.parametrize("lost", ["labels.sqlite3", "labels.sqlite3-wal"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_deleted_or_replaced_while_the_service_runs_takes_no_charge(
+    running: RunningService, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str, replace: bool
+) -> None:
+    """SQLite would go on writing to the old file; the service refuses until the old file is back."""
+    assert running.client.get("/label/1").status_code == 200
+    path, aside = tmp_path / lost, tmp_path / "aside"
+    path.rename(aside)
+    if replace:
+        shutil.copy(aside, path)
+    for _ in range(2):
+        answer = running.client.get("/label/2")
+        assert (answer.status_code, answer.json()["code"]) == (503, "log-not-writable")
+    assert running.client.get("/readyz").status_code == 503
+    assert "is not the file that was opened" in caplog.text
+    aside.rename(path)
+    answer = running.client.get("/label/2")
+    assert (answer.status_code, answer.json()["queries"]) == (200, 2)
