@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, update
 
-from label_service.errors import LogChanged
+from label_service.errors import LabelServiceError, LogChanged
 from label_service.ledger.limits import RunState
 from label_service.log.signed_log import SignedLog
 from label_service.store import tables
@@ -52,6 +52,10 @@ _CHARGE = (
 )
 
 
+class OutcomeUnknown(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
+    """Raised when a transaction may be in the log and could not be finished, so nothing of it may be answered."""
+
+
 class UnitOfWork:
     """One transaction of the writer (M. Fowler, "Patterns of Enterprise Application Architecture", 2002)."""
 
@@ -83,17 +87,25 @@ class UnitOfWork:
 
         Raises:
             LogChanged: the database does not hold what was signed, or somebody else has written to it.
-            OSError: the transaction is committed, and its head cannot be remembered.
+            OSError: the head could not be remembered, so nothing is committed.
+            OutcomeUnknown: the commit, or what follows it, has failed.
         """
-        with engine.begin() as connection:
-            log.catch_up(connection)
-            unit = cls(connection, log)
-            yield unit
-            unit.flush()
-            log.store_head(connection)
-            new = log.new_entries(connection)
-        # One signature for the whole transaction: after the commit, before the first answer.
-        log.grow(new)
+        finished = False
+        try:
+            with engine.begin() as connection:
+                log.catch_up(connection)
+                unit = cls(connection, log)
+                yield unit
+                unit.flush()
+                log.store_head(connection)
+                new = log.new_entries(connection)
+                finished = True
+            # One signature for the whole transaction: after the commit, before the first answer.
+            log.grow(new)
+        except Exception as error:
+            if finished:
+                raise OutcomeUnknown(str(error)) from error
+            raise
 
     @property
     def connection(self) -> Connection:

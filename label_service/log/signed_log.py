@@ -198,7 +198,12 @@ class SignedLog:
 
         A head is signed after its own commit, so it cannot be stored in that one. Nothing is lost if the process ends
         in between, because the same head can be signed again.
+
+        Raises:
+            OSError: the head after this commit could not be remembered.
         """
+        # Before the commit, so that a full disk refuses the commit and not the head after it.
+        self._heads.reserve()
         size = self.head.size
         if size == self._stored_size:
             return
