@@ -291,6 +291,7 @@ def begin_log(engine: Engine, settings: Settings, database: Database) -> tuple[D
     rules = Rules(dataset.log_id, key, dataset.pool_size, settings.total_budget, settings.total_evaluations)
     keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
     log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared)
+    log.require_answer_key(key)
     try:
         with UnitOfWork.begin(engine, log) as unit:
             runs.set_guest_budget(unit, rules, settings.guest_budget)

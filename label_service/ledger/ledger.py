@@ -166,8 +166,7 @@ def evaluate(
         number, correct, total = made["evaluation"], made["correct"], made["total"]
         entry = append(unit, rules, run, request.request_id, "evaluation", "replayed")
     else:
-        labels = select(tables.test_labels.c.label).order_by(tables.test_labels.c.id)
-        truth = unit.connection.execute(labels).scalars().all()
+        truth = rules.answer_key.read_test_labels(unit.connection)
         correct = sum(guess == label for guess, label in zip(predictions, truth, strict=True))
         number, total = run.evaluations_used + 1, len(truth)
         detail = {

@@ -113,5 +113,10 @@ def _open(
             opened_at=now(),
         )
     )
-    detail = {"name": name, "evaluation_budgets": declared, "evaluations_allowed": run.evaluations_allowed}
+    detail = {
+        "name": name,
+        "evaluation_budgets": declared,
+        "evaluations_allowed": run.evaluations_allowed,
+        "test_commitment": rules.answer_key.test_commitment,
+    }
     return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail, bound_sha256=token_sha256)

@@ -91,6 +91,8 @@ class Account:
         log_id: the id of the log.
         label_commitment: root of the answer key that the entries name, base64; None if no entry does.
         uncommitted: number of entries before the first that names it.
+        test_commitment: commitment to the test labels and the names of the classes that every opening names, base64;
+            None in a log that was begun before there was one.
         entries: number of entries.
         labels: ids of the labels revealed to anybody.
         queries: labels charged to all runs together.
@@ -101,6 +103,7 @@ class Account:
     runs: dict[str, RunAccount] = field(default_factory=dict)
     label_commitment: str | None = None
     uncommitted: int = 0
+    test_commitment: str | None = None
     entries: int = 0
     labels: set[int] = field(default_factory=set)
     queries: int = 0
@@ -123,6 +126,10 @@ class Account:
             _require(entry["log_id"] == self.log_id, "it is of another log")
             commitment, known = entry.get("label_commitment"), self.label_commitment
             _require(known is None or commitment == known, "it binds another answer key")
+            if entry["op"] == "run-opened":
+                named = entry["detail"].get("test_commitment")
+                _require(not self.runs or named == self.test_commitment, "it binds other test labels or class names")
+                self.test_commitment = named
             new = _add(self.runs, entry)
         except _Invalid as invalid:
             raise EntryError(self.entries, str(invalid)) from invalid
@@ -190,6 +197,8 @@ def _parse(data: bytes) -> dict[str, Any]:
     detail, needed = entry.get("detail", {}), _DETAIL_COUNT.get(entry["outcome"])
     _require(isinstance(detail, dict), "its detail is no object")
     _require(needed is None or _is_count(detail.get(needed)), f"its detail lacks {needed}")
+    named = detail.get("test_commitment")
+    _require(named is None or isinstance(named, str), "its commitment to the test labels is no text")
     points = detail.get("evaluation_budgets", [])
     _require(isinstance(points, list) and all(map(_is_count, points)), "its evaluation budgets are not counts")
     return dict(entry)

@@ -30,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, LogChanged
 from label_service.log.account import Account, EntryError
+from label_service.log.answer_key import AnswerKey
 from label_service.log.entries import Entry
 from label_service.log.entry_mac import EntryMac
 from label_service.log.evidence import Receipt
@@ -120,6 +121,22 @@ class SignedLog:
             self.mac.require(row)
         self._compare_all = False
         return new
+
+    def require_answer_key(self, key: AnswerKey) -> None:
+        """Make sure that what the database holds is what the log's entries have committed to.
+
+        Raises:
+            DatabaseRefused: the labels, the test labels or the names of the classes are others.
+        """
+        account = self.account
+        if account.entries and (key.commitment, key.test_commitment) != (
+            account.label_commitment,
+            account.test_commitment,
+        ):
+            what = "labels" if key.commitment != account.label_commitment else "test labels or the names of the classes"
+            raise DatabaseRefused(
+                f"The {what} in the database are not those that were committed to: the database was changed."
+            )
 
     def recheck(self) -> None:
         """Make the next write compare every signed entry, because a write has failed."""

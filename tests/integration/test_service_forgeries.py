@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, func, insert, select
 
 from label_service.errors import DatabaseRefused
 from label_service.ledger.tokens import token_hash
+from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import canonical_json
 from label_service.service import open_service
 from label_service.settings import Settings
@@ -219,3 +220,36 @@ def test_a_key_that_is_lost_is_not_made_anew(service_settings: Make, tmp_path: A
         with pytest.raises(DatabaseRefused, match="its signing key is not at"):
             start_again(settings)
         assert not key.exists()
+
+
+def test_labels_changed_together_with_their_commitment_are_refused(service_settings: Make) -> None:
+    """The row of the answer key is made anew over false labels; the log's entries still name the true root."""
+    settings = service_settings(workers=1)
+    with run_service(settings) as running:
+        running.client.get("/label/1")
+    tamper(settings.database_url, "UPDATE pool_labels SET label = 0", "DELETE FROM answer_key")
+    engine = create_engine(settings.database_url)
+    with engine.begin() as connection:
+        open_answer_key(connection)
+    engine.dispose()
+    with pytest.raises(DatabaseRefused, match="The labels in the database are not those that were committed to"):
+        start_again(settings)
+
+
+NAMES = """UPDATE dataset SET class_names = '["c", "b", "a"]'"""
+
+
+@pytest.mark.parametrize("statement", ["UPDATE test_labels SET label = 0", "DELETE FROM test_labels", NAMES])
+def test_test_labels_and_class_names_are_those_of_the_log(service_settings: Make, statement: str) -> None:
+    """A changed database is neither evaluated against nor started on; nothing of it is charged."""
+    settings = service_settings(workers=1)
+    with run_service(settings) as running:
+        run_id, token = running.open_run()
+        (opening,) = running.entries(run=run_id)
+        assert len(opening["detail"]["test_commitment"]) == 44
+        tamper(settings.database_url, statement)
+        call = f"/v1/runs/{run_id}/evaluations"
+        assert refused(running.client.post(call, json={"predictions": [0] * 50}, headers=token))
+        assert running.client.get(f"/v1/runs/{run_id}").json()["evaluations_used"] == 0
+    with pytest.raises(DatabaseRefused, match="test labels or the names of the classes"):
+        start_again(settings)
