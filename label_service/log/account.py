@@ -65,6 +65,7 @@ class RunAccount:
         refusals: entries that refused something.
         results: the detail of each evaluation made.
         sealed: the run has ended.
+        entries: number of its entries.
     """
 
     name: object
@@ -76,6 +77,7 @@ class RunAccount:
     refusals: int = 0
     results: list[dict[str, Any]] = field(default_factory=list)
     sealed: bool = False
+    entries: int = 0
 
     @property
     def queries(self) -> int:
@@ -99,15 +101,64 @@ class Account:
 
     Attributes:
         runs: by run id.
+        log_id: the id of the log.
         label_commitment: root of the answer key that the entries name, base64; None if no entry does.
         pool_size: number of labels in the answer key that the openings name; None if no opening does.
-        uncommitted: number of entries before the first that names the root.
+        uncommitted: number of entries before the first that names it.
+        test_commitment: commitment to the test labels and the names of the classes that every opening names, base64;
+            None in a log that was begun before there was one.
+        entries: number of entries.
+        labels: ids of the labels revealed to anybody.
+        queries: labels charged to all runs together.
+        evaluations: of all runs together.
     """
 
+    log_id: str
     runs: dict[str, RunAccount] = field(default_factory=dict)
     label_commitment: str | None = None
     pool_size: int | None = None
     uncommitted: int = 0
+    test_commitment: str | None = None
+    entries: int = 0
+    labels: set[int] = field(default_factory=set)
+    queries: int = 0
+    evaluations: int = 0
+
+    def add(self, entry: dict[str, Any]) -> set[int]:
+        """Check the next entry by the rules of the log and add it up.
+
+        Args:
+            entry: parsed, with the fields of its version.
+
+        Returns:
+            The ids of the labels that it reveals to its run for the first time.
+
+        Raises:
+            EntryError: it does not follow from those before it.
+        """
+        try:
+            _require(entry["seq"] == self.entries, f"it is numbered {entry['seq']}")
+            _require(entry["log_id"] == self.log_id, "it is of another log")
+            commitment, known = entry.get("label_commitment"), self.label_commitment
+            _require(known is None or commitment == known, "it binds another answer key")
+            _require(known is not None or commitment is None or _is_root(commitment), "its commitment is no hash")
+            if entry["op"] == "run-opened":
+                named = entry["detail"].get("test_commitment")
+                _require(not self.runs or named == self.test_commitment, "it binds other test labels or class names")
+                self.test_commitment = named
+                pool_size = entry["detail"].get("pool_size", self.pool_size)
+                _require(self.pool_size in (None, pool_size), "it names another size of the pool")
+                self.pool_size = pool_size
+            new = _add(self.runs, entry)
+        except _Invalid as invalid:
+            raise EntryError(self.entries, str(invalid)) from invalid
+        self.label_commitment = commitment
+        self.uncommitted += commitment is None
+        self.entries += 1
+        self.labels |= new
+        self.queries += entry["charged"]
+        self.evaluations += entry["outcome"] == "evaluated"
+        return new
 
 
 def audit(entries: Sequence[bytes], log_id: str) -> Account:
@@ -120,21 +171,13 @@ def audit(entries: Sequence[bytes], log_id: str) -> Account:
     Raises:
         EntryError: the first entry that does not follow from those before it.
     """
-    account = Account()
+    account = Account(log_id)
     for seq, data in enumerate(entries):
         try:
             entry = _parse(data)
-            _require(entry["seq"] == seq, f"it is numbered {entry['seq']}")
-            _require(entry["log_id"] == log_id, "it is of another log")
-            commitment = entry.get("label_commitment")
-            known = account.label_commitment
-            _require(known is None or commitment == known, "it binds another answer key")
-            _require(known is not None or commitment is None or _is_root(commitment), "its commitment is no hash")
-            account.label_commitment = commitment
-            account.uncommitted += commitment is None
-            _add(account, entry)
         except _Invalid as invalid:
             raise EntryError(seq, str(invalid)) from invalid
+        account.add(entry)
     return account
 
 
@@ -178,6 +221,8 @@ def _check_detail(entry: dict[str, Any], *, refused: bool) -> None:
     detail, needed = entry.get("detail", {}), _DETAIL_COUNT.get(entry["outcome"])
     _require(isinstance(detail, dict), "its detail is no object")
     _require(needed is None or _is_count(detail.get(needed)), f"its detail lacks {needed}")
+    named = detail.get("test_commitment")
+    _require(named is None or isinstance(named, str), "its commitment to the test labels is no text")
     points = detail.get("evaluation_budgets", [])
     _require(isinstance(points, list) and all(map(_is_count, points)), "its evaluation budgets are not counts")
     _require(detail.get("pool_size", 1) != 0 and _is_count(detail.get("pool_size", 1)), "its pool size is not a count")
@@ -203,24 +248,20 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _add(account: Account, entry: dict[str, Any]) -> None:
-    """Check an entry by the rules of the log and add it to the account of its run."""
+def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
+    """Check an entry by the rules of the log and add it to its run; return the ids of the labels it newly reveals."""
     name, op, outcome, detail = entry["run"], entry["op"], entry["outcome"], entry.get("detail", {})
-    runs = account.runs
     if op == "run-opened":
         _require(name not in runs, f"run {name} is opened a second time")
         points = tuple(detail.get("evaluation_budgets", ()))
         runs[name] = RunAccount(detail.get("name"), entry["budget"], detail["evaluations_allowed"], points)
-        pool_size = detail.get("pool_size", account.pool_size)
-        _require(account.pool_size in (None, pool_size), "it names another size of the pool than an opening before it")
-        account.pool_size = pool_size
     _require(name in runs, f"run {name} was never opened")
     run = runs[name]
     if op == "budget-changed":
         _require(detail["previous_budget"] == run.budget, "the budget it changes is not the run's")
         run.budget = entry["budget"]
     _require(entry["budget"] == run.budget, f"it says a budget of {entry['budget']}, and the run's is {run.budget}")
-    _add_labels(run, entry)
+    new = _add_labels(run, entry)
     if outcome == "evaluated":
         _add_evaluation(run, detail)
     elif (op, outcome) == ("evaluation", "replayed"):
@@ -230,9 +271,11 @@ def _add(account: Account, entry: dict[str, Any]) -> None:
     run.sealed |= op == "run-sealed"
     run.replays += outcome == "replayed"
     run.refusals += outcome not in DONE
+    run.entries += 1
+    return new
 
 
-def _add_labels(run: RunAccount, entry: dict[str, Any]) -> None:
+def _add_labels(run: RunAccount, entry: dict[str, Any]) -> set[int]:
     answered = entry["op"] == "query" and entry["outcome"] in ("revealed", "replayed")
     new = set(entry["ids"]) - run.labels if answered else set()
     charged, spent = entry["charged"], entry["spent"]
@@ -242,6 +285,7 @@ def _add_labels(run: RunAccount, entry: dict[str, Any]) -> None:
     run.labels |= new
     _require(spent == run.queries, f"it says {spent} spent, and the entries make {run.queries}")
     _require(not new or run.queries <= run.budget, "it reveals more than the run's budget")
+    return new
 
 
 def _add_evaluation(run: RunAccount, detail: dict[str, Any]) -> None:
