@@ -108,7 +108,7 @@ def test_documented_command_verifies_the_run_and_finds_a_changed_one(finished, t
     """Offline, from three files; with one label's entry changed the same command names it and exits with 1."""
     folder, printed = finished
     page = (ROOT / "docs/verifying.md").read_text()
-    (command,) = re.findall(r"^\$ (python -m label_service verify .+)$", page, re.MULTILINE)
+    (command,) = re.findall(r"^\$ (python -m label_service verify .+ --receipts .+)$", page, re.MULTILINE)
     out = shutil.copytree(folder / "finished", tmp_path / "finished")
     (shown,) = re.findall(r"verify (\S+)/evidence\.json", command)
     command = command.replace("python ", f"{sys.executable} ", 1).replace(shown, str(out))

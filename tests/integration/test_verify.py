@@ -79,7 +79,7 @@ def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -
         ({"label_commitment": None}, "must be text is not"),
         ({"op": "gift"}, "unknown kind, gift"),
         ({"outcome": "evaluated"}, "do not match|detail lacks"),
-        ({"more": 1}, "not the fields"),
+        ({"more": 1}, "its fields are not those"),
     ],
     ids=str,
 )
