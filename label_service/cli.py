@@ -218,6 +218,10 @@ def verify(
         )
     if verdict.uncommitted:
         typer.echo(f"  {verdict.uncommitted:,} entries are older than the commitment to the answer key")
+    if verdict.clock_set_back:
+        first, *more = verdict.clock_set_back
+        others = f" and {len(more):,} later entries" if more else ""
+        typer.echo(f"  the service's clock went back at entry {first}{others}")
     if receipts is None:
         typer.echo("verified, without receipts")
     else:
