@@ -138,14 +138,7 @@ class Transport:
             headers["Content-Type"] = "application/json"
             content = json.dumps(body, separators=(",", ":")).encode()
         url = httpx.URL(self.base_url + path, params=params or None)
-        plain = httpx.Request(method, url, headers=headers, content=content)
-        request = httpcore.Request(
-            method,
-            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-            headers=plain.headers.raw,
-            content=plain.read(),
-            extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_S)},
-        )
+        request = httpx.Request(method, url, headers=headers, content=content)
         self._told = False
         answer = self._retrying(self._attempt, request, f"{method} {path}")
         if self._told:
@@ -173,11 +166,19 @@ class Transport:
             logger.warning("the label service does not answer (%s); trying again for %.0f s more", failure, left_s)
         return pause_s
 
-    def _attempt(self, request: httpcore.Request, name: str) -> bytes:
+    def _attempt(self, request: httpx.Request, name: str) -> bytes:
         """Send once."""
+        url = request.url
+        sent = httpcore.Request(
+            request.method,
+            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.read(),
+            extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_S)},
+        )
         self._backend.begin_attempt(_TIMEOUTS_OF_A_TRY * TIMEOUT_S)
         try:
-            with contextlib.closing(self._http.handle_request(request)) as response:
+            with contextlib.closing(self._http.handle_request(sent)) as response:
                 body = self._read(response, name)
         except httpcore.TimeoutException as error:
             slow = self._backend.left_s() <= 0
