@@ -1,4 +1,4 @@
-"""Put runs into a record, and make its table and picture of what it then has."""
+"""Add runs to a record, and rewrite its table and picture."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def take_over(record: Path, study: Study, arm: Arm, run: RecordedRun) -> None:
 
 
 def _enter(record: Path, study: Study, arm: Arm, entry: Mapping[str, Any]) -> None:
-    """Count a run whose files are there. Written last: until then the run is not part of the record."""
+    """List a run in record.json. This comes after its files are copied: a run that is not listed does not count."""
     content = files.read_json(record / RECORD_FILE) or {"title": study.title, "arms": []}
     arms = {written["name"]: written for written in content["arms"]}
     new = {"name": arm.name, "profile": arm.profile, "strategy": arm.full_profile.strategy, "runs": []}
