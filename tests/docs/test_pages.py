@@ -17,6 +17,7 @@ from scripts.results_page import PAGE, fill
 from tests.docs import PAGES, ROOT, commands, read, rows
 from trainer.cli import app as trainer_app
 from trainer.records.progress import duration
+from trainer.records.run_records import read_result
 
 VARIABLES = {"run": MakeRunOptions, "study": StudyOptions}
 PROGRAMS = {"label_service": service_app, "trainer": trainer_app}
@@ -126,11 +127,11 @@ def test_closing_tables_are_those_of_the_records_run():
     (whole,), (part,) = (
         re.findall(r"```text\n(.*?)```", read(page), re.DOTALL) for page in ("docs/running.md", "README.md")
     )
-    result = counts.read_result(ROOT / "records/2026-11-25_default-run/runs/uncertain-clusters-seed41/result.json")
+    result = read_result(ROOT / "records/2026-11-25_default-run/runs/uncertain-clusters-seed41")
     shown = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in whole.splitlines() if line.startswith("  "))
-    assert shown["test accuracy"] == counts.format_accuracy(result["evaluation"])
-    assert {name: shown[name] for name in result["stage_seconds"]} == {
-        name: duration(seconds) for name, seconds in result["stage_seconds"].items()
+    assert shown["test accuracy, by the log"] == counts.format_accuracy(result.evaluation)
+    assert {name: shown[name] for name in result.stage_seconds} == {
+        name: duration(seconds) for name, seconds in result.stage_seconds.items()
     }
     assert set(part.splitlines()) <= set(whole.splitlines())
 

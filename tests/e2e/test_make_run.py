@@ -147,7 +147,7 @@ def test_changed_count_fails_the_command(finished):
     path.write_text(json.dumps(result | {"queries_counted_by_trainer": asked - 1}))
     code, printed = make_run(folder, "tampered")
     assert code != 0
-    assert f"{asked - 1} queries counted by the trainer, but {asked} charged in the log" in printed
+    assert f"{asked - 1} queries counted by the trainer in result.json, but {asked} charged in the log" in printed
 
 
 # The first is in the middle of pretraining, before anything but the settings is saved; the second between two rounds.
