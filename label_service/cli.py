@@ -261,10 +261,11 @@ def witness(
                     head = kept.look()
                 except NoAnswer as error:
                     if once:
-                        raise
+                        raise NoAnswer(printable(str(error))) from error
                     say(printable(str(error)))
                 else:
-                    typer.echo(f"{head.origin}: {head.size:,} entries, and they begin with all that was seen before")
+                    origin = printable(head.origin)
+                    typer.echo(f"{origin}: {head.size:,} entries, and they begin with all that was seen before")
                 if once:
                     return
                 time.sleep(interval_s)

@@ -66,8 +66,14 @@ def read(path: Path, points: Sequence[Point]) -> list[Bytes]:
     for line, point in zip(lines, points, strict=True):
         if hashlib.sha256(line).hexdigest() != point.predictions_sha256:
             raise RunError(f"{path} does not hold the predictions that the log has with {point.labels} labels.")
-    # The hashes are right, so these are lists of class numbers, as the service took them.
-    return [np.array(json.loads(line), np.uint8) for line in lines]
+    try:
+        predictions = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} has a line that is not JSON.") from error
+    for classes in predictions:
+        if not isinstance(classes, list) or not all(type(number) is int and 0 <= number < 256 for number in classes):
+            raise RunError(f"{path} has a line that is not a list of class numbers.")
+    return [np.array(classes, np.uint8) for classes in predictions]
 
 
 def recount(path: Path, points: Sequence[Point], labels: Bytes | None) -> None:

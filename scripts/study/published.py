@@ -31,6 +31,7 @@ HEADLINE = re.compile(r"\*\*(A mean of|Above|More than) ([\d.]+)% on Fashion-MNI
 SENTENCE = re.compile(r"It reaches ([\d.]+)% on the official test set .*? the mean of (\w+) runs")
 SEED = re.compile(r"\[(seed (\d+), [^\]]*)\]\((records/[^/)]+)/")
 CLOSING = re.compile(r"^ *test accuracy +(.*)$", re.MULTILINE)
+ACCURACY = re.compile(r"\d+(?:\.\d+)?(?=\s?%| ±|\*\*)")
 NUMBER = re.compile(r"\b\d\d\.\d\d\b")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -62,6 +63,7 @@ def _check_readme(text: str, name: str, record: Path, results: RecordResults) ->
         _check_row(row, results)
     if rows and rows[0][1]:
         _check_headline(text, own[0], results)
+        _refuse_other_numbers(text)
     seeds = [(words, int(seed)) for words, seed, cited in SEED.findall(re.sub(r"\s+", " ", text)) if cited == name]
     for words, seed in seeds:
         _check_run(text, words, seed, record, results)
@@ -98,6 +100,25 @@ def _check_headline(text: str, row: str, results: RecordResults) -> None:
         raise RunError(f"{README} says {words.lower()} {number}%, and the 95% interval of the mean begins below it.")
     _compare("mean in the first sentence", sentence[1], f"{statistics.mean(percents):.2f}")
     _compare("runs in the first sentence", sentence[2], WORDS[len(percents)])
+
+
+def _refuse_other_numbers(text: str) -> None:
+    """Refuse accuracies that no check above compares with a record; rows that link to a source on the web may have any.
+
+    Raises:
+        RunError: the README has such a number.
+    """
+    text = text.replace("95% interval", "interval")
+    plain = re.sub(r"\s+", " ", text)
+    compared = [pattern.search(plain) for pattern in (HEADLINE, SENTENCE)] + [CLOSING.search(text)]
+    checked = [*(found[0] for found in compared if found), *(words for words, *_ in SEED.findall(plain))]
+    known = {number for part in checked for number in ACCURACY.findall(part)}
+    for line in text.splitlines():
+        if ROW.match(line) or (line.startswith("|") and "](http" in line):
+            continue
+        for number in ACCURACY.findall(line):
+            if number not in known:
+                raise RunError(f"{README} has the accuracy {number}, which stands in no record that it names.")
 
 
 def _check_run(text: str, words: str, seed: int, record: Path, results: RecordResults) -> None:

@@ -86,7 +86,7 @@ def read_results(record: Path) -> RecordResults:
             for arm in content["arms"]
         ]
         results = RecordResults(content["title"], tuple(arms))
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as error:
         raise RunError(f"{record} is not a complete record ({error!r}).") from error
     for arm in results.arms:
         if len({run.seed for run in arm.runs}) != len(arm.runs):

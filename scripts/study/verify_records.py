@@ -154,11 +154,17 @@ def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
     for record in found:
         try:
             verdict, *numbers = verify(record, (programs or Programs()).service, folders)
-            print("\n".join([f"verified  {record}: {verdict}", *(f"          {line}" for line in numbers)]), flush=True)
-        except (RunError, OSError) as error:
+            lines = [f"verified  {record}: {verdict}", *(f"          {line}" for line in numbers)]
+        except (RunError, OSError, ValueError, RecursionError) as error:
             failed = True
-            print(f"FAILED    {record}: {error}", flush=True)
+            lines = [f"FAILED    {record}: {error}"]
+        print("\n".join(map(_printable, lines)), flush=True)
     return int(failed)
+
+
+def _printable(line: str) -> str:
+    """Return a line that somebody else's record may be quoted in, without what could steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 if __name__ == "__main__":

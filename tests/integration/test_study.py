@@ -538,6 +538,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         _in_json(f"{RUN}/result.json", lambda result: result["dataset"].update(official=True)),
         "is wrong about whether its images are the official ones",
     ),
+    "a record nested too deep": (
+        lambda record: (record / RUN / "evidence.json").write_text("[" * 100_000),
+        "is not a complete record",
+    ),
+    "a file that is no text": (lambda record: (record / "table.md").write_bytes(b"\xff"), "can't decode byte"),
     "a missing file": (lambda record: (record / RUN / "result.json").unlink(), "is not a complete record"),
 }
 
