@@ -59,9 +59,7 @@ def main() -> None:
         rows = {
             "one label, receipt and opening checked": singles,
             "batch of 1,000, the same": batches,
-            "batch of 1,000, in the service alone (its access log)": [
-                float(one) / 1000 for one in said[-len(batches) :]
-            ],
+            "batch of 1,000, in the service alone (its access log)": [float(ms) / 1000 for ms in said[-len(batches) :]],
         }
         for name, seconds in rows.items():
             print(f"| {name} | {1000 * statistics.median(seconds):.1f} | {quantile(seconds, 0.99):.1f} |")

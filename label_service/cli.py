@@ -122,8 +122,8 @@ def prepare(
     redraw_from: Annotated[
         Literal["training", "all"],
         typer.Option(
-            help="What --redraw parts: the training images, for development, or all 70,000, for a check from outside "
-            "on a split that nobody developed on (its pool has official test images)."
+            help="Which images --redraw splits: `training`, for development, or `all` 70,000, for a test on a split "
+            "that nobody developed on (its pool then has official test images)."
         ),
     ] = "training",
     other_data: Annotated[bool, typer.Option("--other-data", help="Accept files that are not Fashion-MNIST.")] = False,
@@ -135,7 +135,7 @@ def prepare(
         bool, typer.Option("--install/--no-install", help="As root on Debian, may install dataset-fashion-mnist.")
     ] = True,
 ) -> None:
-    """Get the data set, check it, and part it into DIR/labels (the service's) and DIR/images (the trainer's).
+    """Get the data set, check it, and split it into DIR/labels (the service's) and DIR/images (the trainer's).
 
     Looks in --from; else in DIR itself; else in Debian's package dataset-fashion-mnist, installed or installable; else
     downloads the published files. Every file is checked by its SHA-256.

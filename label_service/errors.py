@@ -187,7 +187,7 @@ class UnknownRun(Problem):
 
 
 class NotSigned(Problem):
-    """No signed head has this size, or it has no such entry."""
+    """There is no such proof: fewer entries are signed, or the sizes and the entry's number do not fit together."""
 
     status, code = 404, "not-signed"
 
@@ -253,7 +253,7 @@ class LogNotReadable(Problem):
 
 
 def all_problems() -> Iterator[type[Problem]]:
-    """Yield every concrete problem class, in the order of this file."""
+    """Yield every problem class that has a code, sorted by status, then by code."""
     pending: list[type[Problem]] = [Problem]
     found: list[type[Problem]] = []
     while pending:

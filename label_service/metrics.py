@@ -6,6 +6,7 @@ No metric names a label, an id, a token or a run, so nobody can read a label out
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,36 +20,27 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "labelmeter_requests",
-            "HTTP requests by route, method and status.",
-            ["route", "method", "status"],
-            registry=self.registry,
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter(
+            "labelmeter_requests", "HTTP requests by route, method and status.", ["route", "method", "status"]
         )
-        self.problems = Counter("labelmeter_problems", "Errors answered, by code.", ["code"], registry=self.registry)
-        self.charged = Counter("labelmeter_labels_charged", "Labels charged.", registry=self.registry)
-        self.replayed = Counter(
-            "labelmeter_labels_replayed", "Labels answered again without a charge.", registry=self.registry
-        )
-        self.evaluations = Counter("labelmeter_evaluations", "Test accuracies answered.", registry=self.registry)
-        self.runs_opened = Counter("labelmeter_runs_opened", "Runs opened.", registry=self.registry)
-        self.commits = Counter(
-            "labelmeter_commits", "Write transactions by result.", ["result"], registry=self.registry
-        )
-        self.commit_seconds = Histogram(
+        self.problems = counter("labelmeter_problems", "Errors answered, by code.", ["code"])
+        self.charged = counter("labelmeter_labels_charged", "Labels charged.")
+        self.replayed = counter("labelmeter_labels_replayed", "Labels answered again without a charge.")
+        self.evaluations = counter("labelmeter_evaluations", "Test accuracies answered.")
+        self.runs_opened = counter("labelmeter_runs_opened", "Runs opened.")
+        self.commits = counter("labelmeter_commits", "Write transactions by result.", ["result"])
+        self.commit_seconds = histogram(
             "labelmeter_commit_seconds",
             "Seconds from the first statement of a write transaction to its end.",
             buckets=COMMIT_BUCKETS_S,
-            registry=self.registry,
         )
-        self.group_size = Histogram(
-            "labelmeter_commit_requests",
-            "Requests that shared one write transaction.",
-            buckets=GROUP_BUCKETS,
-            registry=self.registry,
+        self.group_size = histogram(
+            "labelmeter_commit_requests", "Requests that shared one write transaction.", buckets=GROUP_BUCKETS
         )
-        self.queue = Gauge("labelmeter_queue_requests", "Requests waiting for the writer.", registry=self.registry)
-        self.entries = Gauge("labelmeter_log_entries", "Entries of the query log.", registry=self.registry)
+        self.queue = gauge("labelmeter_queue_requests", "Requests waiting for the writer.")
+        self.entries = gauge("labelmeter_log_entries", "Entries of the query log.")
 
     def observe_commit(self, requests: int, seconds: float, written: bool) -> None:
         """Record one write transaction; called by the writer's thread."""

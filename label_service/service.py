@@ -13,15 +13,8 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from label_service import errors
 from label_service.data.seed import DatasetInfo, load_info, read_label_files, seed
-from label_service.errors import (
-    DatabaseRefused,
-    DataMissing,
-    InvalidPredictions,
-    LogNotWritable,
-    Problem,
-    TooManyRequests,
-)
 from label_service.ledger import ledger, runs
 from label_service.ledger.append import Rules
 from label_service.ledger.limits import TokenBucket
@@ -187,13 +180,13 @@ class LabelService:
         """Return whether a log entry could be written now, by writing the heartbeat."""
         try:
             await asyncio.wrap_future(self.writer.beat())
-        except LogNotWritable:
+        except errors.LogNotWritable:
             return False
         return True
 
-    async def _write(self, work: Work[T | Problem]) -> T:
+    async def _write(self, work: Work[T | errors.Problem]) -> T:
         answer = await asyncio.wrap_future(self.writer.submit(work))
-        if isinstance(answer, Problem):
+        if isinstance(answer, errors.Problem):
             raise answer
         return answer
 
@@ -205,7 +198,7 @@ class LabelService:
         bucket = self._buckets.get(run_id) or TokenBucket(per_minute, float(per_minute), now_s)
         self._buckets[run_id], wait_s = bucket.take(ids, now_s)
         if wait_s:
-            raise TooManyRequests(
+            raise errors.TooManyRequests(
                 f"A run may ask for {per_minute} labels a minute here; try again in {wait_s:.0f} s.",
                 headers={"Retry-After": f"{wait_s:.0f}"},
             )
@@ -213,11 +206,13 @@ class LabelService:
     def _check_predictions(self, predictions: Sequence[int]) -> None:
         expected, classes = self.dataset.test_size, len(self.dataset.class_names)
         if len(predictions) != expected:
-            raise InvalidPredictions(
+            raise errors.InvalidPredictions(
                 f"{len(predictions)} predictions were sent and there are {expected} test images; send one for each."
             )
         if min(predictions) < 0 or max(predictions) >= classes:
-            raise InvalidPredictions(f"Predictions are class numbers from 0 to {classes - 1}, and at least one is not.")
+            raise errors.InvalidPredictions(
+                f"Predictions are class numbers from 0 to {classes - 1}, and at least one is not."
+            )
 
 
 @contextmanager
@@ -237,7 +232,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         try:
             dataset, rules = begin_log(engine, settings)
         except SQLAlchemyError as error:
-            raise DatabaseRefused(
+            raise errors.DatabaseRefused(
                 f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
             ) from error
         reading = database.open_reading_engine()
@@ -255,12 +250,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         metrics.watch(lambda: writer.waiting, reader.size)
         logger.info(
             "%s: %d labels in %s, log %s, key %s, %s",
-            dataset.name,
-            dataset.pool_size,
-            database.name,
-            dataset.log_id,
-            log.verifier.vkey,
-            version,
+            *(dataset.name, dataset.pool_size, database.name, dataset.log_id, log.verifier.vkey, version),
         )
         yield LabelService(settings, dataset, rules, reader, writer, log, metrics, database.shared, version)
 
@@ -290,7 +280,7 @@ def _seed(connection: Connection, settings: Settings) -> DatasetInfo:
     existing = load_info(connection)
     try:
         files = read_label_files(settings.data, settings.other_data)
-    except DataMissing:
+    except errors.DataMissing:
         # A seeded database does not need its label files: the operator may have moved or deleted them.
         if existing is not None:
             return existing

@@ -39,7 +39,11 @@ class Settings(BaseSettings):
         description="Where signed heads of the log are remembered; best on another volume than the database. Empty: "
         "beside the key's folder, under its name with -heads.",
     )
-    data: Path = Field(Path("data"), description="Folder made by `prepare`, or its labels folder; used to seed.")
+    data: Path = Field(
+        Path("data"),
+        description="Folder made by `prepare`, or its labels folder; seeds an empty database, and is compared with a "
+        "seeded one.",
+    )
     other_data: bool = Field(False, description="Accept label files that are not the known Fashion-MNIST files.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -50,7 +54,7 @@ class Settings(BaseSettings):
     max_evaluations: int = Field(16, ge=1, description="Most evaluations one run may declare.")
     total_evaluations: int | None = Field(None, ge=0, description="Evaluations of all runs together; empty: no limit.")
     registration_token: SecretStr | None = Field(
-        None, description="If set, opening a run needs this bearer token (environment only, so no process list has it)."
+        None, description="If set, opening a run needs this bearer token (environment only: process lists show flags)."
     )
     rate_limit_labels_per_minute: int | None = Field(
         None, ge=1, description="Ids one run may ask for in a minute, charged or not; empty: no limit."

@@ -25,7 +25,7 @@ from trainer.errors import RecordsUnwritable
 from trainer.records.files import replace_file
 
 DEFAULT_DATA = Path("data")
-# What `prepare` says of a data folder; a copy in the results names the data that they were begun with.
+# Written by `prepare` to describe a data folder. A copy in the results folder tells which data the run began with.
 CARD_FILE = "dataset.json"
 
 
@@ -95,7 +95,8 @@ def _prepare(options: MakeRunOptions, programs: Programs) -> Path:
             "Fashion-MNIST is fetched.",
             exit_code=2,
         )
-    # A folder without a card is the user's own: it is read, and parted into a copy inside the results.
+    # A folder without dataset.json is the user's own: it is only read, and `prepare` writes a copy into the results,
+    # divided into images and labels.
     is_own = given is not None and not (given / CARD_FILE).exists()
     data = out / "data" if is_own else given or DEFAULT_DATA
     command = [*programs.service, "prepare", "--data", str(data), *_data_flags(options)]
@@ -139,7 +140,7 @@ def _train(options: MakeRunOptions, programs: Programs, data: Path, url: str) ->
     """Run the trainer to its end.
 
     Raises:
-        RunError: it ended with an error; its own sentence stands above, its exit code is passed on.
+        RunError: the trainer failed; it has printed the reason itself, and its exit code is passed on.
     """
     folder = options.folder / "trainer"
     command = [*programs.trainer, "run", "--service", url, "--data", str(data / "images"), "--out", str(folder)]
@@ -172,7 +173,7 @@ def _check_and_report(out: Path, programs: Programs) -> None:
 
 
 def _refuse_another_configuration(options: MakeRunOptions) -> None:
-    """Refuse to show a finished run for other options than its own (the trainer refuses an unfinished one).
+    """Refuse a finished run that was made with other options (for an unfinished one the trainer does this).
 
     Raises:
         RunError: the finished run has another seed, profile or budget.

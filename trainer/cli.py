@@ -39,12 +39,7 @@ Work = Callable[[RunOptions], None]
 
 
 def _command(*names: str, required: str = "") -> Callable[[Work], Work]:
-    """Make a command of a function that takes `RunOptions`.
-
-    Args:
-        names: the options that the command takes.
-        required: the one of them that must be given, by flag or by environment.
-    """
+    """Make a command of a function: the options that it takes, and the one that flag or environment must give."""
 
     def register(work: Work) -> Work:
         def command(**flags: Any) -> None:  # noqa: ANN401 - each option has its own type
@@ -139,11 +134,10 @@ def run(options: RunOptions) -> None:
 @_command("out", "data", "service", "log_key", "patience_s", "verbose", required="out")
 def evaluate(options: RunOptions) -> None:
     """Submit the frozen test predictions of a fine-tuned run, once; seals the run and compares the counts."""
-    from trainer.oracle.client import LabelClient
-    from trainer.oracle.exchange import RECEIPTS_FILE
     from trainer.oracle.witness import Witness
     from trainer.records.progress import StageClock
     from trainer.run.evaluate import submit
+    from trainer.run.pipeline import witnessed_client
     from trainer.run.session import read_config
 
     out = options.out
@@ -151,13 +145,7 @@ def evaluate(options: RunOptions) -> None:
     ticket, config = _ticket_of(out), read_config(out)
     _load_images_of(out, options.data)
     witness = Witness(out, options.log_key)
-    with LabelClient(
-        options.service,
-        token=ticket.token,
-        patience_s=options.patience_s,
-        receipts_path=out / RECEIPTS_FILE,
-        witness=witness,
-    ) as client:
+    with witnessed_client(options, witness, ticket) as client:
         submit(out, client, ticket, config, StageClock(out))
     _print_result(out)
     _write_report(out, options.data)

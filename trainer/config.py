@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from trainer.errors import ConfigError
 
-# A name of `acquisition.FILES`.
+# A key of `acquisition.STRATEGIES`.
 DEFAULT_STRATEGY = "uncertain-clusters"
 
 # To be changed when the code trains differently under the same settings: old weights are then not taken for new ones.

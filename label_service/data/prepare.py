@@ -204,7 +204,7 @@ def _identify(
     if not options.other_data:
         raise DataRefused(f"{unknown}: not the known Fashion-MNIST file(s); pass --other-data if this is meant.")
     if options.redraw_seed is not None:
-        raise DataRefused("--redraw parts the official Fashion-MNIST images; other data was given.")
+        raise DataRefused("--redraw splits only the official Fashion-MNIST images, and these are others; leave it out.")
     classes = count_classes((split.pool_labels, split.test_labels))
     return options.name or folder.resolve().name, check_class_names(options.class_names, classes)
 

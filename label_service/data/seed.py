@@ -52,7 +52,7 @@ class DatasetInfo(BaseModel, frozen=True):
         description="SHA-256 of `A\\nB\\n`, A and B the SHA-256 (hex) of the unpacked training and test image files; "
         "null if the service does not know them."
     )
-    # Of the log that began with this seeding. Answers about the log have it, those about the data set do not.
+    # The id of the log that began with this seeding. It is left out of answers about the data set.
     log_id: str = Field(exclude=True)
 
 
@@ -145,16 +145,7 @@ def load_info(connection: Connection) -> DatasetInfo | None:
     row = connection.execute(select(tables.dataset)).one_or_none()
     if row is None:
         return None
-    return DatasetInfo(
-        name=row.name,
-        official=bool(row.official),
-        redraw_seed=row.redraw_seed,
-        pool_size=row.pool_size,
-        test_size=row.test_size,
-        class_names=tuple(json.loads(row.class_names)),
-        fingerprint=row.fingerprint,
-        log_id=row.log_id,
-    )
+    return DatasetInfo(**{**row._mapping, "class_names": json.loads(row.class_names)})
 
 
 def seed(connection: Connection, files: LabelFiles) -> DatasetInfo:
@@ -178,17 +169,14 @@ def seed(connection: Connection, files: LabelFiles) -> DatasetInfo:
     # Last: once this row exists, the triggers refuse further labels.
     connection.execute(
         insert(tables.dataset).values(
-            singleton=1,
-            name=info.name,
-            official=int(info.official),
-            redraw_seed=info.redraw_seed,
-            pool_size=info.pool_size,
-            test_size=info.test_size,
-            class_names=json.dumps(list(info.class_names)),
-            fingerprint=info.fingerprint,
-            labels_sha256=files.labels_sha256,
-            log_id=info.log_id,
-            seeded_at=now(),
+            {
+                **dict(info),
+                "singleton": 1,
+                "official": int(info.official),
+                "class_names": json.dumps(info.class_names),
+                "labels_sha256": files.labels_sha256,
+                "seeded_at": now(),
+            }
         )
     )
     return info

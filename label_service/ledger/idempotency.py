@@ -19,7 +19,7 @@ from label_service.store import tables
 
 @dataclass(frozen=True)
 class Earlier:
-    """The entry that first answered a key: its number, and the labels charged to the run after it."""
+    """The entry that first answered a key: its number, and the run's total of charged labels at that point."""
 
     seq: int
     spent: int

@@ -1,4 +1,4 @@
-"""What a run may do, done and logged in one transaction.
+"""Queries, evaluations and seals of a run: each is decided, carried out and logged in one transaction.
 
 Every function below runs inside the writer's transaction, a unit of work. It decides (`limits`), changes the rows,
 appends the entry, and returns either the result or the `Problem` that refuses. It returns the `Problem` and does not
@@ -54,7 +54,7 @@ class Revealed:
         queries: labels charged to the run so far.
         remaining: labels left of its budget.
         replayed: nothing was charged now, because the run had every label already or the key was used before.
-        entry: that logs this request.
+        entry: the log entry of this request.
     """
 
     run_id: str
@@ -74,7 +74,7 @@ class Evaluated(Evaluation, frozen=True):
     evaluations_used: int
     evaluations_allowed: int
     replayed: bool = Field(description="This repeats an earlier answer under the same Idempotency-Key.")
-    # That logs this request; a client gets it inside the receipt.
+    # The log entry of this request; a client gets it inside the receipt.
     entry: Entry = Field(exclude=True)
 
 

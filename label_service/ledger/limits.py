@@ -9,17 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from label_service.errors import (
-    EvaluationNotDeclared,
-    EvaluationsExhausted,
-    GuestClosed,
-    GuestHasNoEvaluations,
-    LabelBudgetExhausted,
-    Problem,
-    QueryingClosed,
-    RunSealed,
-    TotalBudgetExhausted,
-)
+from label_service import errors
 
 GUEST = "guest"
 
@@ -67,14 +57,14 @@ class Totals:
     total_evaluations: int | None = None
 
 
-def refuse_ended(run: RunState) -> Problem | None:
+def refuse_ended(run: RunState) -> errors.Problem | None:
     """Refuse anything a sealed run asks for."""
     if run.sealed:
-        return RunSealed(f"Run {run.run_id} is sealed and takes no more calls; open a new run to go on.")
+        return errors.RunSealed(f"Run {run.run_id} is sealed and takes no more calls; open a new run to go on.")
     return None
 
 
-def refuse_reveal(run: RunState, totals: Totals, new: int) -> Problem | None:
+def refuse_reveal(run: RunState, totals: Totals, new: int) -> errors.Problem | None:
     """Decide whether `new` labels that the run does not have yet may be charged to it.
 
     Args:
@@ -89,21 +79,21 @@ def refuse_reveal(run: RunState, totals: Totals, new: int) -> Problem | None:
         return None
     extras = {"budget": run.budget, "queries": run.spent, "remaining": run.remaining}
     if run.run_id == GUEST and run.budget == 0:
-        return GuestClosed("Queries without a token are switched off here; open a run and send its token.")
+        return errors.GuestClosed("Queries without a token are switched off here; open a run and send its token.")
     if run.evaluations_used:
-        return QueryingClosed(
+        return errors.QueryingClosed(
             f"Run {run.run_id} has been evaluated and gets no new labels; labels it already has can be asked again.",
             extras=extras,
         )
     if new > run.remaining:
-        return LabelBudgetExhausted(
+        return errors.LabelBudgetExhausted(
             f"Run {run.run_id} has {run.remaining} of its {run.budget} labels left and asked for {new} new; "
             "ask for fewer, or open a run with a larger budget.",
             extras=extras,
         )
     if totals.total_budget is not None and totals.spent + new > totals.total_budget:
         left = max(0, totals.total_budget - totals.spent)
-        return TotalBudgetExhausted(
+        return errors.TotalBudgetExhausted(
             f"All runs together have {left} of {totals.total_budget} labels left and this request needs {new}; "
             "the operator can raise the total.",
             extras=extras,
@@ -111,7 +101,7 @@ def refuse_reveal(run: RunState, totals: Totals, new: int) -> Problem | None:
     return None
 
 
-def refuse_evaluation(run: RunState, totals: Totals, budget: int | None) -> Problem | None:
+def refuse_evaluation(run: RunState, totals: Totals, budget: int | None) -> errors.Problem | None:
     """Decide whether the run may see one more test accuracy.
 
     Args:
@@ -124,23 +114,23 @@ def refuse_evaluation(run: RunState, totals: Totals, budget: int | None) -> Prob
         None, or the reason to refuse.
     """
     if run.run_id == GUEST:
-        return GuestHasNoEvaluations("The guest run has no evaluations; open a run and send its token.")
+        return errors.GuestHasNoEvaluations("The guest run has no evaluations; open a run and send its token.")
     extras = {"evaluations_used": run.evaluations_used, "evaluations_allowed": run.evaluations_allowed}
     if run.evaluations_used >= run.evaluations_allowed:
-        return EvaluationsExhausted(
+        return errors.EvaluationsExhausted(
             f"Run {run.run_id} has used its {run.evaluations_allowed} evaluation(s); "
             "declare more as evaluation_budgets when opening a run.",
             extras=extras,
         )
     if totals.total_evaluations is not None and totals.evaluations >= totals.total_evaluations:
-        return EvaluationsExhausted(
+        return errors.EvaluationsExhausted(
             f"All runs together have used the {totals.total_evaluations} evaluation(s) of this service; "
             "the operator can raise the total.",
             extras=extras,
         )
     left = [point for point in run.evaluation_budgets if point not in run.evaluated_at]
     if run.evaluation_budgets and budget not in left:
-        return EvaluationNotDeclared(
+        return errors.EvaluationNotDeclared(
             f"Run {run.run_id} may still be evaluated at budgets {left}, not at {budget}; name one of these.",
             extras={**extras, "budgets_left": left},
         )

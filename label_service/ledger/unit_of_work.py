@@ -101,7 +101,7 @@ class UnitOfWork:
         return self._runs[run_id]
 
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-        """Return the labels of ids, and for those that the run has already the number of the entry that charged it."""
+        """Return the label of each id, and for ids that the run has already, the entry that charged each of them."""
         if len(ids) == 1:
             rows = self._connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
         else:

@@ -29,10 +29,10 @@ _DETAIL_COUNT = {"opened": "evaluations_allowed", "changed": "previous_budget", 
 
 
 class EntryError(VerificationError):
-    """An entry does not hold.
+    """An entry that was changed, is missing, or breaks a rule of the log.
 
     Attributes:
-        seq: its number, or the largest number that it can have.
+        seq: its number; if only a range is known, the last number of the range.
     """
 
     def __init__(self, seq: int, reason: str, since: int | None = None) -> None:
@@ -143,7 +143,7 @@ def _parse(data: bytes) -> dict[str, Any]:
     known = type(version) is int and version in _TEXT_FIELDS_OF_VERSION
     _require(known, f"it is of version {version}, and this tool knows up to {ENTRY_VERSION}")
     texts = _TEXT_FIELDS_OF_VERSION[version]
-    _require(set(entry) - {"detail"} == texts | _COUNT_FIELDS | {"ids"}, "it has not the fields of an entry")
+    _require(set(entry) - {"detail"} == texts | _COUNT_FIELDS | {"ids"}, "its fields are not those of an entry")
     _require(canonical == data, "it is not written in canonical form")
     _require(all(isinstance(entry[name], str) for name in texts), "a field that must be text is not")
     _require(all(_is_count(entry[name]) for name in _COUNT_FIELDS), "a field that must be a count is not")
@@ -194,7 +194,7 @@ def _add_labels(run: RunAccount, entry: dict[str, Any]) -> None:
     charged, spent = entry["charged"], entry["spent"]
     _require(charged == len(new), f"it charges {charged}, and {len(new)} of its ids are new to the run")
     _require(entry["outcome"] != "revealed" or bool(new), "it reveals nothing new")
-    _require(not new or not (run.sealed or run.evaluations), "it reveals new labels to a run that had ended querying")
+    _require(not new or not (run.sealed or run.evaluations), "it reveals new labels to an evaluated or sealed run")
     run.labels |= new
     run.queries += len(new)
     _require(spent == run.queries, f"it says {spent} spent, and the entries make {run.queries}")

@@ -1,7 +1,7 @@
 """Log entries: their kinds, their outcomes, and their exact bytes.
 
 The bytes of an entry are its canonical JSON: keys sorted, no white space, ASCII only. The service stores, serves and
-exports these bytes and never makes them again from other columns, so that a hash over them stays good.
+exports these bytes and never rebuilds them from other columns, so that their hash stays the same.
 `label_service.ledger.append` writes the fields, and `docs/service.md` describes them.
 """
 

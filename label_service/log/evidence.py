@@ -22,7 +22,7 @@ class Receipt(BaseModel):
 
 
 class EarlierHead(BaseModel):
-    """The signature under an earlier size of the log; its root follows from the entries."""
+    """The signature of the tree head at an earlier size of the log. The root is not kept: the entries give it."""
 
     size: int
     signature: str = Field(description="Key id and Ed25519 signature, base64, as in a signed note.")
@@ -33,7 +33,7 @@ class Evidence(BaseModel):
 
     bundle: Literal[1] = 1
     key: str = Field(description="The log's verifier key. Compare it with the one you pinned.")
-    pool_size: int = Field(description="Leaves of the answer key.")
+    pool_size: int = Field(description="Number of labels that the service committed to.")
     checkpoint: str
     entries: list[str] = Field(description="Every entry's exact text, in order, up to the checkpoint's size.")
     heads: list[EarlierHead] = Field(description="One for each commit; they narrow down a changed entry.")

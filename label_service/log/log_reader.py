@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from pydantic import BaseModel, Field, computed_field
-from sqlalchemy import Connection, Engine, Row, Select, false, func, select
+from sqlalchemy import Connection, Engine, Row, Select, Table, false, func, select
 
 from label_service.log.entries import DONE
 from label_service.log.evidence import EarlierHead
@@ -21,15 +21,6 @@ EXPORT_PAGE = 1000
 # No run and no operation has this character in its name, and PostgreSQL accepts no text that contains it.
 _NUL = "\x00"
 _EVALUATIONS = select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which entries to return; None accepts every value of a field."""
-
-    run: str | None = None
-    label_id: int | None = None
-    op: str | None = None
 
 
 class Evaluation(BaseModel, frozen=True):
@@ -95,10 +86,15 @@ class LogReader:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def page(self, after: int, limit: int, wanted: Filter) -> tuple[list[bytes], int | None]:
-        """Return up to `limit` entries numbered above `after`, and the number to continue after (None: no more)."""
+    def page(
+        self, after: int, limit: int, run: str | None = None, label_id: int | None = None, op: str | None = None
+    ) -> tuple[list[bytes], int | None]:
+        """Return up to `limit` entries numbered above `after`, and the number to continue after (None: no more).
+
+        Only entries of this run, about this label and of this kind; None accepts every value of a field.
+        """
         with self._engine.connect() as connection:
-            rows = connection.execute(_query(wanted, after).limit(limit + 1)).all()
+            rows = connection.execute(_query(after, run, label_id, op).limit(limit + 1)).all()
         page = rows[:limit]
         return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
 
@@ -112,7 +108,7 @@ class LogReader:
         after = -1
         while last is not None and after < last:
             with self._engine.connect() as connection:
-                rows = connection.execute(_query(Filter(), after).limit(min(EXPORT_PAGE, last - after))).all()
+                rows = connection.execute(_query(after).limit(min(EXPORT_PAGE, last - after))).all()
             yield from (row.entry for row in rows)
             after = rows[-1].seq
 
@@ -131,8 +127,34 @@ class LogReader:
 
     def summary(self) -> Summary:
         """Count the log."""
+        entries = tables.entries.c
+        # Every run has an entry: its opening.
+        by_run = select(
+            entries.run_id,
+            func.sum(entries.charged).label("queries"),
+            func.count().filter(entries.outcome == "replayed").label("replays"),
+            func.count().filter(entries.outcome.not_in(DONE)).label("refusals"),
+            func.count().label("entries"),
+        ).group_by(entries.run_id)
         with self._engine.connect() as connection:
-            return _summarise(connection)
+            counts = sorted(connection.execute(by_run).mappings(), key=itemgetter("run_id"))
+            labels, evaluations = (_rows_by_run(connection, table) for table in (tables.reveals, tables.evaluations))
+            union = connection.execute(select(func.count(tables.reveals.c.label_id.distinct()))).scalar_one()
+            log_id = connection.execute(select(tables.dataset.c.log_id)).scalar_one()
+        runs = [
+            RunCounts(
+                **row, distinct_labels=labels.get(row["run_id"], 0), evaluations=evaluations.get(row["run_id"], 0)
+            )
+            for row in counts
+        ]
+        return Summary(
+            log_id=log_id,
+            runs=tuple(runs),
+            queries=sum(run.queries for run in runs),
+            distinct_labels_revealed_to_anybody=union,
+            evaluations=sum(run.evaluations for run in runs),
+            entries=sum(run.entries for run in runs),
+        )
 
     def runs(self) -> list[RunInfo]:
         """Return the state of every run, oldest first."""
@@ -166,77 +188,36 @@ class LogReader:
         return 0 if last is None else last + 1
 
 
-def _query(wanted: Filter, after: int) -> Select[tuple[int, bytes]]:
+def _query(
+    after: int, run: str | None = None, label_id: int | None = None, op: str | None = None
+) -> Select[tuple[int, bytes]]:
     entries = tables.entries.c
     query = select(entries.seq, entries.entry).where(entries.seq > after).order_by(entries.seq)
-    for column, text in ((entries.run_id, wanted.run), (entries.op, wanted.op)):
+    for column, text in ((entries.run_id, run), (entries.op, op)):
         if text is not None:
             query = query.where(column == text if _NUL not in text else false())
-    if wanted.label_id is not None:
-        asked = select(tables.entry_ids.c.seq).where(tables.entry_ids.c.label_id == wanted.label_id)
+    if label_id is not None:
+        asked = select(tables.entry_ids.c.seq).where(tables.entry_ids.c.label_id == label_id)
         query = query.where(entries.seq.in_(asked))
     return query
 
 
-def _summarise(connection: Connection) -> Summary:
-    entries = tables.entries.c
-    counts = {run: [0, 0, 0, 0] for run in connection.execute(select(tables.runs.c.run_id)).scalars()}
-    by_outcome = select(entries.run_id, entries.outcome, func.count(), func.sum(entries.charged))
-    for run, outcome, count, charged in connection.execute(by_outcome.group_by(entries.run_id, entries.outcome)):
-        queries, replays, refusals, total = counts[run]
-        counts[run] = [
-            queries + charged,
-            replays + (count if outcome == "replayed" else 0),
-            refusals + (count if outcome not in DONE else 0),
-            total + count,
-        ]
-    reveals = tables.reveals.c
-    distinct = _by_run(
-        connection, select(reveals.run_id, func.count(reveals.label_id.distinct())).group_by(reveals.run_id)
-    )
-    made = tables.evaluations.c
-    evaluations = _by_run(connection, select(made.run_id, func.count()).group_by(made.run_id))
-    union = connection.execute(select(func.count(reveals.label_id.distinct()))).scalar_one()
-    return Summary(
-        log_id=connection.execute(select(tables.dataset.c.log_id)).scalar_one(),
-        runs=tuple(
-            RunCounts(
-                run_id=run_id,
-                queries=queries,
-                distinct_labels=distinct.get(run_id, 0),
-                replays=replays,
-                refusals=refusals,
-                evaluations=evaluations.get(run_id, 0),
-                entries=total,
-            )
-            for run_id, (queries, replays, refusals, total) in sorted(counts.items())
-        ),
-        queries=sum(row[0] for row in counts.values()),
-        distinct_labels_revealed_to_anybody=union,
-        evaluations=sum(evaluations.values()),
-        entries=sum(row[3] for row in counts.values()),
-    )
-
-
-def _by_run(connection: Connection, counted: Select[Any]) -> dict[str, int]:
-    return {row[0]: row[1] for row in connection.execute(counted)}
+def _rows_by_run(connection: Connection, table: Table) -> dict[str, int]:
+    rows = connection.execute(select(table.c.run_id, func.count()).group_by(table.c.run_id))
+    return {row[0]: row[1] for row in rows}
 
 
 def describe_run(row: Row[Any], made: Sequence[Row[Any]] = ()) -> RunInfo:
     """Return the state of a run from its row and the rows of its evaluations."""
+    shared = ("run_id", "name", "budget", "evaluations_allowed", "opened_at", "sealed_at")
     return RunInfo(
-        run_id=row.run_id,
-        name=row.name,
-        budget=row.budget,
+        **{column: row._mapping[column] for column in shared},
         queries=row.spent,
         remaining=max(0, row.budget - row.spent),
         evaluation_budgets=json.loads(row.evaluation_budgets),
-        evaluations_allowed=row.evaluations_allowed,
         evaluations_used=len(made),
         evaluations=tuple(
             Evaluation(evaluation=row.number, budget=row.budget, correct=row.correct, total=row.total) for row in made
         ),
         querying_closed=bool(made) or row.sealed_at is not None,
-        opened_at=row.opened_at,
-        sealed_at=row.sealed_at,
     )

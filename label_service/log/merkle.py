@@ -12,7 +12,7 @@ Sources: B. Laurie, A. Langley, E. Kasper, RFC 6962 (2013), section 2.1, for tre
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 HASH_BYTES = 32
 # Root of the empty tree: the hash of no bytes.
@@ -155,21 +155,9 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     if not 0 <= index < size:
         raise VerificationError(f"leaf {index} cannot be in a tree of {size} leaves")
     _check_widths([leaf, root, *proof])
-    node, last = index, size - 1
     computed = leaf
-    for sibling in proof:
-        if last == 0:
-            raise VerificationError("the inclusion proof is too long")
-        if node % 2 == 1 or node == last:
-            computed = node_hash(sibling, computed)
-            # A node at the right edge without a sibling stands for its parent too.
-            while node % 2 == 0 and node != 0:
-                node, last = node >> 1, last >> 1
-        else:
-            computed = node_hash(computed, sibling)
-        node, last = node >> 1, last >> 1
-    if last != 0:
-        raise VerificationError("the inclusion proof is too short")
+    for sibling, is_left in _climb(index, size - 1, proof, "inclusion"):
+        computed = node_hash(sibling, computed) if is_left else node_hash(computed, sibling)
     if computed != root:
         raise VerificationError(f"leaf {index} is not in the tree of {size} leaves with this root")
 
@@ -205,22 +193,32 @@ def verify_consistency(first: int, second: int, root1: bytes, root2: bytes, proo
     while node % 2 == 1:
         node, last = node >> 1, last >> 1
     old = new = path[0]
-    for sibling in path[1:]:
-        if last == 0:
-            raise VerificationError("the consistency proof is too long")
-        if node % 2 == 1 or node == last:
-            old, new = node_hash(sibling, old), node_hash(sibling, new)
-            while node % 2 == 0 and node != 0:
-                node, last = node >> 1, last >> 1
-        else:
-            new = node_hash(new, sibling)
-        node, last = node >> 1, last >> 1
-    if last != 0:
-        raise VerificationError("the consistency proof is too short")
+    for sibling, is_left in _climb(node, last, path[1:], "consistency"):
+        old = node_hash(sibling, old) if is_left else old
+        new = node_hash(sibling, new) if is_left else node_hash(new, sibling)
     if old != root1:
         raise VerificationError(f"the tree of {second} leaves does not begin with the tree of {first}")
     if new != root2:
         raise VerificationError(f"the consistency proof does not lead to the root at {second} leaves")
+
+
+def _climb(node: int, last: int, proof: Sequence[bytes], kind: str) -> Iterator[tuple[bytes, bool]]:
+    """Yield each hash of a proof and whether it is the left sibling, from node `node` of `last` + 1 up to the root.
+
+    Raises:
+        VerificationError: the proof ends before or after the root.
+    """
+    for sibling in proof:
+        if last == 0:
+            raise VerificationError(f"the {kind} proof is too long")
+        is_left = node % 2 == 1 or node == last
+        yield sibling, is_left
+        # A node at the right edge without a sibling stands for its parent too.
+        while is_left and node % 2 == 0 and node != 0:
+            node, last = node >> 1, last >> 1
+        node, last = node >> 1, last >> 1
+    if last != 0:
+        raise VerificationError(f"the {kind} proof is too short")
 
 
 def _check_widths(hashes: Iterable[bytes]) -> None:

@@ -64,7 +64,7 @@ class RememberedHeads:
         except VerificationError as error:
             raise DatabaseRefused(
                 f"The newest head in {self._path} is not one that this log's key has signed ({error}); "
-                "if the key was replaced, so was the log."
+                "put back the key that this log began with."
             ) from error
 
     def start_anew(self, note: str) -> None:

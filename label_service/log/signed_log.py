@@ -186,7 +186,7 @@ class SignedLog:
         if remembered.size > self._tree.size:
             raise DatabaseRefused(
                 f"The database has {self._tree.size} log entries and a head over {remembered.size} was signed: it is "
-                "older than the log it continues, such as a backup put back; restore the newer one."
+                "older than the log it continues. If a backup was restored, put the newest database back."
             )
         if self._tree.root(remembered.size) != remembered.root:
             raise DatabaseRefused(
@@ -202,7 +202,7 @@ def _read(connection: Connection, start: int) -> list[bytes]:
 
 
 def _load_key(path: Path, log_id: str, may_make: bool = True) -> SigningKey:
-    """Read the log's signing key. At the log's first start, make it (mode 0600).
+    """Read the log's signing key. If it is missing and may be made, make it (mode 0600).
 
     Raises:
         DatabaseRefused: the key cannot be read or written, belongs to another log, or is missing and may not be made.
@@ -225,7 +225,7 @@ def _load_key(path: Path, log_id: str, may_make: bool = True) -> SigningKey:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DatabaseRefused(f"The log's signing key {path} cannot be used ({reason}).") from error
     if key.name != origin:
-        raise DatabaseRefused(f"{path} is the key of {key.name}, and the database holds {origin}; they must belong.")
+        raise DatabaseRefused(f"{path} is the key of {key.name}, the database is {origin}; they must belong together.")
     return key
 
 
@@ -237,8 +237,8 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
         key_path: the file of the signing key.
         heads_path: the file of remembered heads.
         log_id: the id of the log.
-        shared: other workers write to the same log. A shared database is not kept beside its key. A missing key is
-            then made only if the log has no entry but the opening of the guest run, so that it has answered nobody.
+        shared: other workers write to the same log. A missing key is then made only while the log has no entry but
+            the opening of the guest run. Later it may exist on another host, and a second key would fork the log.
 
     Raises:
         DatabaseRefused: key, remembered head and database do not belong together, or cannot be read.

@@ -214,7 +214,7 @@ def _check_labels(answer: KeptAnswer, commitment: str | None, pool_size: int) ->
     if sorted(label.id for label in labels) != sorted(json.loads(answer.receipt.entry)["ids"]):
         raise VerificationError(f"entry {seq}: the labels of its answer are not those it was charged for")
     if commitment is None:
-        raise VerificationError(f"entry {seq}: its answer opens a commitment, and no entry binds one")
+        raise VerificationError(f"entry {seq}: its labels come with proofs, but the log commits to no labels")
     answer_root = decode_base64(commitment, "the commitment to the answer key")
     for label in labels:
         leaf = leaf_hash(label_leaf(label.id, label.label, label.opening.salt))
@@ -231,5 +231,5 @@ def _decode_proof(hashes: Sequence[str], what: str) -> list[bytes]:
 
 
 def _to_bytes(text: str) -> bytes:
-    # An entry is ASCII. Any other text cannot be one, but it still takes up a number.
+    # An entry is ASCII. Other text becomes an empty, invalid entry, so that those after it keep their numbers.
     return text.encode("ascii") if text.isascii() else b""

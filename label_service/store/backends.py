@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -30,43 +30,15 @@ WRITER_LOCK = int.from_bytes(b"labelmtr", "big")
 # A writer that hangs inside a transaction holds up all others until the server ends its session.
 HUNG_WRITER_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_S = 5
-_READING_POOL = {"pool_size": 4, "max_overflow": 4}
-
-
-class Database(Protocol):
-    """A database, not yet opened."""
-
-    @property
-    def name(self) -> str:
-        """Its name in messages, without the password."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether other processes may write to it at the same time."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the service's own files, unless a setting names another."""
-
-    def hold(self) -> AbstractContextManager[None]:
-        """Keep other services away while the block runs, where that is needed."""
-
-    def open_writing_engine(self) -> Engine:
-        """Return the engine of the one writing connection of this process."""
-
-    def open_reading_engine(self) -> Engine:
-        """Return the engine of the read-only connections; the database must exist."""
-
-    def key_name(self, log_id: str) -> str:
-        """Return the name of the signing key's file."""
-
-    def version(self) -> str:
-        """Return the product and its version, for messages."""
 
 
 @dataclass(frozen=True)
 class SqliteDatabase:
-    """One file, held by one process."""
+    """One file, held by one process. `PostgresDatabase` has the same members.
+
+    Attributes:
+        shared: other processes may write to it at the same time.
+    """
 
     path: Path
     busy_timeout_s: float
@@ -74,40 +46,44 @@ class SqliteDatabase:
 
     @property
     def name(self) -> str:
-        """See `Database`."""
+        """The name in messages, without a password."""
         return str(self.path)
 
     @property
     def folder(self) -> Path:
-        """See `Database`: beside the file."""
+        """The folder of the service's own files, unless a setting names another."""
         return self.path.parent
 
     def hold(self) -> AbstractContextManager[None]:
-        """See `Database`: by a lock file, until the service ends."""
+        """Keep other services away by a lock file while the block runs."""
         return lock_database(self.path)
 
     def open_writing_engine(self) -> Engine:
-        """See `Database`."""
+        """Return the engine of the one writing connection of this process."""
         return open_writing_engine(self.path, self.busy_timeout_s)
 
     def open_reading_engine(self) -> Engine:
-        """See `Database`."""
+        """Return the engine of the read-only connections.
+
+        Raises:
+            DatabaseRefused: the file does not exist.
+        """
         if not self.path.is_file():
             raise DatabaseRefused(f"{self.path} does not exist; seed or serve makes it.")
         return open_reading_engine(self.path)
 
     def key_name(self, log_id: str) -> str:
-        """See `Database`: the file's own name."""
+        """Return the name of the signing key's file: the database file's own name."""
         return self.path.with_suffix(".key").name
 
     def version(self) -> str:
-        """See `Database`."""
+        """Return the product and its version, for messages."""
         return f"SQLite {sqlite3.sqlite_version}"
 
 
 @dataclass(frozen=True)
 class PostgresDatabase:
-    """A database on a server, shared by the workers of one or more services."""
+    """A database on a server, shared by the workers of one or more services. Its members are `SqliteDatabase`'s."""
 
     url: URL
     busy_timeout_s: float
@@ -116,29 +92,26 @@ class PostgresDatabase:
 
     @property
     def name(self) -> str:
-        """See `Database`."""
+        """The URL without its password."""
         return self.url.render_as_string(hide_password=True)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """See `Database`: not needed here, because each write transaction takes the lock."""
+        """Keep nobody away: each write transaction takes the lock."""
         yield
 
     def open_writing_engine(self) -> Engine:
-        """See `Database`."""
-        engine = self._engine(pool_size=1, max_overflow=0)
-
-        @event.listens_for(engine, "connect")
-        def configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - psycopg's connection, SQLAlchemy's record
-            _set(
-                connection,
-                # A committed entry is on disk, whatever the server's own default is.
-                "synchronous_commit = on",
-                "default_transaction_isolation = 'read committed'",
-                # 0 would mean no limit.
-                f"lock_timeout = {max(1, round(self.busy_timeout_s * 1000))}",
-                f"idle_in_transaction_session_timeout = {HUNG_WRITER_TIMEOUT_MS}",
-            )
+        """Return the engine of the one writing connection of this process."""
+        engine = self._engine(
+            # A committed entry is on disk, whatever the server's own default is.
+            "synchronous_commit = on",
+            "default_transaction_isolation = 'read committed'",
+            # 0 would mean no limit.
+            f"lock_timeout = {max(1, round(self.busy_timeout_s * 1000))}",
+            f"idle_in_transaction_session_timeout = {HUNG_WRITER_TIMEOUT_MS}",
+            pool_size=1,
+            max_overflow=0,
+        )
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
@@ -147,26 +120,21 @@ class PostgresDatabase:
         return engine
 
     def open_reading_engine(self) -> Engine:
-        """See `Database`."""
-        engine = self._engine(**_READING_POOL)
-
-        @event.listens_for(engine, "connect")
-        def configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - psycopg's connection, SQLAlchemy's record
-            # One transaction sees one state of the log, however many statements it takes.
-            _set(
-                connection,
-                "default_transaction_read_only = on",
-                "default_transaction_isolation = 'repeatable read'",
-            )
-
-        return engine
+        """Return the engine of the read-only connections."""
+        # One transaction sees one state of the log, however many statements it takes.
+        return self._engine(
+            "default_transaction_read_only = on",
+            "default_transaction_isolation = 'repeatable read'",
+            pool_size=4,
+            max_overflow=4,
+        )
 
     def key_name(self, log_id: str) -> str:
-        """See `Database`: the log's name, because one folder may hold the keys of several databases."""
+        """Return the log's name, because one folder may hold the keys of several databases."""
         return f"{log_id}.key"
 
     def version(self) -> str:
-        """See `Database`. Warns of a server whose commits do not survive a power cut."""
+        """Return the product and its version; warn of a server whose commits do not survive a power cut."""
         engine = self._engine(pool_size=1)
         try:
             with engine.connect() as connection:
@@ -180,16 +148,30 @@ class PostgresDatabase:
         finally:
             engine.dispose()
 
-    def _engine(self, **pool: int) -> Engine:
+    def _engine(self, *session: str, **pool: int) -> Engine:
+        """Return an engine whose connections have these settings for their whole session."""
         try:
             # pre_ping finds a connection that the server has cut before it is used, and opens another.
-            return create_engine(
+            engine = create_engine(
                 self.url, connect_args={"connect_timeout": CONNECT_TIMEOUT_S}, pool_pre_ping=True, **pool
             )
         except ImportError as error:
             raise DatabaseRefused(
                 "PostgreSQL needs the driver psycopg; install labelmeter with its extra: labelmeter[service,postgres]."
             ) from error
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, _record: Any) -> None:  # noqa: ANN401 - psycopg's connection, SQLAlchemy's record
+            # Outside a transaction, whose rollback would undo the settings.
+            connection.autocommit = True
+            for setting in session:
+                connection.execute(f"SET {setting}")
+            connection.autocommit = False
+
+        return engine
+
+
+Database = SqliteDatabase | PostgresDatabase
 
 
 def find_database(settings: Settings) -> Database:
@@ -213,8 +195,8 @@ def find_database(settings: Settings) -> Database:
         )
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         raise DatabaseRefused(
-            f"The database {url.render_as_string()} is not an SQLite file, and the log needs one; "
-            "write it like sqlite:///data/labels.sqlite3."
+            f"The database {url.render_as_string()} is not an SQLite file and not a PostgreSQL database; "
+            "write it like sqlite:///data/labels.sqlite3 or postgresql+psycopg://user@host/database."
         )
     if settings.workers > 1:
         raise DatabaseRefused(
@@ -238,11 +220,3 @@ def heads_path(settings: Settings, database: Database, log_id: str) -> Path:
 def reason_of(error: Exception) -> str:
     """Return the driver's own message on one line, without the statement that SQLAlchemy adds."""
     return " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
-
-
-def _set(connection: Any, *settings: str) -> None:  # noqa: ANN401 - psycopg's connection
-    """Set parameters for the whole session: outside a transaction, whose rollback would undo them."""
-    connection.autocommit = True
-    for setting in settings:
-        connection.execute(f"SET {setting}")
-    connection.autocommit = False

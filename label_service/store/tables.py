@@ -6,16 +6,7 @@ one can check the other: `runs.spent` against the rows of `reveals` and against 
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    CheckConstraint,
-    Column,
-    ForeignKey,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-)
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary, MetaData, Table, Text
 
 metadata = MetaData(
     naming_convention={

@@ -91,7 +91,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     elif error.status_code < 500:
         problem = InvalidRequest("The body could not be read as JSON; send JSON as /docs describes it.")
     else:
-        problem = InternalError("The service failed; its messages have the reason under this request id.")
+        problem = _internal_error()
     return await _answer_problem(request, problem)
 
 
@@ -105,6 +105,8 @@ async def _answer_unreadable(request: Request, error: Exception) -> Response:
 async def _answer_fault(request: Request, error: Exception) -> Response:
     """Answer a fault of the service itself; Starlette writes its trace to stderr afterwards."""
     logger.error("fault in request %s: %s", request.state.request_id, type(error).__name__)
-    return await _answer_problem(
-        request, InternalError("The service failed; its messages have the reason under this request id.")
-    )
+    return await _answer_problem(request, _internal_error())
+
+
+def _internal_error() -> InternalError:
+    return InternalError("The service failed; its messages have the reason under this request id.")

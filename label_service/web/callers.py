@@ -7,19 +7,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from label_service.errors import (
-    InvalidRequest,
-    InvalidToken,
-    LabelBudgetExhausted,
-    NotYourRun,
-    Problem,
-    RegistrationClosed,
-    TokenRequired,
-    UnknownRun,
-)
+from label_service import errors
 from label_service.ledger import ledger
 from label_service.ledger.limits import GUEST
 from label_service.ledger.tokens import matches, run_of, token_hash
+from label_service.log.log_reader import RunInfo
 from label_service.service import LabelService
 
 # RFC 6750 section 2.1 names the characters a bearer token may have.
@@ -28,14 +20,13 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 NO_STORE = {"Cache-Control": "no-store"}
 
 
-def _service(request: Request) -> LabelService:
-    return cast(LabelService, request.app.state.service)
-
-
 # async, because FastAPI runs a plain function in a thread, which costs more than this function.
 async def service_of(request: Request) -> LabelService:
     """Return the service behind the app."""
-    return _service(request)
+    return cast(LabelService, request.app.state.service)
+
+
+Service = Annotated[LabelService, Depends(service_of)]
 
 
 def bearer_token(request: Request) -> str | None:
@@ -49,12 +40,14 @@ def bearer_token(request: Request) -> str | None:
         return None
     found = BEARER.fullmatch(sent[0].strip()) if len(sent) == 1 else None
     if found is None:
-        raise InvalidToken("The Authorization header is not `Bearer TOKEN`; send the run's token, or none at all.")
+        raise errors.InvalidToken(
+            "The Authorization header is not `Bearer TOKEN`; send the run's token, or none at all."
+        )
     return found.group(1)
 
 
 # async, because only the first request of a run needs a thread, to read its token from the database.
-async def caller(request: Request) -> str:
+async def caller(request: Request, service: Service) -> str:
     """Return the run id of the caller: the token's run, or `guest` if no token was sent.
 
     Raises:
@@ -65,15 +58,32 @@ async def caller(request: Request) -> str:
         request.state.run_id = GUEST
         return GUEST
     run_id = run_of(token)
-    stored = await _service(request).token_hash(run_id)
+    stored = await service.token_hash(run_id)
     if stored is None or not matches(token, stored):
-        raise InvalidToken("No run has this token; send the token that opening the run answered, or none at all.")
+        raise errors.InvalidToken(
+            "No run has this token; send the one you got when the run was opened, or none at all."
+        )
     request.state.run_id = run_id
     return run_id
 
 
-def own_run(request: Request, run_id: str, caller_id: Annotated[str, Depends(caller)]) -> str:
-    """Return the run of the path, after making sure that the caller is it.
+Caller = Annotated[str, Depends(caller)]
+
+
+def find_run(service: LabelService, run_id: str) -> RunInfo:
+    """Read a run's state from the database.
+
+    Raises:
+        UnknownRun: no run has this id.
+    """
+    run = service.reader.run(run_id)
+    if run is None:
+        raise errors.UnknownRun("No run has this id; open one with POST /v1/runs.")
+    return run
+
+
+def own_run(service: Service, run_id: str, caller_id: Caller) -> str:
+    """Return the run in the path, after checking that the caller sent the token of this run.
 
     Raises:
         UnknownRun: no run has this id.
@@ -82,25 +92,26 @@ def own_run(request: Request, run_id: str, caller_id: Annotated[str, Depends(cal
     """
     if run_id == caller_id:
         return run_id
-    if _service(request).reader.run(run_id) is None:
-        raise UnknownRun("No run has this id; open one with POST /v1/runs.")
+    find_run(service, run_id)
     if caller_id == GUEST:
-        raise TokenRequired(f"This call belongs to run {run_id}; send its token.")
-    raise NotYourRun(f"The token belongs to another run than {run_id}; send the token of that run.")
+        raise errors.TokenRequired(f"This call belongs to run {run_id}; send its token.")
+    raise errors.NotYourRun(f"The token belongs to another run than {run_id}; send the token of that run.")
 
 
-def may_open_run(request: Request) -> None:
+def may_open_run(request: Request, service: Service) -> None:
     """Let a caller open a run: anybody, unless the operator set a registration token.
 
     Raises:
         RegistrationClosed: the operator's registration token is missing or wrong.
     """
-    expected = _service(request).settings.registration_token
+    expected = service.settings.registration_token
     if expected is None:
         return
     token = bearer_token(request)
     if token is None or not matches(token, token_hash(expected.get_secret_value())):
-        raise RegistrationClosed("Opening a run needs the operator's registration token as the bearer token here.")
+        raise errors.RegistrationClosed(
+            "Opening a run needs the operator's registration token as the bearer token here."
+        )
 
 
 def ledger_request(request: Request, run_id: str) -> ledger.Request:
@@ -111,7 +122,7 @@ def ledger_request(request: Request, run_id: str) -> ledger.Request:
     """
     key = request.headers.get("idempotency-key")
     if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        raise InvalidRequest("The Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
+        raise errors.InvalidRequest("The Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
     return ledger.Request(run_id, request.state.request_id, key)
 
 
@@ -123,14 +134,12 @@ def label_headers(budget: int, remaining: int) -> dict[str, str]:
     return {**NO_STORE, "RateLimit-Policy": f'"labels";q={budget}', "RateLimit": f'"labels";r={remaining}'}
 
 
-def problem_headers(problem: Problem) -> dict[str, str]:
+def problem_headers(problem: errors.Problem) -> dict[str, str]:
     """Return an error's headers. An error about a run's budget says what is left of it."""
     headers = {**NO_STORE, **problem.headers}
-    if isinstance(problem, LabelBudgetExhausted):
+    if isinstance(problem, errors.LabelBudgetExhausted):
         headers |= label_headers(problem.extras["budget"], problem.extras["remaining"])
     return headers
 
 
-Service = Annotated[LabelService, Depends(service_of)]
-Caller = Annotated[str, Depends(caller)]
 OwnRun = Annotated[str, Depends(own_run)]

@@ -81,11 +81,9 @@ class RequestFrame:
             if message["type"] != "http.request" or not message.get("more_body"):
                 return bytes(body)
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"The body is larger than {self._max_body_bytes} bytes; send less, or in several requests.")
-
     async def _refuse_body(self, request_id: str, receive: Receive, send: Send, expects_continue: bool) -> None:
-        problem = self._too_large()
+        limit = self._max_body_bytes
+        problem = BodyTooLarge(f"The body is larger than {limit} bytes; send less, or in several requests.")
         self._metrics.problems.labels(problem.code).inc()
         body = json.dumps({**problem.document(), "request_id": request_id}).encode()
         headers = [

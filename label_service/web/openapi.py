@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from label_service.errors import BodyTooLarge, InternalError, InvalidRequest, LogNotReadable, Problem
+from label_service.errors import Problem, all_problems
 from label_service.web.schemas import ProblemAnswer
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -23,12 +23,16 @@ Errors are `application/problem+json` with a stable `code`; they are listed at [
 Responses = dict[int | str, dict[str, Any]]
 
 
-def problems(*kinds: type[Problem]) -> Responses:
-    """Return the `responses` of a route: these errors, and the errors that every route can answer."""
+# Codes of the errors that every route can answer.
+_ANYWHERE = ("invalid-request", "body-too-large", "log-not-readable", "internal-error")
+_KINDS = {kind.code: kind for kind in all_problems()}
+
+
+def problems(*codes: str) -> Responses:
+    """Return the `responses` of a route: the errors with these codes, and the errors that every route can answer."""
     by_status: dict[int, list[type[Problem]]] = defaultdict(list)
-    everywhere: tuple[type[Problem], ...] = (InvalidRequest, BodyTooLarge, LogNotReadable, InternalError)
-    for kind in sorted({*kinds, *everywhere}, key=lambda kind: kind.code):
-        by_status[kind.status].append(kind)
+    for code in sorted({*codes, *_ANYWHERE}):
+        by_status[_KINDS[code].status].append(_KINDS[code])
     return {
         status: {
             "description": " ".join(f"`{kind.code}`: {first_line(kind)}" for kind in found),

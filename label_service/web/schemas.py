@@ -1,4 +1,4 @@
-"""Request and response models: the HTTP contract. Requests forbid what they do not know.
+"""Request and response models: the HTTP contract. A request with an unknown field is refused.
 
 Integers are strict: `"5"`, `5.0` and `true` are not ids. An id may be any integer of at most 31 digits, so that a query
 for an id outside the data set gets a logged 404; SQLite never sees such an id. Where an answer is a fact of the log,
@@ -52,6 +52,25 @@ PathLabelId = Annotated[
 Budget = Annotated[StrictInt, Field(ge=0, le=MAX_BUDGET)]
 
 
+_HASH_EXAMPLE = "bjQLnP+zepicpUTmu3gKLHiQHT+zNzh2hRGjBhevoB0="
+_LABEL_EXAMPLE: dict[str, Any] = {
+    "id": 42, "label": 2, "label_name": "Pullover", "charged": True,
+    "opening": {
+        "salt": "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d", "proof": [_HASH_EXAMPLE],
+    },
+    "queries": 1, "remaining": 99, "run_id": "guest", "replayed": False,
+    "receipt": {
+        "entry": '{"charged":1,"ids":[42],"op":"query","run":"guest","seq":1}', "index": 1,
+        "inclusion_proof": [_HASH_EXAMPLE],
+        "checkpoint": "labelmeter/log-1f0c\n2\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
+    },
+}  # fmt: skip
+
+
+def _examples(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -59,17 +78,14 @@ class _Request(BaseModel):
 class LabelQuery(_Request):
     """Ids to reveal together: all of them or none. Repeats count once."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": [42, 7, 1999]}]})
+    model_config = _examples({"ids": [42, 7, 1999]})
     ids: list[LabelId] = Field(min_length=1, max_length=MAX_IDS_PER_BATCH)
 
 
 class RunRequest(_Request):
     """A run to open. A learning curve declares its points now; each is one evaluation."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"name": "seed 0", "budget": 500, "evaluation_budgets": [100, 250, 500]}]},
-    )
+    model_config = _examples({"name": "seed 0", "budget": 500, "evaluation_budgets": [100, 250, 500]})
     name: Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_printable)]
     budget: Budget | None = Field(None, description="Labels the run may be charged; default: the operator's.")
     evaluation_budgets: list[Budget] = Field(
@@ -87,9 +103,7 @@ class RunRequest(_Request):
 class EvaluationRequest(_Request):
     """One predicted class number for each test image, in the order of the test image file."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"predictions": [9, 2, 1], "budget": 500}]}
-    )
+    model_config = _examples({"predictions": [9, 2, 1], "budget": 500})
     predictions: list[StrictInt]
     budget: Budget | None = Field(None, description="The declared budget this evaluation is for.")
 
@@ -104,32 +118,7 @@ class Label(OpenedLabel):
 class LabelAnswer(Label):
     """One revealed label, the run's count, and what is left of its budget."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": 42,
-                    "label": 2,
-                    "label_name": "Pullover",
-                    "charged": True,
-                    "opening": {
-                        "salt": "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
-                        "proof": ["bjQLnP+zepicpUTmu3gKLHiQHT+zNzh2hRGjBhevoB0="],
-                    },
-                    "queries": 1,
-                    "remaining": 99,
-                    "run_id": "guest",
-                    "replayed": False,
-                    "receipt": {
-                        "entry": '{"charged":1,"ids":[42],"op":"query","run":"guest","seq":1}',
-                        "index": 1,
-                        "inclusion_proof": ["bjQLnP+zepicpUTmu3gKLHiQHT+zNzh2hRGjBhevoB0="],
-                        "checkpoint": "labelmeter/log-1f0c\n2\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n",
-                    },
-                }
-            ]
-        }
-    )
+    model_config = _examples(_LABEL_EXAMPLE)
     queries: int = Field(description="Labels charged to the run so far.")
     remaining: int = Field(description="Labels left of the run's budget.")
     run_id: str

@@ -1,9 +1,9 @@
-"""`make study`: many runs against real services, and what they add up to as a record.
+"""`make study`: run an experiment many times and collect the results in a record.
 
-A study has arms (a profile and a query strategy each) and every arm has seeds. Each run is what `make run` does: a
-fresh database, real HTTP, verified evidence. Pretrained weights are made once for each seed and used by every arm that
-needs the same. The record is renewed as each run ends, and says which are finished: the same command goes on with the
-others, in a fresh clone too. The folder of runs is for work under way.
+A study has arms (each a profile and a query strategy), and every arm is run with several seeds. Each run is a full
+`make run`: fresh database, real HTTP, verified evidence. Arms that need the same pretrained weights share them. The
+record is updated after each run and lists the finished ones, so the same command resumes a study, even in a fresh
+clone; the folder of runs only holds work in progress.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class PlannedRun:
     """A run that a study needs.
 
     Attributes:
-        arm: the run's.
-        seed: the run's.
-        title: for people.
-        out: its folder of results.
-        weights: folder of the pretrained weights that it begins with, None if it needs none.
+        arm: the arm that it belongs to.
+        seed: its seed.
+        title: its name in messages.
+        out: its results folder.
+        weights: folder of the pretrained weights that it starts from, None if it needs none.
     """
 
     arm: Arm
@@ -56,7 +56,7 @@ def carry_out(study: Study, workspace: Workspace, programs: Programs, at_a_time:
         at_a_time: how many runs at a time, each on its share of the cores.
 
     Raises:
-        RunError: a run failed, and the same command goes on with it; or the record cannot be gone on with.
+        RunError: a run failed (the same command resumes it), or the record does not fit this study.
     """
     _have_data(workspace, programs)
     finished = _finished_runs(study, workspace, programs)
@@ -74,9 +74,9 @@ def carry_out(study: Study, workspace: Workspace, programs: Programs, at_a_time:
 
 
 def _plan(study: Study, workspace: Workspace) -> list[PlannedRun]:
-    """List the runs of a study: the first arm's, then the others' seed by seed.
+    """List the runs of a study: first all of the first arm, then the other arms seed by seed.
 
-    So an unfinished study says first what the default reaches, and its comparisons are balanced.
+    So even an unfinished study has the result of the default, and compares the other arms over the same seeds.
     """
     first, *others = study.arms
     order = [(first, seed) for seed in first.seeds]
@@ -95,7 +95,7 @@ def _plan(study: Study, workspace: Workspace) -> list[PlannedRun]:
 
 
 class _RunMaker:
-    """Makes planned runs, in several threads. Of those that need the same weights, the first has them made."""
+    """Makes planned runs, from several threads; the first run that needs some weights pretrains them for all."""
 
     def __init__(self, workspace: Workspace, programs: Programs, planned: Sequence[PlannedRun]) -> None:
         self._workspace, self._programs = workspace, programs
@@ -173,7 +173,7 @@ def _finished_runs(study: Study, workspace: Workspace, programs: Programs) -> se
     """Return arm and seed of the runs that the record has, once all of it is verified.
 
     Raises:
-        RunError: the record is damaged, of another study, or has runs that would be made otherwise today.
+        RunError: the record is damaged, belongs to another study, or has runs made with other settings than today's.
     """
     if not (workspace.record / records.RECORD_FILE).exists():
         return set()

@@ -1,7 +1,7 @@
 """Programs run side by side: each task has its own share of the cores, and all are stopped together.
 
-One task at a time has all cores and the console. Of several, each program writes into `output.log` of its own folder,
-and the console gets a line when a program begins and when it ends. `cores.json` beside it has the number of cores.
+A single task has all cores and the console. With several at a time, each program writes to `output.log` in its own
+folder, and the console shows a line when a program begins and when it ends. `cores.json` there has the number of cores.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def work_through(
 
 
 def shares(count: int) -> list[Cores | None]:
-    """Part the cores that this process may use; one share alone is not limited.
+    """Split the cores that this process may use into shares; a single share is None, which means all cores.
 
     Raises:
         RunError: there are fewer cores than shares, or the system cannot keep a program to its share.

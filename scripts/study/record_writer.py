@@ -1,4 +1,4 @@
-"""Put runs into a record, and make its table and picture of what it then has."""
+"""Add runs to a record, and rewrite its table and picture."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _described(arm: Arm) -> dict[str, str]:
 
 
 def _enter(record: Path, study: Study, arm: Arm, entry: Mapping[str, Any]) -> None:
-    """Count a run whose files are there. Written last: until then the run is not part of the record."""
+    """List a run in record.json. This comes after its files are copied: a run that is not listed does not count."""
     content = files.read_json(record / RECORD_FILE) or {"title": study.title, "arms": []}
     arms = {written["name"]: written for written in content["arms"]}
     own = arms.setdefault(arm.name, {**_described(arm), "runs": []})

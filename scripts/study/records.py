@@ -8,8 +8,8 @@
         predictions.jsonl.gz    the predictions of each evaluation (records before 2026-11-26 have none)
         asked.png               the images asked for, in order, beside them
 
-Labels and accuracies are read from the signed entries of the logs. What no log can show is the trainer's word: the
-strategy and the settings behind the budgets, minutes, cores, versions, the run's own estimates, and the name of the
+Labels and accuracies are read from the signed entries of the logs. The rest is not in any log and is only claimed by
+the trainer: the strategy and other settings, minutes, cores, versions, the run's own estimates, and the name of the
 data set.
 """
 
@@ -61,7 +61,7 @@ def folder_of(record: Path, arm: str, seed: int) -> Path:
 
 
 def recorded_runs(record: Path) -> list[RecordedRun]:
-    """List the runs that a record counts, without a check of what it says of them; none where there is no record."""
+    """List the runs in record.json, without verifying them; empty if there is no record."""
     return [
         RecordedRun(entry, folder_of(record, arm["name"], entry["seed"]))
         for arm in files.read_json(record / RECORD_FILE).get("arms", [])
@@ -164,7 +164,7 @@ def _refuse_another_opening(own: Sequence[Mapping[str, Any]], config: Mapping[st
     opened = next((logged for logged in own if logged["op"] == "run-opened"), None)
     if opened is None:
         raise RunError(f"{folder} has a log in which its run was never opened.")
-    # Read as it was written, not as today's Profile: a record outlives the fields of its profile.
+    # Read as plain JSON, not as today's `Profile`: the fields of profiles may have changed since the run.
     rounds = config["profile"]["rounds"]
     budget = rounds[-1]["labels"]
     points = sorted({step["labels"] for step in rounds if step["evaluated"]} | {budget})

@@ -60,7 +60,7 @@ def studies(seeds: Sequence[int]) -> dict[str, Study]:
                 Arm("random", "curve", three, "random"),
             ),
         ),
-        # With the default's own training these would take days on two cores; all arms have the same fifth of it.
+        # Profile `brief` trains a fifth as long as the default: with full training this study would take days.
         "ablations": Study(
             "What each part is worth",
             (

@@ -205,9 +205,9 @@ def _describe(run: RunResults) -> str:
     return text
 
 
-# From this number of labels on, curves are drawn a second time, larger: what is claimed stands near their end.
+# A second panel enlarges the curves from this number of labels on: the claims are about that part.
 _NEAR_LABELS = 100
-# Ticks are apart by this share of the axis at least; nearer ones would overlap.
+# Smallest distance between two tick labels, as a share of the axis; closer ones would overlap.
 _TICK_SHARE = 0.07
 
 

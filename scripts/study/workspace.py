@@ -1,4 +1,4 @@
-"""Where a study works, and whether a finished run is one that would be made there today."""
+"""The folders of a study, and the check that a finished run has the settings and data of today."""
 
 from __future__ import annotations
 

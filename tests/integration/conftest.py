@@ -44,6 +44,21 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def tiny_profiles() -> Iterator[None]:
+    """Make the trainer's tiny profiles known, on one thread."""
+    # Imported late: the tests of the service alone need no PyTorch.
+    from tests.support.tiny_trainer import TINY, TINY_CURVE, use_one_thread
+    from trainer.profiles import PROFILES
+    from trainer.run import pipeline
+
+    with pytest.MonkeyPatch.context() as patch:
+        for profile in (TINY, TINY_CURVE):
+            patch.setitem(PROFILES, profile.name, profile)
+        patch.setattr(pipeline, "use_all_cores", use_one_thread)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder of 200 pool and 50 test images in 3 classes."""

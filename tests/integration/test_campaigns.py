@@ -6,6 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.campaigns.crash_campaign import Tally, campaign, check
 from tests.campaigns.race_campaign import campaign as race_campaign
 from tests.support.long_log import make_long_log
@@ -36,6 +38,7 @@ def test_the_crash_check_finds_what_it_looks_for(running: RunningService) -> Non
     assert run_id == answer["run_id"]
 
 
+@pytest.mark.every_database
 def test_races_for_the_last_label_charge_exactly_the_budget(running: RunningService) -> None:
     """Ten races of 32 clients."""
     pool = running.service.dataset.pool_size

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 from sqlalchemy import event
+from typer.testing import CliRunner
 
+from label_service.cli import app
 from label_service.errors import DatabaseRefused, LogNotWritable, PortTaken
 from label_service.ledger.writer import Writer
 from label_service.service import open_service
 from label_service.settings import Settings
 from label_service.web.server import listen
+from tests.support.service_process import service
 from tests.support.services import RunningService, run_service
 
 
@@ -71,30 +67,6 @@ def test_read_only_database_answers_503_and_recovers(running: RunningService) ->
     assert_nothing_leaves_and_then_recovers(
         running, lambda: every_new_connection_runs(running, "PRAGMA query_only = ON")
     )
-
-
-def test_full_disk_answers_503_and_recovers(running: RunningService) -> None:
-    """SQLITE_FULL (the database may not grow by a page) reveals nothing; with space back, the service goes on."""
-
-    @contextmanager
-    def full() -> Iterator[None]:
-        with every_new_connection_runs(running, "PRAGMA max_page_count = 1"):
-            # The last pages still have room for a few entries; fill it.
-            for _ in range(2000):
-                if running.client.get("/label/199").status_code == 503:
-                    break
-            else:
-                pytest.fail("the database never became full")
-            yield
-
-    _, token = running.open_run()
-    with full():
-        statuses = {running.client.post("/v1/runs", json={"name": "x" * 100}).status_code for _ in range(3)}
-        batch = running.client.post("/v1/labels:query", json={"ids": list(range(10))}, headers=token)
-        assert statuses == {503} and batch.status_code == 503
-        assert running.client.get("/readyz").status_code == 503
-    assert running.client.post("/v1/labels:query", json={"ids": list(range(10))}, headers=token).json()["charged"] == 10
-    assert running.client.get("/readyz").status_code == 200
 
 
 def test_locked_database_answers_503_and_recovers(running: RunningService) -> None:
@@ -228,73 +200,22 @@ def test_second_service_on_one_database_is_refused(service_settings: Callable[..
         pass
 
 
-def test_taken_port_is_one_sentence(shared_service: RunningService) -> None:
-    """A port somebody listens on is refused before anything is opened."""
+def test_a_taken_port_is_one_sentence_before_anything_is_opened(shared_service: RunningService, tmp_path: Path) -> None:
+    """Exit code 1 and no database; an address that the machine does not have is refused too."""
     port = int(shared_service.base_url.rpartition(":")[2])
-    with pytest.raises(PortTaken, match=f"Port {port} on 127.0.0.1 is in use"):
-        listen("127.0.0.1", port)
+    url = f"sqlite:///{tmp_path / 'db' / 'labels.sqlite3'}"
+    failed = CliRunner().invoke(app, ["serve", "--port", str(port), "--database-url", url])
+    assert (failed.exit_code, failed.output) == (
+        1, f"Error: Port {port} on 127.0.0.1 is in use; stop what listens there or choose another --port.\n"
+    )  # fmt: skip
+    assert not (tmp_path / "db").exists()
     with pytest.raises(PortTaken, match="cannot listen"):
         listen("192.0.2.1", 0)
 
 
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_process(tiny_data: Path, database: Path, port: int) -> subprocess.Popen[str]:
-    """Start `serve` as a user would."""
-    command = [sys.executable, "-m", "label_service", "serve", "--data", str(tiny_data), "--other-data"]
-    command += ["--database-url", f"sqlite:///{database}", "--port", str(port)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def wait_until_live(base_url: str) -> None:
-    """Wait until the service answers."""
-    deadline_s = time.monotonic() + 20
-    while True:
-        try:
-            httpx.get(f"{base_url}/healthz")
-            return
-        except httpx.TransportError:
-            assert time.monotonic() < deadline_s, "the service did not start"
-            time.sleep(0.05)
-
-
-def test_killed_service_keeps_every_label_it_answered(tmp_path: Path, tiny_data: Path) -> None:
-    """kill -9 in the middle of queries: after the restart every label that was answered is charged and logged."""
-    database, port = tmp_path / "db" / "labels.sqlite3", free_port()
-    base_url = f"http://127.0.0.1:{port}"
-    process = start_process(tiny_data, database, port)
-    answered = 0
-    try:
-        wait_until_live(base_url)
-        with httpx.Client(base_url=base_url) as client:
-            for label_id in range(30):
-                answered += client.get(f"/label/{label_id}").status_code == 200
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=10)
-    assert answered == 30
-    process = start_process(tiny_data, database, port)
-    try:
-        wait_until_live(base_url)
-        second = start_process(tiny_data, database, free_port())
-        _, message = second.communicate(timeout=20)
-        assert second.returncode == 1 and "in use by another label service" in message
-        taken = start_process(tiny_data, tmp_path / "other.sqlite3", port)
-        _, message = taken.communicate(timeout=20)
-        assert taken.returncode == 1
-        assert message.strip().splitlines() == [
-            f"Error: Port {port} on 127.0.0.1 is in use; stop what listens there or choose another --port."
-        ]
-        summary = httpx.get(f"{base_url}/v1/log/summary").json()
-        assert summary["queries"] == summary["distinct_labels_revealed_to_anybody"] == 30
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, message = process.communicate(timeout=20)
-    assert f"SQLite {sqlite3.sqlite_version}" in message
-    assert "Traceback" not in message
+def test_the_command_names_its_database_and_stops_without_a_trace(tmp_path: Path, tiny_data: Path) -> None:
+    """`serve` in a process of its own, stopped by SIGTERM."""
+    with service(tiny_data, tmp_path) as client:
+        assert client.get("/label/1").status_code == 200
+    said = (tmp_path / "service.log").read_text()
+    assert f"SQLite {sqlite3.sqlite_version}" in said and "Traceback" not in said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from label_service.log.signed_note import Verifier
 from label_service.log.verify import verify
 from tests.campaigns.crash_campaign import Tally, check
 from tests.support.service_process import start, stop_at_once
+from tests.support.services import wait_until
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="FAULTS NOT TRIED: install a C compiler")
@@ -66,10 +66,7 @@ class Session:
 
     def expect_recovery(self) -> None:
         """Soon ready by itself; the question that was cut off is answered and has been charged once."""
-        end_s = time.monotonic() + READY_TIMEOUT_S
-        while self.client.get("/readyz").status_code != 200:
-            assert time.monotonic() < end_s, "the service did not recover"
-            time.sleep(0.05)
+        wait_until(lambda: self.client.get("/readyz").status_code == 200, READY_TIMEOUT_S)
         assert [label["id"] for label in self.ask(2, 3, key="cut-off").json()["labels"]] == [2, 3]
         self.ask(4, key="again")
         assert self.ask(5, key="new").json()["queries"] == 5  # 1, 2, 3, 4 and 5, each once

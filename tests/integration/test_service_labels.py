@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -32,19 +32,13 @@ def test_bare_get_reveals_the_right_label_as_guest_and_logs_it(running: RunningS
     assert entry["request_id"] == answer.headers["x-request-id"]
 
 
-def test_both_paths_of_a_label_answer_the_same(running: RunningService) -> None:
-    """`/v1/labels/7` is `/label/7`."""
-    first, second = running.client.get("/label/7").json(), running.client.get("/v1/labels/7").json()
-    assert first["label"] == second["label"]
-    assert (first["charged"], second["charged"], second["queries"]) == (True, False, 1)
-
-
 def test_repeated_query_is_charged_once_and_logged_as_replayed(running: RunningService) -> None:
-    """Asking again is free, answered the same, and on the record."""
+    """Asking again is free, answered the same under both paths, and on the record."""
     _, token = running.open_run()
-    answers = [running.client.get("/label/3", headers=token).json() for _ in range(3)]
+    paths = ("/label/3", "/label/3", "/v1/labels/3")
+    answers = [running.client.get(path, headers=token).json() for path in paths]
     assert [answer["charged"] for answer in answers] == [True, False, False]
-    assert {answer["queries"] for answer in answers} == {1}
+    assert len({(answer["label"], answer["queries"]) for answer in answers}) == 1
     assert [entry["outcome"] for entry in running.entries(op="query")] == ["revealed", "replayed", "replayed"]
 
 
@@ -83,33 +77,6 @@ def test_batch_with_an_unknown_id_is_refused_whole(running: RunningService) -> N
     assert running.client.get("/label/1", headers=token).json()["queries"] == 1
 
 
-def _ask_at_once(
-    running: RunningService, label_id: int, token: dict[str, str], barrier: threading.Barrier, statuses: list[int]
-) -> None:
-    with httpx.Client(base_url=running.base_url) as client:
-        barrier.wait()
-        statuses.append(client.get(f"/label/{label_id}", headers=token).status_code)
-
-
-def test_race_for_the_last_label_has_one_winner(running: RunningService) -> None:
-    """Two clients that race for the last label of a run: exactly one gets it, every time."""
-    for trial in range(10):
-        run_id, token = running.open_run(budget=1)
-        barrier = threading.Barrier(2)
-        statuses: list[int] = []
-
-        threads = [
-            threading.Thread(target=_ask_at_once, args=(running, trial * 2 + offset, token, barrier, statuses))
-            for offset in (0, 1)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(statuses) == [200, 403]
-        assert running.client.get(f"/v1/runs/{run_id}").json()["queries"] == 1
-
-
 def test_many_threads_are_charged_for_exactly_what_they_got(running: RunningService) -> None:
     """Group commit loses nothing: eight threads on one run are charged for exactly the distinct labels."""
     run_id, token = running.open_run(budget=60)
@@ -119,26 +86,13 @@ def test_many_threads_are_charged_for_exactly_what_they_got(running: RunningServ
             for offset in range(20):
                 client.get(f"/label/{(start * 7 + offset) % 100}", headers=token)
 
-    threads = [threading.Thread(target=ask, args=(start,)) for start in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
     summary = {run["run_id"]: run for run in running.client.get("/v1/log/summary").json()["runs"]}[run_id]
     assert summary["queries"] == summary["distinct_labels"] == 60
     assert summary["entries"] == 161
     spent = [entry["spent"] for entry in running.entries(run=run_id)]
     assert spent == sorted(spent)
-
-
-def test_guest_budget_of_zero_closes_queries_without_a_token(start_service: Callable[..., RunningService]) -> None:
-    """With a guest budget of 0 a bare query is refused and logged, while runs go on."""
-    running = start_service(guest_budget=0)
-    answer = running.client.get("/label/1")
-    assert (answer.status_code, answer.json()["code"]) == (403, "guest-closed")
-    assert running.entries()[-1]["outcome"] == "guest-closed"
-    _, token = running.open_run()
-    assert running.client.get("/label/1", headers=token).status_code == 200
 
 
 def test_guest_budget_holds_and_a_change_of_it_is_logged(service_settings: Callable[..., Settings]) -> None:
@@ -149,15 +103,6 @@ def test_guest_budget_holds_and_a_change_of_it_is_logged(service_settings: Calla
         entry = running.entries()[-1]
         assert (entry["op"], entry["budget"], entry["detail"]) == ("budget-changed", 3, {"previous_budget": 2})
         assert running.client.get("/label/2").json()["queries"] == 3
-
-
-def test_total_budget_holds_over_all_runs(start_service: Callable[..., RunningService]) -> None:
-    """The operator's total also stops runs that have labels left."""
-    running = start_service(total_budget=3)
-    tokens = [running.open_run()[1] for _ in range(2)]
-    statuses = [running.client.get(f"/label/{i}", headers=tokens[i % 2]).status_code for i in range(4)]
-    assert statuses == [200, 200, 200, 403]
-    assert running.client.get("/label/3", headers=tokens[1]).json()["code"] == "total-budget-exhausted"
 
 
 def test_rate_limit_answers_429_with_retry_after_and_leaves_no_entry(
@@ -174,7 +119,6 @@ def test_rate_limit_answers_429_with_retry_after_and_leaves_no_entry(
     assert len(running.entries()) == before
 
 
-@pytest.mark.parametrize("path", ["/label/{}", "/v1/labels/{}"])
 @pytest.mark.parametrize(
     ("label_id", "status", "code"),
     [
@@ -194,11 +138,11 @@ def test_rate_limit_answers_429_with_retry_after_and_leaves_no_entry(
     ],
 )
 def test_bad_ids_are_refused_and_never_charged(
-    shared_service: RunningService, path: str, label_id: str, status: int, code: str
+    shared_service: RunningService, label_id: str, status: int, code: str
 ) -> None:
     """Text that is no integer gets 422 and no entry; an id without an image gets a logged 404; neither is charged."""
     before = len(shared_service.entries())
-    answer = shared_service.client.get(path.format(label_id))
+    answer = shared_service.client.get(f"/label/{label_id}")
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/problem+json"
     assert len(shared_service.entries()) == before + (status == 404)

@@ -53,18 +53,13 @@ def test_wrong_token_is_401_and_never_the_guest(shared_service: RunningService, 
     assert len(shared_service.entries()) == before
 
 
-def test_two_tokens_in_one_request_are_refused(shared_service: RunningService) -> None:
-    """A request that names two runs belongs to neither."""
+def test_two_tokens_and_a_changed_secret_are_refused(shared_service: RunningService) -> None:
+    """A request that names two runs belongs to neither, and knowing a run's public id is not enough."""
     _, token = shared_service.open_run()
-    headers = [("Authorization", token["Authorization"]), ("Authorization", token["Authorization"])]
-    assert shared_service.client.get("/label/1", headers=headers).status_code == 401
-
-
-def test_right_run_with_a_changed_secret_is_401(shared_service: RunningService) -> None:
-    """Knowing a run's public id is not enough."""
-    _, token = shared_service.open_run()
-    changed = token["Authorization"][:-1] + ("A" if token["Authorization"][-1] != "A" else "B")
-    assert shared_service.client.get("/label/1", headers={"Authorization": changed}).status_code == 401
+    sent = token["Authorization"]
+    changed = sent[:-1] + ("A" if sent[-1] != "A" else "B")
+    for headers in ([("Authorization", sent)] * 2, [("Authorization", changed)]):
+        assert shared_service.client.get("/label/1", headers=headers).status_code == 401
 
 
 def test_calls_of_a_run_need_that_runs_token(shared_service: RunningService) -> None:
@@ -120,17 +115,6 @@ def test_evaluation_answers_the_accuracy_and_closes_querying(running: RunningSer
     assert state["querying_closed"] and state["evaluations"][0]["correct"] == 40
 
 
-def test_run_without_declared_budgets_is_evaluated_once(running: RunningService) -> None:
-    """One evaluation by default; the second is refused and logged, and its answer holds no count."""
-    run_id, token = running.open_run()
-    body = {"predictions": [0] * 50}
-    assert running.client.post(f"/v1/runs/{run_id}/evaluations", json=body, headers=token).status_code == 200
-    refused = running.client.post(f"/v1/runs/{run_id}/evaluations", json={"predictions": [1] * 50}, headers=token)
-    assert (refused.status_code, refused.json()["code"]) == (403, "evaluations-exhausted")
-    assert "correct" not in refused.json()
-    assert running.entries()[-1]["outcome"] == "evaluations-exhausted"
-
-
 def test_declared_learning_curve_is_evaluated_at_each_budget_once(running: RunningService) -> None:
     """A run that declared k budgets has k evaluations, and each must name one of them."""
     run_id, token = running.open_run(budget=9, evaluation_budgets=[3, 6, 9])
@@ -175,40 +159,27 @@ def test_bad_predictions_are_422_and_use_no_evaluation(
     assert shared_service.client.get(f"/v1/runs/{run_id}").json()["evaluations_used"] == 0
 
 
-def test_same_idempotency_key_answers_the_same_and_charges_once(running: RunningService) -> None:
+def test_a_key_answers_as_the_first_time_and_stands_for_one_request(running: RunningService) -> None:
     """A batch repeated under its key answers what was charged then, is logged as replayed, and costs nothing."""
-    _, token = running.open_run()
-    keyed = {**token, "Idempotency-Key": "batch-1"}
+    _, token = running.open_run(budget=5)
+
+    def ask(ids: list[int], key: str) -> dict[str, Any]:
+        headers = {**token, "Idempotency-Key": key}
+        answer: dict[str, Any] = running.client.post("/v1/labels:query", json={"ids": ids}, headers=headers).json()
+        return answer
+
     running.client.get("/label/1", headers=token)
-    first = running.client.post("/v1/labels:query", json={"ids": [1, 2, 3]}, headers=keyed).json()
+    first = ask([1, 2, 3], "k")
     running.client.get("/label/4", headers=token)
-    second = running.client.post("/v1/labels:query", json={"ids": [1, 2, 3]}, headers=keyed).json()
+    second = ask([1, 2, 3], "k")
     assert second.pop("replayed") and not first.pop("replayed")
-    assert json.loads(second.pop("receipt")["entry"])["outcome"] == "replayed"
-    assert json.loads(first.pop("receipt")["entry"])["outcome"] == "revealed"
-    assert first == second
-    assert (first["charged"], first["queries"]) == (2, 3)
-    assert running.entries()[-1]["outcome"] == "replayed"
-    assert running.entries()[-1]["spent"] == 4
-
-
-def test_idempotency_key_with_another_body_is_refused(running: RunningService) -> None:
-    """A key stands for one request; another run may use the same key."""
-    _, token = running.open_run()
-    _, other = running.open_run()
-    key = {"Idempotency-Key": "k"}
-    running.client.post("/v1/labels:query", json={"ids": [1]}, headers={**token, **key})
-    answer = running.client.post("/v1/labels:query", json={"ids": [2]}, headers={**token, **key})
-    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency-key-reused")
-    assert running.client.post("/v1/labels:query", json={"ids": [2]}, headers={**other, **key}).status_code == 200
-
-
-def test_refused_batch_may_be_repeated_under_its_key(running: RunningService) -> None:
-    """A refusal binds no key: the same key with the same body is decided again."""
-    _, token = running.open_run(budget=1)
-    keyed = {**token, "Idempotency-Key": "k"}
-    for _ in range(2):
-        assert running.client.post("/v1/labels:query", json={"ids": [1, 2]}, headers=keyed).status_code == 403
+    outcomes = [json.loads(answer.pop("receipt")["entry"])["outcome"] for answer in (first, second)]
+    assert first == second and outcomes == ["revealed", "replayed"]
+    assert (first["charged"], first["queries"], running.entries()[-1]["spent"]) == (2, 3, 4)
+    assert ask([2], "k")["code"] == "idempotency-key-reused"
+    # A refusal binds no key: its request is decided again.
+    assert [ask([5, 6], "refused")["code"] for _ in range(2)] == ["label-budget-exhausted"] * 2
+    assert ask([5], "refused")["charged"] == 1
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "é".encode().decode("latin-1")])
@@ -217,21 +188,6 @@ def test_malformed_idempotency_key_is_422(shared_service: RunningService, key: s
     headers = {"Idempotency-Key": key.encode("latin-1")}
     answer = shared_service.client.post("/v1/labels:query", json={"ids": [1]}, headers=headers)
     assert answer.status_code == 422
-
-
-def test_evaluation_repeated_under_its_key_is_counted_once(running: RunningService) -> None:
-    """A client that lost the answer of an evaluation can ask for it again."""
-    run_id, token = running.open_run()
-    keyed = {**token, "Idempotency-Key": "final"}
-    call = f"/v1/runs/{run_id}/evaluations"
-    first = running.client.post(call, json={"predictions": [2] * 50}, headers=keyed).json()
-    second = running.client.post(call, json={"predictions": [2] * 50}, headers=keyed).json()
-    assert second.pop("replayed") and not first.pop("replayed")
-    assert json.loads(second.pop("receipt")["entry"])["outcome"] == "replayed"
-    assert json.loads(first.pop("receipt")["entry"])["outcome"] == "evaluated"
-    assert first == second and first["evaluations_used"] == 1
-    other = running.client.post(call, json={"predictions": [1] * 50}, headers=keyed)
-    assert other.json()["code"] == "idempotency-key-reused"
 
 
 @pytest.mark.parametrize(
@@ -275,15 +231,17 @@ def test_requests_under_one_key_that_arrive_together_get_one_answer(
 
 
 def test_operators_limits_hold_for_runs(start_service: Callable[..., RunningService]) -> None:
-    """The operator limits a run's budget, a run's evaluations, and the evaluations of all runs."""
-    running = start_service(max_run_budget=5, max_evaluations=2, total_evaluations=1)
+    """The operator limits a run's budget and evaluations, and the labels and evaluations of all runs."""
+    running = start_service(max_run_budget=5, max_evaluations=2, total_evaluations=1, total_budget=2)
     post = running.client.post
     assert post("/v1/runs", json={"name": "x", "budget": 6}).json()["code"] == "run-budget-too-large"
     declared = {"name": "x", "budget": 5, "evaluation_budgets": [1, 2, 3]}
     assert post("/v1/runs", json=declared).json()["code"] == "too-many-evaluations"
     answers = []
-    for _ in range(2):
+    for label_id, code in ((1, None), (2, "total-budget-exhausted")):
         run_id, token = running.open_run(budget=5)
+        batch = post("/v1/labels:query", json={"ids": [label_id, 3]}, headers=token)
+        assert batch.json().get("code") == code
         answers.append(post(f"/v1/runs/{run_id}/evaluations", json={"predictions": [0] * 50}, headers=token))
     assert [answer.status_code for answer in answers] == [200, 403]
     assert answers[1].json()["code"] == "evaluations-exhausted"

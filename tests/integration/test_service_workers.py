@@ -6,11 +6,8 @@ import base64
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from itertools import cycle, pairwise
@@ -34,9 +31,10 @@ from label_service.service import open_service
 from label_service.settings import Settings
 from label_service.store.backends import WRITER_LOCK, find_database
 from label_service.web.server import WORKER_TIMEOUT_S
-from tests.integration.test_service_failures import assert_nothing_leaves_and_then_recovers, free_port, wait_until_live
+from tests.integration.test_service_failures import assert_nothing_leaves_and_then_recovers
 from tests.support.postgres import PostgresServer, why_not
-from tests.support.services import POSTGRESQL, RunningService, fresh_database, run_service
+from tests.support.service_process import run_process
+from tests.support.services import POSTGRESQL, RunningService, fresh_database, run_service, wait_until
 
 if reason := why_not():
     pytest.skip(f"{reason}; tests of every database ran on SQLite alone", allow_module_level=True)
@@ -60,12 +58,8 @@ def workers(shared_settings: Settings) -> Iterator[list[RunningService]]:
 
 def head_of(answer: httpx.Response, verifier: Verifier) -> TreeHead:
     """Read the head that an answer carries: a checkpoint's own, or its receipt's."""
-    note = (
-        answer.text
-        if answer.headers["content-type"].startswith("text/plain")
-        else answer.json()["receipt"]["checkpoint"]
-    )
-    return TreeHead.open(note, verifier)
+    is_note = answer.headers["content-type"].startswith("text/plain")
+    return TreeHead.open(answer.text if is_note else answer.json()["receipt"]["checkpoint"], verifier)
 
 
 def test_a_client_switched_between_workers_sees_one_growing_history(workers: list[RunningService]) -> None:
@@ -118,22 +112,6 @@ def test_an_entry_of_a_worker_that_died_before_signing_is_signed_by_the_next(wor
     assert verify(evidence, third.service.log.verifier).runs[run_id].queries == 1
     assert [head.size for head in evidence.heads] == [1, 2, 3]
     assert evidence.checkpoint == other.client.get("/v1/log/checkpoint").text
-
-
-def test_a_key_sent_to_two_workers_is_charged_once(workers: list[RunningService]) -> None:
-    """The lock puts the requests in order, and all but the first get the first one's answer."""
-    run_id, token = workers[0].open_run()
-    keyed = {**token, "Idempotency-Key": "k"}
-
-    def ask(running: RunningService) -> dict[str, Any]:
-        answer: dict[str, Any] = running.client.post("/v1/labels:query", json={"ids": [1, 2]}, headers=keyed).json()
-        return answer
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        answers = list(pool.map(ask, workers))
-    assert sorted(answer["replayed"] for answer in answers) == [False, True, True]
-    assert {answer["charged"] for answer in answers} == {2}
-    assert workers[0].client.get(f"/v1/runs/{run_id}").json()["queries"] == 2
 
 
 def test_a_lock_held_for_too_long_answers_503_and_recovers(
@@ -228,48 +206,22 @@ def test_a_log_whose_key_is_missing_gets_no_other(shared_settings: Settings, tmp
         pass
 
 
-@contextmanager
-def serve(settings: Settings, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Start `serve` with three workers as a user would, and stop it with SIGTERM."""
-    port = free_port()
-    assert settings.key_folder is not None
-    command = [sys.executable, "-m", "label_service", "serve", "--data", str(settings.data), "--other-data"]
-    command += ["--database-url", settings.database_url, "--port", str(port), "--workers", str(WORKERS)]
-    command += ["--key-folder", str(settings.key_folder)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
-    with log.open("wb") as errors:
-        process = subprocess.Popen(command, stderr=errors, stdout=errors, env=environment)
-    try:
-        wait_until_live(f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
 def worker_processes(parent: int) -> list[int]:
     """Return the ids of the worker processes, without the parent's resource tracker."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, for longer than the supervisor waits for a worker; fail if it never does."""
-    deadline_s = time.monotonic() + 3 * WORKER_TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settings: Settings, tmp_path: Path) -> None:
     """32 clients ask three processes and one process is killed: exactly the budget is charged, every receipt holds."""
-    budget, log = 60, tmp_path / "log"
+    budget = 60
+    place = shared_settings.model_dump(include={"database_url", "key_folder"})
     kept: list[KeptAnswer] = []
-    with serve(shared_settings, log) as (base_url, process):
+    with run_process(shared_settings.data, tmp_path, workers=WORKERS, **place) as (process, base_url):
         opened = httpx.post(f"{base_url}/v1/runs", json={"name": "race", "budget": budget}).json()
         kept.append(KeptAnswer.model_validate(opened))
         token = {"Authorization": f"Bearer {opened['token']}"}
-        wait_for(lambda: len(worker_processes(process.pid)) == WORKERS)
+        wait_until(lambda: len(worker_processes(process.pid)) == WORKERS, 3 * WORKER_TIMEOUT_S)
         victim = worker_processes(process.pid)[0]
 
         def ask(client: int) -> list[tuple[int, dict[str, Any]]]:
@@ -290,11 +242,12 @@ def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settin
         answered = [body for status, body in answers if status == 200]
         assert {status for status, _ in answers} == {200, 403} and len(answers) >= 96
         kept += [KeptAnswer.model_validate(body) for body in answered]
-        wait_for(lambda: len({*worker_processes(process.pid)} - {victim}) == WORKERS)
+        wait_until(lambda: len({*worker_processes(process.pid)} - {victim}) == WORKERS, 3 * WORKER_TIMEOUT_S)
         sealed = httpx.post(f"{base_url}/v1/runs/{opened['run_id']}:seal", headers=token, timeout=30).json()
         key = httpx.get(f"{base_url}/v1/log/key").json()["key"]
     assert process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
-    assert "Traceback" not in log.read_text() and f"{WORKERS} workers" in log.read_text()
+    said = (tmp_path / "service.log").read_text()
+    assert "Traceback" not in said and f"{WORKERS} workers" in said
     evidence = Evidence.model_validate(sealed["evidence"])
     # Verification checks numbers, counts, the head and every receipt.
     verdict = verify(evidence, Verifier.from_vkey(key), kept)
@@ -302,4 +255,4 @@ def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settin
     assert run.queries == len(run.labels) == budget
     assert {body["id"] for body in answered} <= run.labels and len(answered) >= budget - 32
     assert [json.loads(entry)["op"] for entry in evidence.entries].count("run-opened") == 2
-    assert len(list(shared_settings.key_folder.glob("*.key"))) == 1  # type: ignore[union-attr]
+    assert len(list(tmp_path.glob("*.key"))) == 1

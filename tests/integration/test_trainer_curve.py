@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.services import RunningService
-from tests.support.tiny_trainer import TINY, TINY_CURVE, use_one_thread
-from tests.support.trainer_runs import charges_of, outcome_of, run_to_end, settings_for
+from tests.support.tiny_trainer import TINY
+from tests.support.trainer_runs import Arm, after, before, charges_of, outcome_of, run_and_die, run_to_end, settings_for
 from trainer.config import PhaseConfig, RoundConfig
 from trainer.oracle.client import LabelClient
 from trainer.profiles import PROFILES
 from trainer.records.run_records import read_queries
 from trainer.run import pipeline
 from trainer.run.evaluate import predictions_path, read_predictions
+
+pytestmark = pytest.mark.usefixtures("tiny_profiles")
 
 LONGER = TINY.model_copy(
     update={
@@ -29,22 +32,11 @@ LONGER = TINY.model_copy(
 )
 
 
-class Killed(BaseException):
-    """Stands for a kill."""
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests' profiles, on one thread."""
-    for profile in (TINY, TINY_CURVE, LONGER):
-        monkeypatch.setitem(PROFILES, profile.name, profile)
-    monkeypatch.setattr(pipeline, "use_all_cores", use_one_thread)
-
-
 def test_a_curve_is_up_to_a_point_the_run_that_ends_there(
-    shared_service: RunningService, tiny_data: Path, tmp_path: Path
+    shared_service: RunningService, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same seed: the same eighteen labels, and the same predictions of every test image."""
+    monkeypatch.setitem(PROFILES, LONGER.name, LONGER)
     short = run_to_end(settings_for(tmp_path / "short", tiny_data, shared_service))
     long = run_to_end(settings_for(tmp_path / "long", tiny_data, shared_service, profile="tiny-longer"))
     asked = [[record.id for record in read_queries(tmp_path / name)] for name in ("short", "long")]
@@ -72,34 +64,16 @@ def test_a_point_is_frozen_before_the_next_label_is_asked(
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [before, after])
 def test_a_curve_killed_at_a_point_resumes_to_the_same_end(
-    shared_service: RunningService,
-    tiny_data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    at: int,
-    when: str,
+    shared_service: RunningService, tiny_data: Path, tmp_path: Path, at: int, when: Callable[..., Arm]
 ) -> None:
     """Killed before or after any of the three points was frozen: the same points, no label charged twice."""
     settings = settings_for(tmp_path / "whole", tiny_data, shared_service, profile="tiny-curve")
     whole = run_to_end(settings)
-    freeze, calls = pipeline.freeze_predictions, []
-
-    def freeze_and_die(*given: object) -> None:
-        calls.append(1)
-        if len(calls) == at and when == "before":
-            raise Killed
-        freeze(*given)  # type: ignore[arg-type]
-        if len(calls) == at:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "freeze_predictions", freeze_and_die)
-        with pytest.raises(Killed):
-            run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, profile="tiny-curve"))
-    again = settings_for(tmp_path / "out", tiny_data, shared_service, profile="tiny-curve", resume=True)
-    result = run_to_end(again)
+    killed = settings_for(tmp_path / "out", tiny_data, shared_service, profile="tiny-curve")
+    run_and_die(killed, when(pipeline, "freeze_predictions", at))
+    result = run_to_end(killed.model_copy(update={"resume": True}))
     assert outcome_of(tmp_path / "out", result) == outcome_of(tmp_path / "whole", whole)
     assert [(point.labels, point.evaluation) for point in result.points] == [
         (point.labels, point.evaluation) for point in whole.points

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,30 +17,26 @@ import pytest
 
 from label_service.settings import Settings as ServiceSettings
 from tests.support.services import RunningService, run_service
-from tests.support.tiny_trainer import CHECKPOINTS, KILL_AT, TINY, use_one_thread
-from tests.support.trainer_runs import Outcome, charges_of, outcome_of, run_to_end, settings_for
+from tests.support.tiny_trainer import CHECKPOINTS, KILL_AT, TINY
+from tests.support.trainer_runs import (
+    Arm,
+    Outcome,
+    after,
+    before,
+    charges_of,
+    outcome_of,
+    run_and_die,
+    run_to_end,
+    settings_for,
+)
 from trainer.learning import pretrain
 from trainer.oracle.client import LabelClient
 from trainer.oracle.transport import Transport, _TryAgain
-from trainer.profiles import PROFILES
 from trainer.records.run_records import QUERIES_FILE, RESULT_FILE, RunResult
 from trainer.run import active_loop, evaluate, pipeline
 from trainer.run import questions as oracle
 
-Arm = Callable[[pytest.MonkeyPatch], None]
-
-
-class Killed(BaseException):
-    """The process ends here: no code of the trainer catches it."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny_profile() -> Iterator[None]:
-    """Make the tiny profile known, on one thread."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PROFILES, "tiny", TINY)
-        patch.setattr(pipeline, "use_all_cores", use_one_thread)
-        yield
+pytestmark = pytest.mark.usefixtures("tiny_profiles")
 
 
 @pytest.fixture(scope="module")
@@ -52,44 +48,6 @@ def uninterrupted(shared_service: RunningService, tiny_data: Path, tmp_path_fact
     assert len(outcome.asked) == TINY.budget == result.queries_in_log
     assert charges_of(shared_service, result.run_id).replayed_batches == 0
     return outcome
-
-
-def before(owner: Any, name: str, call: int = 1) -> Arm:
-    """Die in place of the `call`th call of a function."""
-
-    def arm(patch: pytest.MonkeyPatch) -> None:
-        original, calls = getattr(owner, name), 0
-
-        def die_or_go_on(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                raise Killed
-            return original(*args, **kwargs)
-
-        patch.setattr(owner, name, die_or_go_on)
-
-    return arm
-
-
-def after(owner: Any, name: str, call: int = 1, then: Callable[..., None] = lambda *_: None) -> Arm:
-    """Die right after the `call`th call of a function has returned; `then` sees its arguments first."""
-
-    def arm(patch: pytest.MonkeyPatch) -> None:
-        original, calls = getattr(owner, name), 0
-
-        def go_on_and_die(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            answer = original(*args, **kwargs)
-            if calls == call:
-                then(*args)
-                raise Killed
-            return answer
-
-        patch.setattr(owner, name, go_on_and_die)
-
-    return arm
 
 
 def tear_the_last_lines(out: Path, *_: object) -> None:
@@ -129,14 +87,9 @@ def test_killed_run_resumes_to_the_same_end(
     shared_service: RunningService,
     tiny_data: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Same queries in the same order, none charged twice, at most one batch asked again, same predictions."""
-    settings = settings_for(tmp_path / "out", tiny_data, shared_service)
-    with monkeypatch.context() as patch:
-        arm(patch)
-        with pytest.raises(Killed):
-            run_to_end(settings)
+    run_and_die(settings_for(tmp_path / "out", tiny_data, shared_service), arm)
     result = run_to_end(settings_for(tmp_path / "out", tiny_data, shared_service, resume=True))
     assert outcome_of(tmp_path / "out", result) == uninterrupted
     charges = charges_of(shared_service, result.run_id)

@@ -67,8 +67,9 @@ def test_roots_and_proofs_are_those_of_the_definition(entries: list[bytes], data
 
 @given(datas)
 def test_appending_one_by_one_is_building_at_once(entries: list[bytes]) -> None:
-    """A tree that grows leaf by leaf has the same root at every size."""
+    """A tree that grows leaf by leaf has the same root at every size, and none the hash of no bytes."""
     tree = MerkleTree()
+    assert tree.root() == mth([])
     for size, entry in enumerate(entries, 1):
         tree.append(leaf_hash(entry))
         assert tree.root() == mth(entries[:size])

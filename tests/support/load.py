@@ -42,12 +42,6 @@ class Load:
     commits_per_s: float
 
 
-def open_run(client: httpx.Client) -> dict[str, str]:
-    """Open a run that may have every label; return the header that speaks for it."""
-    opened = client.post("/v1/runs", json={"name": "load", "budget": POOL}).raise_for_status().json()
-    return {"Authorization": f"Bearer {opened['token']}"}
-
-
 def metric(client: httpx.Client, name: str) -> float:
     """Read one number of /metrics."""
     found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
@@ -59,9 +53,10 @@ def load(client: httpx.Client, folder: Path, clients: int, seconds: int) -> Load
     threads = 2
     script = folder / "labels.lua"
     script.write_text(SCRIPT.replace("THREADS", str(threads)))
-    token = open_run(client)["Authorization"]
+    # A run that may have every label.
+    opened = client.post("/v1/runs", json={"name": "load", "budget": POOL}).raise_for_status().json()
     command = ["wrk", "-t", str(threads), "-c", str(clients), "-d", f"{seconds}s", "--latency", "--timeout", "30s"]
-    command += ["-s", str(script), "-H", f"Authorization: {token}", str(client.base_url)]
+    command += ["-s", str(script), "-H", f"Authorization: Bearer {opened['token']}", str(client.base_url)]
     commits = 'labelmeter_commits_total{result="written"}'
     before, started_s = metric(client, commits), time.monotonic()
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -16,14 +16,14 @@ import httpx
 
 def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Popen[bytes], str]:
     """Start a service process on the database in a folder, wait until it is ready, and return its base URL."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
-    environment |= {f"LABEL_SERVICE_{name.upper()}": str(value) for name, value in settings.items()}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    url = f"sqlite:///{folder / 'service' / 'labels.sqlite3'}"
-    command = [sys.executable, "-m", "label_service", "serve", "--data", str(data), "--other-data"]
-    command += ["--database-url", url, "--port", str(port)]
+    given = {"data": data, "other_data": True, "port": port} | settings
+    given.setdefault("database_url", f"sqlite:///{folder / 'service' / 'labels.sqlite3'}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
+    environment |= {f"LABEL_SERVICE_{name.upper()}": str(value) for name, value in given.items()}
+    command = [sys.executable, "-m", "label_service", "serve"]
     base_url = f"http://127.0.0.1:{port}"
     with (folder / "service.log").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -42,15 +42,21 @@ def stop_at_once(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def service(data: Path, folder: Path, **settings: object) -> Iterator[httpx.Client]:
-    """Run a service process and yield a client of it."""
+def run_process(data: Path, folder: Path, **settings: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run a service process until the block ends, and yield it with its base URL; SIGTERM stops it."""
     process, base_url = start(data, folder, **settings)
     try:
-        with httpx.Client(base_url=base_url, timeout=30.0) as client:
-            yield client
+        yield process, base_url
     finally:
         process.terminate()
-        process.wait()
+        process.wait(30)
+
+
+@contextmanager
+def service(data: Path, folder: Path, **settings: object) -> Iterator[httpx.Client]:
+    """Run a service process and yield a client of it."""
+    with run_process(data, folder, **settings) as (_, url), httpx.Client(base_url=url, timeout=30.0) as client:
+        yield client
 
 
 def answers(client: httpx.Client) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,14 @@ class RunningService:
         return self.client.get("/v1/log/entries", params={"limit": 1000, **query}).json()["entries"]
 
 
+def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait until a condition holds; fail if it never does."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"waited {timeout_s} s in vain"
+        time.sleep(0.01)
+
+
 @contextmanager
 def run_service(settings: Settings) -> Iterator[RunningService]:
     """Run a service until the block ends; several workers are services behind one socket."""
@@ -83,11 +91,7 @@ def run_servers(services: list[LabelService], listener: socket.socket) -> Iterat
     for thread in threads:
         thread.start()
     try:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not all(server.started for server in servers):
-            assert all(thread.is_alive() for thread in threads), "the service did not start"
-            assert time.monotonic() < deadline_s, "the service did not start"
-            time.sleep(0.01)
+        wait_until(lambda: all(server.started for server in servers), START_TIMEOUT_S)
         yield
     finally:
         for server in servers:

@@ -1,4 +1,4 @@
-"""All that a query strategy may look at; it holds no label and no test image."""
+"""All that a query strategy may look at; no label that was not paid for, and no test image."""
 
 from dataclasses import dataclass, replace
 

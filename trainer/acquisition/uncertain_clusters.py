@@ -2,7 +2,7 @@
 
 While there are few labels it covers the whole pool (`coverage_margin.cover`). Afterwards the weight of an image is the
 uncertainty of its neighbourhood, and the pick of a cluster is the image with the largest product of weight and
-similarity to the centre. So a batch lies where many images are uncertain in similar ways, and its images differ.
+similarity to the centre. So a batch comes from regions with many uncertain images, and its images are not alike.
 How much that gains: docs/decisions/0018-clusters-of-uncertainty.md.
 
 Source: F. Zhdanov, "Diverse mini-batch active learning", 2019. Departures: spherical k-means; weights of the
@@ -21,7 +21,7 @@ SHARPNESS = 4.0
 
 
 def select(state: PoolState, batch: int, generator: torch.Generator) -> Tensor:
-    """Take medoids of uncovered clusters first, later the most typical images of clusters of uncertainty."""
+    """While labels are few, cover the pool; later take the best-scored image of each uncertainty-weighted cluster."""
     batch = min(batch, len(state.free))
     if state.beliefs is None or is_covering(state):
         return cover(state, batch, generator)

@@ -1,4 +1,4 @@
-"""Beliefs about every image: the graph's propagated labels joined with the network's predictions."""
+"""Beliefs: class probabilities of every image, from the labels spread over the graph and the network's predictions."""
 
 import copy
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from trainer.learning.finetune import embed_and_predict, predict
 from trainer.learning.graph import NeighbourGraph, balance_classes, build_graph, nearest_neighbours, propagate_labels
 from trainer.learning.losses import PROBABILITY_FLOOR
 
-# 0.8^20 = 1%: what is left to converge.
+# With the default smoothing of 0.8, the error left after 20 steps is 0.8^20, about 1%.
 _SMOOTHING_STEPS = 20
 
 
@@ -22,12 +22,9 @@ class FeatureSpace:
     """Descriptor, pretrained features and fine-tuned features, concatenated into unit vectors."""
 
     def __init__(self, pool: Tensor, encoder: Encoder, config: GraphConfig) -> None:
-        """Fit the descriptor, and compute the pool's features that fine-tuning does not change.
+        """Fit the descriptor to the pool, uint8 [N, H, W], and compute what fine-tuning does not change.
 
-        Args:
-            pool: uint8 [N, H, W].
-            encoder: pretrained, not yet fine-tuned; its weights are copied.
-            config: dimensions and weights.
+        The pretrained encoder's weights are copied.
         """
         self.config = config
         self._descriptor = Descriptor(pool, config.descriptor_dimensions)
@@ -35,11 +32,7 @@ class FeatureSpace:
         self._fixed_pool = self._fixed(pool)
 
     def embed_pool(self, finetuned: Tensor | None) -> Tensor:
-        """Embed the pool: float32 [N, D].
-
-        Args:
-            finetuned: the fine-tuned network's embedding of it, float32 [N, E]; None while there is none.
-        """
+        """Embed the pool, float32 [N, D], with the fine-tuned network's embedding [N, E] where there is one."""
         return self._join(self._fixed_pool, finetuned)
 
     def embed(self, images: Tensor, network: Encoder | None) -> Tensor:

@@ -12,11 +12,7 @@ from trainer.records.files import replace_file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace a checkpoint; a kill at any moment leaves the old file or the new one.
-
-    Args:
-        path: of the file.
-        state: tensors, numbers, strings and containers of them.
+    """Replace a checkpoint of tensors, numbers and strings; a kill leaves the old file or the new one.
 
     Raises:
         RecordsUnwritable: the disk is full or read-only; the old checkpoint is untouched.
@@ -38,7 +34,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum is wrong")
         state = torch.load(path, map_location=device, weights_only=True)
-    # Damaged bytes raised ten kinds of exception in the two readers, and all of them mean the same.
+    # A damaged file can raise many kinds of exception in zipfile and in torch.load; all mean that it is damaged.
     except Exception as error:
         raise ResumeError(
             f"the checkpoint {path} cannot be read ({type(error).__name__}); remove it to redo it"

@@ -19,10 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
-    """Choose the device.
-
-    Args:
-        wanted: `auto`, or a PyTorch device such as `cpu`, `cuda` or `cuda:1`.
+    """Choose the device: `auto`, or a PyTorch device such as `cpu`, `cuda` or `cuda:1`.
 
     Raises:
         ConfigError: the device does not exist here.
@@ -54,8 +51,8 @@ def use_all_cores() -> None:
 def keep_freed_memory() -> bool:
     """Make glibc's allocator keep freed memory for the next step; return whether it could be set.
 
-    By default every large tensor is mapped anew by the kernel, which clears its pages first: 10 to 25% of a training
-    step on two cores.
+    By default glibc gets new pages from the kernel for every large tensor, and the kernel fills them with zeros first.
+    That took 10 to 25% of a training step on two cores.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -71,7 +68,7 @@ def has_bfloat16(device: torch.device) -> bool:
     return _lists_bfloat16(_CPUINFO)
 
 
-# Every training step needs this, and the kernel writes the file anew for each reader.
+# Cached: every training step calls this, and the kernel generates /proc/cpuinfo again for each read.
 @functools.cache
 def _lists_bfloat16(cpuinfo: Path) -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in _BF16_FLAGS)

@@ -1,7 +1,8 @@
 """The encoder, its projection head for contrastive learning, and its classifier for fine-tuning.
 
 Two backbones: `oriented`, a small residual network behind a fixed oriented-gradient front end (the default), and
-`resnet18`, torchvision's with a 3x3 first convolution and no max-pool (the seed project's, profile `paper`).
+`resnet18`, torchvision's with a 3x3 first convolution and no max-pool (for comparison with other work: profile
+`paper`).
 """
 
 import torch

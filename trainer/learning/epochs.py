@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainer.learning.parallel import Replicas
 from trainer.records.progress import MetricWriter, progress
 
-# What a checkpoint keeps of a training under way, beside the networks; the caller may add to it.
+# What a checkpoint stores of an unfinished training besides the network weights; callers may add entries.
 TrainingState = dict[str, Any]
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ class Schedule:
 
     Attributes:
         name: seeds the randomness and names the metrics; unique in a run.
-        rows: of the pool.
-        batch: rows a step.
+        rows: number of images in the pool.
+        batch: images per step.
         epochs: passes over the pool.
-        max_steps: steps an epoch at most; None for the whole pool.
-        learning_rate: the peak.
-        warmup_steps: steps until the peak.
+        max_steps: limit on the steps per epoch; None for the whole pool.
+        learning_rate: the highest rate, reached after the warm-up.
+        warmup_steps: steps until the highest rate.
     """
 
     name: str
@@ -83,7 +83,7 @@ def train_epochs(
         after_step: called after each step of the optimiser.
         on_epoch: called after each epoch with the state to keep in a checkpoint.
     """
-    # The schedule returns the rate itself, so the optimiser's own is the factor one.
+    # LambdaLR multiplies `lr` by what the schedule returns. The schedule returns the whole rate, so `lr` is 1.
     optimizer = torch.optim.AdamW(parameter_groups, lr=1.0)
     first_epoch = 0
     if state is not None:

@@ -68,14 +68,9 @@ class FineTuner:
     def __init__(
         self, encoder: Encoder, images: Tensor, config: FinetuneConfig, *, seed: int, metrics: MetricWriter
     ) -> None:
-        """Make the teacher from the encoder as it is.
+        """Make the teacher from the encoder as it is, which becomes the student.
 
-        Args:
-            encoder: with pretrained or random weights; becomes the student.
-            images: uint8 [N, H, W] of the pool, on the device to train on.
-            config: batch sizes, views, optimiser.
-            seed: of the run; each epoch derives its own generator.
-            metrics: receives the loss and the share of confident pseudo-labels an epoch.
+        Images are uint8 [N, H, W], the pool on the device to train on.
         """
         self.student = encoder
         self._replicas = Replicas(encoder, parts_on(images.device))

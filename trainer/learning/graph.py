@@ -1,8 +1,8 @@
 """The neighbour graph of the pool, and label propagation on it.
 
 Propagation: D. Zhou et al., "Learning with local and global consistency", NeurIPS 2003. Class-mass normalisation:
-X. Zhu et al., "Semi-supervised learning using Gaussian fields and harmonic functions", ICML 2003; its class prior is
-the declared knowledge that the classes are balanced (rule 7).
+X. Zhu et al., "Semi-supervised learning using Gaussian fields and harmonic functions", ICML 2003. It assumes that all
+classes have the same size; docs/rules.md declares this assumption under rule 7.
 """
 
 import warnings

@@ -22,7 +22,7 @@ def _similarities(
 ) -> tuple[Float[Tensor, " A"], Float[Tensor, "A N"]]:
     """Compute s / t of each of the 2B views with its positive, [2B], and with its negatives, [2B, 2B - 2]."""
     views = torch.cat([first, second])
-    # HCL weighs negatives by their order, and half precision loses the order of close ones.
+    # HCL weighs negatives by how similar they are; half precision would lose the difference between close ones.
     views = views if views.dtype == torch.float64 else views.float()
     B = len(first)
     with torch.autocast(views.device.type, enabled=False):

@@ -32,7 +32,7 @@ def parts_on(device: torch.device) -> int:
 @functools.cache
 def _workers() -> ThreadPoolExecutor:
     """Start one thread a part, or one a core if there are fewer cores; the threads share the cores evenly."""
-    # Reading the number also fixes it for the calling thread: PyTorch would otherwise take over a worker's number.
+    # This call also fixes the number for the calling thread. Without it, PyTorch would use a worker's number here too.
     cores = torch.get_num_threads()
     threads = min(_CPU_PARTS, cores)
     return ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(max(1, cores // threads)))
@@ -120,7 +120,8 @@ class Replicas(Generic[Network]):
         Args:
             batch: the step's rows.
             forward: computes the output of one share; runs side by side.
-            join: computes what was measured from all outputs and their weights, float [M], the loss first.
+            join: combines the outputs of all shares and their weights into the step's measures, float [M]; the first
+                is the loss.
 
         Returns:
             What `join` computed, detached.
@@ -149,5 +150,5 @@ class Replicas(Generic[Network]):
 
 
 def split_batch(batch: Tensor, parts: int) -> Sequence[Tensor]:
-    """Split a batch into `parts` of nearly equal size, or into fewer, so that each has two rows to normalise by."""
+    """Split a batch into `parts` of nearly equal size, or fewer: batch normalisation needs two rows in each."""
     return batch.chunk(max(1, min(parts, len(batch) // 2)))

@@ -46,19 +46,9 @@ def pretrain(
     out: Path,
     metrics: MetricWriter,
 ) -> Path:
-    """Pretrain the encoder in place and save it.
+    """Pretrain the encoder in place, all but its classifier; return the file of finished weights.
 
-    Args:
-        images: uint8 [N, H, W], on the device to train on.
-        encoder: its classifier is not touched.
-        config: views, loss and schedule.
-        seed: of the run; each epoch derives its own generator.
-        identity: of data, seed and configuration; files of another identity are refused.
-        out: folder for the checkpoint and the finished weights.
-        metrics: receives `loss` and `learning_rate` an epoch.
-
-    Returns:
-        The file of finished weights.
+    Images are uint8 [N, H, W], on the device to train on. The identity is that of data, seed and configuration.
 
     Raises:
         ResumeError: the folder holds damaged files, or files of another identity.
@@ -121,12 +111,7 @@ def pretrain(
 
 
 def load_encoder(encoder: Encoder, path: Path, identity: str | None) -> None:
-    """Load all pretrained weights, or none.
-
-    Args:
-        encoder: changed in place; it keeps its classifier, which pretraining does not train.
-        path: an `encoder.pt`.
-        identity: that the weights must have; None to accept any weights that fit.
+    """Load all pretrained weights but the classifier's, or none; identity None accepts any weights that fit.
 
     Raises:
         ResumeError: the file is damaged, of another identity, or of another architecture.

@@ -175,7 +175,7 @@ class LogKeyAnswer(Answer):
 
 
 class ConsistencyAnswer(Answer):
-    """Hashes, base64, that lead from one size of the log to another. Any roots in the answer are not trusted."""
+    """The consistency proof between two sizes of the log, as base64 hashes. Roots in the answer are ignored."""
 
     proof: tuple[str, ...]
 
@@ -191,12 +191,7 @@ A = TypeVar("A", bound=Answer)
 
 
 def parse_answer(model: type[A], raw: bytes, name: str) -> A:
-    """Read an answer as its model. The error never repeats the answer, which may hold a token.
-
-    Args:
-        model: The expected answer.
-        raw: The body.
-        name: The call, for the error.
+    """Read the answer to a call, named for the error, which never repeats the answer: it may hold a token.
 
     Raises:
         ServiceProtocolError: The body is something else.
@@ -213,14 +208,9 @@ def parse_answer(model: type[A], raw: bytes, name: str) -> A:
 def check_query(
     answer: QueryAnswer, asked: Sequence[int], dataset: DatasetInfo, run_id: str | None, queries_before: int
 ) -> None:
-    """Check the ids, the classes, the run and all counts of an answer against its query.
+    """Check the ids, the classes, the run and all counts of an answer against its query of distinct ids.
 
-    Args:
-        answer: The answer.
-        asked: Distinct ids of the query.
-        dataset: The pool of these ids.
-        run_id: The run that asked; None when no answer has named it yet.
-        queries_before: The highest count of this run so far.
+    The run is None when no answer has named it yet; `queries_before` is the highest count of it so far.
 
     Raises:
         ServiceProtocolError: It does not fit.
@@ -228,7 +218,7 @@ def check_query(
     ids = {label.id for label in answer.labels}
     if len(answer.labels) != len(asked) or ids != set(asked):
         strange = sorted(ids ^ set(asked))[:3]
-        raise ServiceProtocolError(f"a query asked {len(asked)} ids and the answer is about others: {strange}.")
+        raise ServiceProtocolError(f"a query asked for {len(asked)} ids, and the answer has others, such as {strange}.")
     for label in answer.labels:
         if label.label >= dataset.num_classes or label.label_name != dataset.class_names[label.label]:
             raise ServiceProtocolError(
@@ -250,25 +240,3 @@ def check_query(
             f"the label service counts {answer.queries} queries in this run and counted {queries_before} before; "
             "its database was replaced, so the log no longer proves the run's labels."
         )
-
-
-def check_evaluation(answer: Evaluation, predictions: Sequence[int]) -> None:
-    """Check that an evaluation compared all predictions.
-
-    Raises:
-        ServiceProtocolError: It compared more or fewer.
-    """
-    if answer.total != len(predictions):
-        raise ServiceProtocolError(
-            f"the label service compared {answer.total} predictions where {len(predictions)} were submitted."
-        )
-
-
-def check_opened_run(answer: OpenedRun, budget: int) -> None:
-    """Check that a run was opened with its budget.
-
-    Raises:
-        ServiceProtocolError: It has another budget.
-    """
-    if answer.budget != budget:
-        raise ServiceProtocolError(f"the label service opened a run of {answer.budget} labels instead of {budget}.")

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import quote
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, ServiceProtocolError
 from trainer.oracle.answers import (
     A,
     ConsistencyAnswer,
@@ -32,8 +32,6 @@ from trainer.oracle.answers import (
     QueryAnswer,
     RunState,
     SealedRun,
-    check_evaluation,
-    check_opened_run,
     check_query,
     parse_answer,
 )
@@ -153,7 +151,8 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
         key = f"open-{uuid.uuid4()}"
         raw = self._transport.request("POST", "/v1/runs", token=token, body=body, idempotency_key=key)
         run = parse_answer(OpenedRun, raw, "POST /v1/runs")
-        check_opened_run(run, budget)
+        if run.budget != budget:
+            raise ServiceProtocolError(f"the label service opened a run of {run.budget} labels instead of {budget}.")
         exchange = Exchange("run-opened", {"idempotency_key": key, **body}, raw)
         if self._witness is not None:
             self._witness.run_opened(
@@ -233,7 +232,10 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
         self._check_run_is_witnessed()
         raw = self._transport.request("POST", path, token=self._token, body=body, idempotency_key=key)
         evaluation = parse_answer(Evaluation, raw, f"POST {path}")
-        check_evaluation(evaluation, predictions)
+        if evaluation.total != len(predictions):
+            raise ServiceProtocolError(
+                f"the label service compared {evaluation.total} predictions where {len(predictions)} were submitted."
+            )
         exchange = Exchange("evaluation", {"idempotency_key": key, "budget": budget}, raw)
         if self._witness is not None:
             self._witness.evaluated(exchange, evaluation, self.log_consistency, predictions, budget)

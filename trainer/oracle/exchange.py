@@ -33,11 +33,7 @@ class Exchange:
     raw: bytes
 
     def keep(self, path: Path, **more: str) -> None:
-        """Append the exchange to a file, and wait until the disk has it.
-
-        Args:
-            path: JSON-lines file, mode 0600.
-            more: Further fields of the line, such as the reason of a refusal.
+        """Append the exchange, with further fields, to a JSON-lines file (mode 0600), and wait until the disk has it.
 
         Raises:
             RecordsUnwritable: The file cannot be written.

@@ -30,7 +30,7 @@ _SIGNATURE_LINE = re.compile(r"\u2014 ([^ +\n]+) ([A-Za-z0-9+/]+={0,2})")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 
 
-class LogProofError(Exception):
+class LogProofError(ValueError):
     """A proof, signature or key does not hold; the message is a clause."""
 
 

@@ -2,8 +2,8 @@
 
 A receipt holds the exact text of a log entry, its number, an inclusion proof, and the signed tree head that the proof
 leads to. The entry must agree with the question and the answer. Each revealed label must open the commitment to the
-answer key, whose leaf is the canonical JSON of id, label and salt. What does not hold is a `LogProofError`; its message
-is a clause in which "it" is the entry.
+answer key, whose leaf is the canonical JSON of id, label and salt. A failed check raises `LogProofError`. Its message
+is completed by the witness ("entry 7 of the log is refused: it ..."), so "it" is the entry.
 """
 
 from __future__ import annotations

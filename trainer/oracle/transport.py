@@ -1,4 +1,4 @@
-"""Carry one request to the label service, with retries that never differ in content.
+"""Send one request to the label service; the retry policy is here, and every retry sends the same bytes.
 
 Retried: connections that are refused, cut or timed out, and the statuses 429 and 502 to 504. Every try sends the same
 bytes under the same Idempotency-Key, so a service that restarts in the middle costs a pause and not a label. Every
@@ -10,6 +10,7 @@ The transport knows nothing of labels, and neither logs nor repeats a token.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import logging
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 # Longest wait for a connection, and for the next bytes of an answer.
 TIMEOUT_S = 10.0
-# A service that sends a byte now and then never trips httpx's timeout, which counts from byte to byte.
+# Limit of a whole try, in timeouts. httpx's own timeout restarts with every byte, so a trickle never exceeds it.
 _TIMEOUTS_OF_A_TRY = 6
 # Upper bound of the jitter after the first failure; it doubles with each failure up to the second bound.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
@@ -147,10 +148,15 @@ class Transport:
             self._failing_since = now
         waited_s = now - self._failing_since
         left_s = self._patience_s - waited_s
-        if left_s <= 0 or failure.retry_after_s > left_s:
+        if left_s <= 0:
             raise ServiceUnavailable(
                 f"the label service at {self.base_url} did not answer for {waited_s:.0f} s ({failure}); "
                 "start it and go on with --resume."
+            ) from failure
+        if failure.retry_after_s > left_s:
+            raise ServiceUnavailable(
+                f"the label service at {self.base_url} asks to wait {failure.retry_after_s:.0f} s ({failure}), longer "
+                f"than the {left_s:.0f} s that are left of the patience; go on later with --resume."
             ) from failure
         pause_s = min(max(self._jitter(state), failure.retry_after_s), left_s)
         if not self._told and waited_s + pause_s >= SILENT_WAIT_S:
@@ -162,11 +168,8 @@ class Transport:
         """Send once."""
         deadline = time.monotonic() + _TIMEOUTS_OF_A_TRY * TIMEOUT_S
         try:
-            response = self._http.send(request, stream=True)
-            try:
+            with contextlib.closing(self._http.send(request, stream=True)) as response:
                 body = self._read(response, deadline, name)
-            finally:
-                response.close()
         except httpx.TimeoutException as error:
             raise _TryAgain(f"no answer within {TIMEOUT_S:g} s") from error
         except httpx.RemoteProtocolError as error:
@@ -217,10 +220,7 @@ def _accept(response: httpx.Response, body: bytes, name: str, base_url: str) -> 
         problem = None
     if status in _RETRIED_STATUSES:
         reason = f"status {status}" + (f" {problem.code}: {problem.detail}" if problem else "")
-        retry_after_s = _retry_after_s(response)
-        if retry_after_s:
-            reason = f"{reason.rstrip('.: ')}, to be asked again in {retry_after_s:.0f} s"
-        raise _TryAgain(reason.rstrip(".: "), retry_after_s=retry_after_s)
+        raise _TryAgain(reason.rstrip(".: "), retry_after_s=_retry_after_s(response))
     if problem is None:
         kind = response.headers.get("content-type", "no content type").split(";")[0]
         raise ServiceProtocolError(

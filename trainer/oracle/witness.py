@@ -1,9 +1,10 @@
-"""The log's witness: it has every answer of the label service proved before anything learns from it.
+"""The log's witness: it verifies the proof of every answer of the label service before the trainer uses the answer.
 
-The witness holds the log's pinned key, what the opening of the run fixed (budget, commitment to the answer key), and
-the newest tree head it has seen. Each answer must bring a receipt that `receipts` accepts, for an entry younger than
-that head, under a head that is proved to grow from it. The new head is on the disk, in OUT/log-witness.json, before the
-caller sees the answer. So a log that was forked, cut or restored from a backup is refused, also after a restart.
+The witness remembers the log's public key, the terms of the run (budget, commitment to the answer key) and the newest
+signed tree head that it has seen. Each answer must come with a receipt that passes the checks of `receipts`. The
+receipt's log entry must be newer than the remembered head, and its tree head must come with a consistency proof that
+the log has only grown since. The new head is saved in OUT/log-witness.json before the caller sees the answer. So a log
+that was forked, cut or restored from a backup is refused, also after a restart.
 
 An answer that fails is kept in OUT/receipts-refused.jsonl and ends the run with `LogNotProved`.
 """
@@ -14,15 +15,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import JsonValue
 
-from trainer.errors import ConfigError, DataError, LogNotProved, RequestRefused, ResumeError
+from trainer.errors import ConfigError, LogNotProved, RequestRefused, ResumeError
 from trainer.oracle import receipts
 from trainer.oracle.answers import Evaluation, OpenedRun, QueryAnswer, SealedRun
 from trainer.oracle.exchange import REFUSED_FILE, Exchange
 from trainer.oracle.log_proofs import LogKey, LogProofError, TreeHead, decode_hash, verify_consistency
 from trainer.oracle.receipts import RunTerms, require
-from trainer.records.files import replace_file
+from trainer.records.files import read_file, replace_file
+from trainer.records.run_records import Record
 
 WITNESS_FILE = "log-witness.json"
 
@@ -30,10 +32,8 @@ WITNESS_FILE = "log-witness.json"
 AskConsistency = Callable[[int, int], Sequence[str]]
 
 
-class _WitnessFile(BaseModel):
+class _WitnessFile(Record):
     """Content of log-witness.json: the log's key, then the run's terms and the newest signed tree head."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     run: RunTerms | None = None
@@ -56,7 +56,13 @@ class Witness:
             DataError: The file is damaged.
         """
         self._out = out
-        self._given = None if log_key is None else parse_log_key(log_key)
+        try:
+            self._given = None if log_key is None else LogKey.parse(log_key.strip())
+        except LogProofError as error:
+            raise ConfigError(
+                f"--log-key is not a log's key ({error}); copy it whole from GET /v1/log/key, such as "
+                "labelmeter/ID+ID+KEY"
+            ) from error
         self._file, self._key, self._head = self._load()
         if self._given is not None and self._key is not None and self._given != self._key:
             raise ResumeError(
@@ -205,28 +211,10 @@ class Witness:
         self._file = content
 
     def _load(self) -> tuple[_WitnessFile | None, LogKey | None, TreeHead | None]:
-        path = self._out / WITNESS_FILE
-        try:
-            content = _WitnessFile.model_validate_json(path.read_bytes())
+        def parse(raw: bytes) -> tuple[_WitnessFile, LogKey, TreeHead | None]:
+            content = _WitnessFile.model_validate_json(raw)
             key = LogKey.parse(content.key)
             return content, key, None if content.checkpoint is None else TreeHead.open(content.checkpoint, key)
-        except (FileNotFoundError, NotADirectoryError):
-            return None, None, None
-        except (OSError, ValidationError, LogProofError) as error:
-            raise DataError(
-                f"{path} is damaged, and with it what was witnessed of the log; restore it, or begin a new --out"
-            ) from error
 
-
-def parse_log_key(log_key: str) -> LogKey:
-    """Read a log key that a user gave.
-
-    Raises:
-        ConfigError: It is malformed.
-    """
-    try:
-        return LogKey.parse(log_key.strip())
-    except LogProofError as error:
-        raise ConfigError(
-            f"--log-key is not a log's key ({error}); copy it whole from GET /v1/log/key, such as labelmeter/ID+ID+KEY"
-        ) from error
+        damage = "is damaged, and with it what was witnessed of the log; restore it, or begin a new --out"
+        return read_file(self._out / WITNESS_FILE, parse, damage) or (None, None, None)

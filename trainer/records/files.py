@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from trainer.errors import DataError, RecordsUnwritable, TrainerError
 
 # Permissions of a new file (before the umask): OWNER_ONLY for labels and tokens.
@@ -120,7 +118,7 @@ def read_file(
 
     Args:
         path: The file.
-        parse: Reads its content, such as `Model.model_validate_json`.
+        parse: Reads its content, such as `Model.model_validate_json`; raises ValueError if it cannot.
         damage: The message, after the path, when the file cannot be read or parsed.
         error: Class of that error.
 
@@ -131,7 +129,7 @@ def read_file(
         return parse(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValidationError) as cause:
+    except (OSError, ValueError) as cause:
         raise error(f"{path} {damage}") from cause
 
 

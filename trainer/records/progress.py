@@ -60,9 +60,7 @@ class _ConsoleFormatter(logging.Formatter):
 def setup_logging(out_dir: Path, verbose: bool = False) -> Iterator[None]:
     """Log the trainer to OUT/trainer.log and, shorter, to stderr, inside the `with` block.
 
-    Args:
-        out_dir: The run's folder; made when missing.
-        verbose: Show debug lines on the console too; the file always has them.
+    The file always has the debug lines, the console only if `verbose`.
 
     Raises:
         RecordsUnwritable: The log file cannot be opened.
@@ -99,14 +97,9 @@ def progress(
     line_every_s: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[_T]:
-    """Yield from an iterable and show the progress.
+    """Yield the `total` items of an iterable and show the progress, described as `pretrain 3/100` for example.
 
-    Args:
-        iterable: The items.
-        total: Number of items.
-        description: Name of the work, such as `pretrain 3/100`.
-        line_every_s: Shortest time between two lines where stderr is no terminal; shorter work is silent.
-        clock: Seconds that only grow.
+    Where stderr is no terminal, there are `line_every_s` seconds between two lines, and shorter work is silent.
     """
     if sys.stderr.isatty():
         yield from tqdm(iterable, total=total, desc=description, leave=False, dynamic_ncols=True)
@@ -134,8 +127,8 @@ def duration(seconds: float) -> str:
 class StageClock:
     """Wall seconds by stage, added up over resumes and kept in OUT/stages.json.
 
-    A stage inside another one stops the clock of the outer one, so the seconds add up to the whole. Call `save` with
-    each checkpoint: a kill then loses the time since, as it loses the work.
+    A nested stage pauses the outer one, so the seconds add up to the total. Call `save` with each checkpoint: a kill
+    then loses the time since the checkpoint, as it loses the work since then.
     """
 
     def __init__(self, out_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -220,13 +213,7 @@ class MetricWriter(AbstractContextManager["MetricWriter", None]):
         self.close()
 
     def write(self, stage: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Write the metrics of one step.
-
-        Args:
-            stage: Such as `pretrain`; groups the metrics in TensorBoard.
-            step: Steps within the stage.
-            epoch: Passes over the data within the stage; may be a fraction.
-            values: Metric names and values.
+        """Write the metrics of one step; step and epoch (a fraction, maybe) are counted within the stage.
 
         Raises:
             RecordsUnwritable: metrics.jsonl cannot be written.

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from trainer.errors import DataError, first_mistake
 from trainer.records.files import append_lines, read_file, read_lines, replace_file
@@ -33,10 +33,6 @@ _Z_95 = 1.959963984540054
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """Return the 95% Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927).
 
-    Args:
-        correct: Successes, 0 to `total`.
-        total: Trials, at least 1.
-
     Raises:
         ValueError: The counts are impossible.
     """
@@ -49,12 +45,6 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def _finite_or_none(value: object) -> object:
-    """Turn NaN and infinities into None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -92,6 +82,11 @@ class QueryRecord(Record):
     charged: bool
     asked_at: datetime
 
+    @property
+    def is_right(self) -> bool | None:
+        """Whether the guess before asking was right; None without a guess."""
+        return None if self.predicted is None else self.predicted == self.label
+
 
 class MetricRecord(Record):
     """Metrics of one step: `wall_s` is seconds of work since the run began, over all resumes."""
@@ -100,7 +95,7 @@ class MetricRecord(Record):
     step: Count
     epoch: Annotated[float, Field(ge=0)]
     wall_s: Annotated[float, Field(ge=0)]
-    values: dict[str, Measured]
+    values: dict[str, float | None]
 
 
 class RoundRecord(Record):

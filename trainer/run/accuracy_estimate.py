@@ -56,15 +56,10 @@ def estimate_accuracy(beliefs: Tensor, asked: Sequence[QueryRecord]) -> Accuracy
     Returns:
         The estimate; None while no guess was made before asking.
     """
-    guessed = [
-        (record.confidence, record.predicted == record.label)
-        for record in asked
-        if record.predicted is not None and record.confidence is not None
-    ][-_GUESSES:]
+    guessed = [(record.confidence, record.is_right) for record in asked if record.confidence is not None][-_GUESSES:]
     if not guessed:
         return None
-    confidence = torch.tensor([pair[0] for pair in guessed], dtype=torch.double)
-    right = torch.tensor([pair[1] for pair in guessed], dtype=torch.double)
+    confidence, right = torch.tensor(guessed, dtype=torch.double).unbind(1)
     slope = slope_at(len(asked))
     shift, shift_sd = _fit_shift(slope * _logit(confidence), right)
     chances = torch.sigmoid(shift + slope * _logit(beliefs.max(1).values.double().cpu()))

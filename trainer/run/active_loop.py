@@ -1,7 +1,7 @@
 """Active fine-tuning: choose images, ask for their labels, spread the labels, fine-tune, and again.
 
-Each epoch ends with a checkpoint. Two files decide what a resumed run leaves out: queries.jsonl (no answered round is
-chosen anew) and the checkpoint (no finished phase is trained anew).
+A checkpoint is saved after each epoch. A resumed run skips every round whose answers are in queries.jsonl, and every
+training phase that the checkpoint marks as finished.
 """
 
 import logging
@@ -25,7 +25,7 @@ from trainer.learning.finetune import FineTuner
 from trainer.records.progress import MetricWriter, StageClock
 from trainer.records.run_records import RoundRecord, append_round, read_rounds
 from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy
-from trainer.run.questions import LabelOracle
+from trainer.run.label_oracle import LabelOracle
 from trainer.run.steps import Ask, Estimate, Freeze, Step, Train, plan
 
 _CHECKPOINT_FILE = "finetune.pt"
@@ -39,12 +39,13 @@ class LearnedState:
     """What was learned from some number of labels.
 
     Attributes:
-        labels: paid for.
-        is_end: whether the run ends here, or goes on asking.
-        network: the teacher; it changes when the loop goes on.
-        model: graph and network at that moment; predicts other images.
-        beliefs: float32 [N, C] of the pool.
-        estimate: of the accuracy of the beliefs, made without test labels; None before anything was guessed.
+        labels: number of labels paid for so far.
+        is_end: whether this is the end of the run.
+        network: the fine-tuned network (the teacher) itself, not a copy: use it before the loop continues.
+        model: the neighbour graph joined with that network; predicts images outside the pool.
+        beliefs: class probabilities of the pool, float32 [N, C].
+        estimate: the accuracy that the run expects of its beliefs, made without test labels; None if the run has not
+            guessed any label before asking for it.
     """
 
     labels: int
@@ -74,17 +75,9 @@ class ActiveLoop:
     ) -> None:
         """Prepare, and load the checkpoint if there is one.
 
-        Args:
-            pool: uint8 [N, H, W], on the device to train on.
-            encoder: pretrained; fine-tuned in place.
-            profile: budgets, strategy, training.
-            oracle: asks for labels and keeps them.
-            seed: of the run.
-            identity: of data, seed, configuration and run; a checkpoint of another identity is refused.
-            out: the run's folder.
-            clock: wall time by stage.
-            metrics: training metrics.
-            target: accuracy at which to stop asking, by the run's own estimate; None asks for the whole budget.
+        The pool is uint8 [N, H, W], on the device to train on; the encoder is pretrained, and fine-tuned in place. The
+        identity is that of data, seed, configuration and run. Where the run's own estimate reaches the target, an
+        accuracy, the run stops asking.
 
         Raises:
             ResumeError: the folder's checkpoint is damaged or another run's.
@@ -97,7 +90,7 @@ class ActiveLoop:
         with clock.stage("features"):
             self._space = FeatureSpace(pool, encoder, profile.graph)
         self._tuner = FineTuner(encoder, pool, profile.finetune, seed=seed, metrics=metrics)
-        # What graph and network say now; None since the last training.
+        # Built when first needed; training resets it to None, because it is then out of date.
         self._model: JointModel | None = None
         # (round, phase) of the newest checkpoint, and the state of that phase unless it is finished.
         self._reached = _UNTRAINED
@@ -106,13 +99,14 @@ class ActiveLoop:
             self._restore()
 
     def run(self, frozen: Container[int] = ()) -> Iterator[LearnedState]:
-        """Take all steps that are not finished; yield what was learned wherever predictions are to be frozen.
+        """Take the steps that are not finished yet; yield a state at each point where predictions must be frozen.
 
-        The next label is asked when the caller asks for the next state, so predictions frozen before that cannot
-        depend on it. When the target is met, the last round's training follows at once, without its labels.
+        Labels are asked for only when the caller requests the next state, so the predictions that it freezes before
+        then cannot depend on them. Once the estimate reaches the target, no more labels are asked for, and the loop
+        goes straight to the last round's training.
 
         Args:
-            frozen: numbers of labels whose predictions are frozen already.
+            frozen: label counts at which predictions have already been frozen.
 
         Raises:
             ServiceError: the label service refuses or is lost; what was paid for is kept.
@@ -137,7 +131,7 @@ class ActiveLoop:
                     yield self._learned(number, is_end=is_end)
 
     def _is_finished(self, step: Step, frozen: Container[int]) -> bool:
-        """Tell whether an interrupted run took a step. An estimate is taken again: what it found still decides."""
+        """Tell whether a step is finished. An estimate is never skipped: its result decides whether to go on asking."""
         match step:
             case Ask(number):
                 return self._oracle.has_answered(number) and self._round_record(number) is not None
@@ -162,7 +156,7 @@ class ActiveLoop:
         self._record_round(step.round)
 
     def _choose(self, step: Ask, state: PoolState) -> Tensor:
-        """Choose a round's images, most wanted first; a choice that an earlier round made ahead is repeated."""
+        """Choose a round's images, best first; if an earlier round chose them ahead, recompute that choice."""
         chosen_from = state if step.chosen_in == step.round else self._pool_state(step.chosen_in)
         known = int(chosen_from.labelled.sum())
         generator = generator_for(torch.device("cpu"), self._seed, "query", step.chosen_in)
@@ -171,7 +165,7 @@ class ActiveLoop:
         return picks[int(state.labelled.sum()) - known :]
 
     def _pool_state(self, number: int) -> PoolState:
-        """Make what a strategy may look at before a round."""
+        """Build the `PoolState` that the strategy sees before a round."""
         ids, labels = self._oracle.answered(number, self._pool.device)
         model = self._joint_model()
         labelled = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.device)
@@ -194,16 +188,16 @@ class ActiveLoop:
         if self._round_record(number) is not None:
             return
         asked = [record for record in self._oracle.records if record.round == number]
-        guessed = [record.predicted == record.label for record in asked if record.predicted is not None]
+        guessed = [record.is_right for record in asked if record.is_right is not None]
         hits = sum(guessed) / len(guessed) if guessed else None
         labels = sum(record.round <= number for record in self._oracle.records)
         append_round(self._out, RoundRecord(round=number, labels=labels, prequential_accuracy=hits))
         log.info(
-            "round %d: asked %d labels, %d in all%s",
+            "round %d: asked for %d labels, %d so far%s",
             number,
             len(asked),
             labels,
-            "" if hits is None else f"; {hits:.0%} of these (the hardest) were guessed right",
+            "" if hits is None else f"; {hits:.0%} of these had been guessed right before",
         )
 
     def _round_record(self, number: int) -> RoundRecord | None:
@@ -211,7 +205,7 @@ class ActiveLoop:
 
     def _train(self, step: Train) -> None:
         ids, labels = self._oracle.answered(step.round + 1, self._pool.device)
-        # Finished steps are left out, so a half-done phase belongs to the first step that trains.
+        # Finished steps were removed from the plan, so the half-done phase is the first `Train` step in it.
         resumed, self._half_done = self._half_done, None
         targets = self._joint_model().beliefs(ids, labels, self._classes) if resumed is None else resumed["targets"]
 
@@ -225,7 +219,8 @@ class ActiveLoop:
                 ids,
                 labels,
                 targets,
-                # The name does not say which round is the last: a learning curve trains as a run that ends earlier.
+                # The name seeds the randomness. It must not depend on which round is the last, so that a learning curve
+                # trains its early rounds exactly as a run that stops there.
                 name=f"round-{step.round}-{step.phase}",
                 state=resumed,
                 on_epoch=keep,
@@ -233,7 +228,7 @@ class ActiveLoop:
         self._model = None
 
     def _is_target_met(self, number: int) -> bool:
-        """Compare the estimate after a round with the target; an estimate that is on the disk stands."""
+        """Tell whether a round's accuracy estimate reaches the target; a saved estimate is not computed again."""
         assert self._target is not None
         record = self._round_record(number)
         assert record is not None

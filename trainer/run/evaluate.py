@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from trainer import __version__
@@ -28,14 +27,14 @@ from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.records.files import read_file, read_lines, replace_file
 from trainer.records.progress import StageClock
-from trainer.records.run_records import EvaluationResult, PointResult, RunResult, read_queries, write_result
+from trainer.records.run_records import EvaluationResult, PointResult, Record, RunResult, read_queries, write_result
 from trainer.run.active_loop import LearnedState
 from trainer.run.session import RunConfig, RunTicket
 
 PREDICTIONS_FILE = "predictions.json"
 
 
-class FrozenPredictions(BaseModel):
+class FrozenPredictions(Record, strict=True):
     """Frozen test predictions; the fields after `predictions` are those of `PointResult`.
 
     Attributes:
@@ -46,8 +45,6 @@ class FrozenPredictions(BaseModel):
         estimate_error: Its standard error.
         arithmetic: Number format of the networks, `bfloat16` or `float32`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     predictions: list[int]
     labels: int
@@ -63,13 +60,7 @@ def predictions_path(out: Path, labels: int | None = None) -> Path:
 
 
 def freeze_predictions(out: Path, learned: LearnedState, test: Tensor, clock: StageClock) -> None:
-    """Predict the test images, which are never trained on, and write predictions and beliefs to OUT.
-
-    Args:
-        out: The run's folder.
-        learned: What was learned from the labels paid for so far.
-        test: uint8 [M, H, W].
-        clock: Wall time by stage.
+    """Predict the test images, uint8 [M, H, W], which are never trained on; write predictions and beliefs to OUT.
 
     Raises:
         RecordsUnwritable: They cannot be written.
@@ -114,17 +105,7 @@ def read_predictions(path: Path) -> FrozenPredictions:
 
 
 def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig, clock: StageClock) -> RunResult:
-    """Submit all frozen predictions, seal the run, and compare the trainer's count with the log's.
-
-    Args:
-        out: The run's folder.
-        client: A client with the run's token.
-        ticket: The run.
-        config: Its configuration.
-        clock: Wall time by stage.
-
-    Returns:
-        The result, which is also OUT/result.json.
+    """Submit all frozen predictions, seal the run, compare the trainer's count with the log's; write result.json.
 
     Raises:
         CountsDisagree: Log and trainer counted different queries.

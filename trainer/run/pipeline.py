@@ -17,14 +17,14 @@ from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
 from trainer.options import ExperimentOptions, RunOptions
 from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
-from trainer.oracle.witness import Witness, parse_log_key
+from trainer.oracle.witness import Witness
 from trainer.profiles import profile_named
 from trainer.records.progress import MetricWriter, StageClock
 from trainer.records.run_records import RunResult
 from trainer.run import session
 from trainer.run.active_loop import ActiveLoop
 from trainer.run.evaluate import freeze_predictions, predictions_path, submit
-from trainer.run.questions import LabelOracle
+from trainer.run.label_oracle import LabelOracle
 from trainer.run.report import write_report
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,7 @@ class Pipeline:
         """
         if options.pretrained is not None and not options.pretrained.is_file():
             raise DataError(f"there are no pretrained weights at {options.pretrained}; make them with `pretrain`")
-        if options.log_key is not None:
-            parse_log_key(options.log_key)
+        self._witness = Witness(options.out, options.log_key)
         use_all_cores()
         keep_freed_memory()
         self._options = options
@@ -59,7 +58,6 @@ class Pipeline:
             target=options.target,
         )
         session.begin_or_resume(self.out, self.config, resume=options.resume)
-        self._witness = Witness(self.out, options.log_key)
         self._clock = StageClock(self.out)
 
     def pretrain(self) -> Path:
@@ -131,20 +129,24 @@ class Pipeline:
         """Return the pool on the device, up to the profile's limit."""
         return self.images.pool[: self.profile.pool_limit].to(self._device)
 
-    def report(self, ticket: session.RunTicket | None) -> Path:
+    def report(self, ticket: session.RunTicket) -> Path:
         """Write OUT/report.html."""
-        names = ticket.dataset.class_names if ticket else ()
-        return write_report(self.out, self.images.pool.numpy(), names)
+        return write_report(self.out, self.images.pool.numpy(), ticket.dataset.class_names)
 
     def client(self, ticket: session.RunTicket | None = None) -> LabelClient:
-        """Make a client whose answers are witnessed and whose receipts are kept; without a ticket it can open a run."""
-        return LabelClient(
-            self._options.service,
-            token=None if ticket is None else ticket.token,
-            patience_s=self._options.patience_s,
-            receipts_path=self.out / RECEIPTS_FILE,
-            witness=self._witness,
-        )
+        """Make a client of this run; without a ticket it can open one."""
+        return witnessed_client(self._options, self._witness, ticket)
+
+
+def witnessed_client(options: RunOptions, witness: Witness, ticket: session.RunTicket | None) -> LabelClient:
+    """Make a client whose answers are witnessed and whose receipts are kept; without a ticket it can open a run."""
+    return LabelClient(
+        options.service,
+        token=None if ticket is None else ticket.token,
+        patience_s=options.patience_s,
+        receipts_path=options.out / RECEIPTS_FILE,
+        witness=witness,
+    )
 
 
 def choose_profile(options: ExperimentOptions, device: torch.device) -> Profile:

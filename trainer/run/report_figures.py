@@ -98,7 +98,7 @@ def learning_curve(queries: Sequence[QueryRecord]) -> LearningCurve:
 
 
 def _point(labels: int, guesses: Sequence[QueryRecord]) -> CurvePoint:
-    right = sum(query.predicted == query.label for query in guesses)
+    right = sum(bool(query.is_right) for query in guesses)
     return CurvePoint(labels, right / len(guesses), *wilson_interval(right, len(guesses)))
 
 
@@ -162,34 +162,10 @@ def _inline_svg(document: bytes, tooltips: dict[str, list[str]]) -> str:
     return svg
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """Guesses before asking against the labels paid for.
-
-    Attributes:
-        counts: counts[label, guess].
-        guesses: Queries with a guess.
-        right: Guesses that were right.
-        without_guess: Queries of the cold start, which are not in `counts`.
-    """
-
-    counts: npt.NDArray[np.int64]
-    guesses: int
-    right: int
-    without_guess: int
-
-
-def confusion(queries: Sequence[QueryRecord], num_classes: int) -> Confusion:
-    """Count guesses against labels."""
+def confusion(queries: Sequence[QueryRecord], num_classes: int) -> npt.NDArray[np.int64]:
+    """Count labels [C] against guesses [C]; queries without a guess (cold start) are left out."""
     counts = np.zeros((num_classes, num_classes), dtype=np.int64)
     for query in queries:
         if query.predicted is not None:
             counts[query.label, query.predicted] += 1
-    guesses = int(counts.sum())
-    return Confusion(counts, guesses, int(np.trace(counts)), len(queries) - guesses)
-
-
-def class_counts(queries: Sequence[QueryRecord], num_classes: int) -> list[int]:
-    """Count the paid labels of each class."""
-    labels = [query.label for query in queries]
-    return [labels.count(label) for label in range(num_classes)]
+    return counts

@@ -10,13 +10,14 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from trainer.config import Profile
-from trainer.errors import DataError, RecordsUnwritable, ResumeError
+from trainer.errors import DataError, ResumeError
 from trainer.oracle.answers import DatasetInfo
 from trainer.oracle.client import LabelClient
 from trainer.records.files import OWNER_ONLY, read_file, replace_file
+from trainer.records.run_records import Record
 
 if TYPE_CHECKING:
     # The command line loads this module for its help, which must not wait for PyTorch.
@@ -26,7 +27,7 @@ CONFIG_FILE = "config.json"
 _RUN_FILE = "run.json"
 
 
-class RunConfig(BaseModel):
+class RunConfig(Record):
     """The configuration that a run's folder was begun with.
 
     Attributes:
@@ -36,8 +37,6 @@ class RunConfig(BaseModel):
         pretrained: SHA-256 of weights given from outside, None when the run pretrains itself.
         target: Stop the queries at this accuracy, by the run's own estimate; None for the whole budget.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     profile: Profile
     seed: int
@@ -51,10 +50,8 @@ class RunConfig(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-class RunTicket(BaseModel):
+class RunTicket(Record):
     """The run of a folder at the label service; the token stays out of `repr`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
     token: str = Field(repr=False)
@@ -68,10 +65,6 @@ def begin_or_resume(out: Path, config: RunConfig, *, resume: bool) -> None:
         ResumeError: The folder holds a run and `resume` is false, or the run was begun with another configuration.
         RecordsUnwritable: The folder cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecordsUnwritable(f"the folder {out} cannot be made ({error.strerror}); choose another --out") from error
     path = out / CONFIG_FILE
     if not path.exists():
         replace_file(path, config.model_dump_json(indent=2) + "\n")
@@ -135,13 +128,7 @@ def open_or_take_up_run(
 ) -> RunTicket:
     """Open a run at the label service and keep its token, unless the folder has one already.
 
-    Args:
-        out: The run's folder.
-        client: A client without a token yet.
-        images: The images of the service's labels.
-        name: For people who read the log.
-        profile: Its budget is the most labels that the run may be charged; its evaluation budgets are declared.
-        registration_token: The operator's token, if the service requires one.
+    The profile's budget is the most labels that the run may be charged, and its evaluation budgets are declared.
 
     Raises:
         DataError: The service has the labels of other images.

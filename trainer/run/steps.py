@@ -7,11 +7,11 @@ from trainer.config import PhaseConfig, Profile
 
 @dataclass(frozen=True)
 class Ask:
-    """Ask for a round's images, until `labels` are paid for in all.
+    """Ask for the labels of a round's images, until the run has `labels` labels in total.
 
     Attributes:
-        chosen_in: the round that chooses the images: this one, or an earlier one that chose ahead.
-        chosen_until: labels in all up to which that round chooses.
+        chosen_in: the round whose choice is used: this one, or an earlier one that chose for several rounds at once.
+        chosen_until: the total number of labels that the choice of that round covers.
     """
 
     round: int

@@ -14,11 +14,11 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", responses=problems())
 async def live() -> HealthAnswer:
-    """Answer as long as the process does."""
+    """Return 200 as long as the process runs."""
     return HealthAnswer()
 
 
-@router.get("/readyz", responses=problems(LogNotWritable))
+@router.get("/readyz", responses=problems("log-not-writable"))
 async def ready(service: Service) -> HealthAnswer:
     """Answer 200 if a log entry could be written now (tried by writing), else 503."""
     if not await service.ready():

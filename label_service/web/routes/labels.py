@@ -5,46 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from label_service.data.seed import DatasetInfo
-from label_service.errors import (
-    GuestClosed,
-    IdempotencyKeyReused,
-    InvalidToken,
-    LabelBudgetExhausted,
-    LogNotWritable,
-    QueryingClosed,
-    RunSealed,
-    TooManyRequests,
-    TotalBudgetExhausted,
-    UnknownId,
-)
 from label_service.ledger import ledger
 from label_service.service import LabelService
 from label_service.web.callers import Caller, Service, label_headers, ledger_request
 from label_service.web.openapi import problems
-from label_service.web.schemas import (
-    Label,
-    LabelAnswer,
-    LabelQuery,
-    LabelsAnswer,
-    PathLabelId,
-)
+from label_service.web.schemas import Label, LabelAnswer, LabelQuery, LabelsAnswer, PathLabelId
 
 router = APIRouter(tags=["labels"])
 
-_REVEALING = (
-    GuestClosed,
-    InvalidToken,
-    LabelBudgetExhausted,
-    LogNotWritable,
-    QueryingClosed,
-    RunSealed,
-    TooManyRequests,
-    TotalBudgetExhausted,
-    UnknownId,
-    IdempotencyKeyReused,
-)
+_PROBLEMS = problems(
+    "guest-closed", "idempotency-key-reused", "invalid-token", "label-budget-exhausted", "log-not-writable",
+    "querying-closed", "run-sealed", "too-many-requests", "total-budget-exhausted", "unknown-id",
+)  # fmt: skip
 
 
 @router.get("/v1/dataset", responses=problems())
@@ -53,12 +28,8 @@ def read_dataset(service: Service) -> DatasetInfo:
     return service.dataset
 
 
-@router.get(
-    "/label/{label_id}", response_model=LabelAnswer, responses=problems(*_REVEALING), operation_id="reveal_label"
-)
-@router.get(
-    "/v1/labels/{label_id}", response_model=LabelAnswer, responses=problems(*_REVEALING), operation_id="reveal_label_v1"
-)
+@router.get("/label/{label_id}", response_model=LabelAnswer, responses=_PROBLEMS, operation_id="reveal_label")
+@router.get("/v1/labels/{label_id}", response_model=LabelAnswer, responses=_PROBLEMS, operation_id="reveal_label_v1")
 async def reveal_label(label_id: PathLabelId, request: Request, service: Service, run_id: Caller) -> Response:
     """Reveal one label: charged and logged the first time, free and logged afterwards.
 
@@ -66,11 +37,10 @@ async def reveal_label(label_id: PathLabelId, request: Request, service: Service
     no entry.
     """
     answer = await service.reveal(ledger_request(request, run_id), [label_id])
-    label = _label(service, answer.labels[0])
-    return _respond(LabelAnswer(**label, **_counts(service, answer)), answer)
+    return _respond(service, LabelAnswer, answer, _label(service, answer.labels[0]))
 
 
-@router.post("/v1/labels:query", response_model=LabelsAnswer, responses=problems(*_REVEALING))
+@router.post("/v1/labels:query", response_model=LabelsAnswer, responses=_PROBLEMS)
 async def query_labels(query: LabelQuery, request: Request, service: Service, run_id: Caller) -> Response:
     """Reveal up to 1,000 labels, all or none; each id the run does not have yet is charged once.
 
@@ -79,31 +49,22 @@ async def query_labels(query: LabelQuery, request: Request, service: Service, ru
     """
     answer = await service.reveal(ledger_request(request, run_id), query.ids)
     labels = [Label(**_label(service, label)) for label in answer.labels]
-    return _respond(LabelsAnswer(labels=labels, charged=answer.charged, **_counts(service, answer)), answer)
+    return _respond(service, LabelsAnswer, answer, {"labels": labels})
 
 
 def _label(service: LabelService, revealed: ledger.RevealedLabel) -> dict[str, Any]:
     return {
-        "id": revealed.id,
-        "label": revealed.label,
+        **vars(revealed),
         "label_name": service.dataset.class_names[revealed.label],
-        "charged": revealed.charged,
         "opening": service.rules.answer_key.open(revealed.id),
     }
 
 
-def _counts(service: LabelService, answer: ledger.Revealed) -> dict[str, Any]:
-    """Return the fields that both answers about labels share."""
-    return {
-        "queries": answer.queries,
-        "remaining": answer.remaining,
-        "run_id": answer.run_id,
-        "replayed": answer.replayed,
-        "receipt": service.log.receipt(answer.entry),
-    }
-
-
-def _respond(body: LabelAnswer | LabelsAnswer, answer: ledger.Revealed) -> Response:
+def _respond(
+    service: LabelService, model: type[BaseModel], answer: ledger.Revealed, labels: dict[str, Any]
+) -> Response:
+    """Return the answer: the ledger's counts, the fields about labels, and the receipt."""
+    body = model(**{**vars(answer), **labels, "receipt": service.log.receipt(answer.entry)})
     # Written here: FastAPI would validate and copy the model again, which takes most of an answer's time.
     headers = label_headers(answer.budget, answer.remaining)
     return Response(body.model_dump_json(), media_type="application/json", headers=headers)

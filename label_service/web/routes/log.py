@@ -10,20 +10,13 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from label_service.errors import LogNotWritable, NotSigned
+from label_service.errors import NotSigned
 from label_service.log.evidence import Evidence
-from label_service.log.log_reader import Filter, Summary
+from label_service.log.log_reader import Summary
 from label_service.log.merkle import encode_hash
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import problems
-from label_service.web.schemas import (
-    MAX_ID,
-    MAX_SEQ,
-    ConsistencyAnswer,
-    InclusionAnswer,
-    KeyAnswer,
-    LogPage,
-)
+from label_service.web.schemas import MAX_ID, MAX_SEQ, ConsistencyAnswer, InclusionAnswer, KeyAnswer, LogPage
 
 router = APIRouter(prefix="/v1/log", tags=["log"])
 
@@ -45,7 +38,7 @@ def read_entries(
     # Only ids of the data set are indexed. All others become -1, because SQLite cannot hold the largest of them.
     if label_id is not None and not 0 <= label_id < service.dataset.pool_size:
         label_id = -1
-    entries, following = service.reader.page(after, limit, Filter(run, label_id, op))
+    entries, following = service.reader.page(after, limit, run, label_id, op)
     # Joined as bytes, so that each entry is answered exactly as stored.
     end = b"null" if following is None else str(following).encode()
     body = b'{"entries":[' + b",".join(entries) + b'],"next":' + end + b"}"
@@ -63,7 +56,7 @@ def export_log(service: Service) -> StreamingResponse:
     return StreamingResponse(lines, media_type="application/x-ndjson", headers=NO_STORE)
 
 
-@router.get("/evidence", responses=problems(LogNotWritable))
+@router.get("/evidence", responses=problems("log-not-writable"))
 async def read_evidence(service: Service, response: Response) -> Evidence:
     """Answer the whole log under its newest signed head: what `verify` reads. Nothing is logged."""
     await service.catch_up()
@@ -88,14 +81,14 @@ async def read_key(service: Service, response: Response) -> KeyAnswer:
 @router.get(
     "/checkpoint",
     response_class=PlainTextResponse,
-    responses={**problems(LogNotWritable), 200: {"content": {"text/plain": {}}, "description": "A signed note."}},
+    responses={**problems("log-not-writable"), 200: {"content": {"text/plain": {}}, "description": "A signed note."}},
 )
 async def read_checkpoint(service: Service) -> PlainTextResponse:
     """Answer the newest signed head: a C2SP tlog-checkpoint."""
     return PlainTextResponse((await service.head()).note, headers=NO_STORE)
 
 
-@router.get("/proof/inclusion", responses=problems(LogNotWritable, NotSigned))
+@router.get("/proof/inclusion", responses=problems("log-not-writable", "not-signed"))
 async def prove_inclusion(
     service: Service,
     response: Response,
@@ -110,7 +103,7 @@ async def prove_inclusion(
     return InclusionAnswer(index=index, size=size, root=encode_hash(root), proof=[encode_hash(node) for node in proof])
 
 
-@router.get("/proof/consistency", responses=problems(LogNotWritable, NotSigned))
+@router.get("/proof/consistency", responses=problems("log-not-writable", "not-signed"))
 async def prove_consistency(
     service: Service,
     response: Response,

@@ -6,26 +6,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from label_service.errors import (
-    EvaluationNotDeclared,
-    EvaluationsExhausted,
-    GuestHasNoEvaluations,
-    IdempotencyKeyReused,
-    InvalidPredictions,
-    InvalidToken,
-    LogNotWritable,
-    NotYourRun,
-    RegistrationClosed,
-    RunBudgetTooLarge,
-    RunSealed,
-    TokenRequired,
-    TooManyEvaluations,
-    UnknownRun,
-)
+from label_service.errors import NotYourRun
 from label_service.ledger.limits import GUEST
 from label_service.log.log_reader import RunInfo
-from label_service.service import LabelService
-from label_service.web.callers import NO_STORE, OwnRun, Service, ledger_request, may_open_run
+from label_service.web.callers import NO_STORE, OwnRun, Service, find_run, ledger_request, may_open_run
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
     EvaluationAnswer,
@@ -38,7 +22,7 @@ from label_service.web.schemas import (
 
 
 class _RunIdConvertor(StringConvertor):
-    """A run's id in a path: no colon, or `/v1/runs/ID:seal` would be a run of that name to the routes without one."""
+    """A run id in a path has no colon; otherwise `/v1/runs/ID:seal` would be read as the run `ID:seal`."""
 
     regex = "[^/:]+"
 
@@ -47,12 +31,21 @@ register_url_convertor("run_id", _RunIdConvertor())
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
+# Codes of the errors of every call that a run makes about itself.
+_OF_OWN_RUN = ("invalid-token", "log-not-writable", "not-your-run", "token-required", "unknown-run")
+_EVALUATING = (
+    *_OF_OWN_RUN, "evaluation-not-declared", "evaluations-exhausted", "guest-has-no-evaluations",
+    "idempotency-key-reused", "invalid-predictions", "run-sealed",
+)  # fmt: skip
+
 
 @router.post(
     "",
     status_code=201,
     dependencies=[Depends(may_open_run)],
-    responses=problems(InvalidToken, LogNotWritable, RegistrationClosed, RunBudgetTooLarge, TooManyEvaluations),
+    responses=problems(
+        "invalid-token", "log-not-writable", "registration-closed", "run-budget-too-large", "too-many-evaluations"
+    ),
 )
 async def open_run(body: RunRequest, request: Request, response: Response, service: Service) -> RunOpenedAnswer:
     """Open a run and answer its token, once. 201 is logged; the errors are not."""
@@ -67,18 +60,15 @@ def list_runs(service: Service) -> RunsAnswer:
     return RunsAnswer(runs=service.reader.runs())
 
 
-@router.get("/{run_id:run_id}", responses=problems(UnknownRun))
+@router.get("/{run_id:run_id}", responses=problems("unknown-run"))
 def read_run(run_id: str, service: Service) -> RunInfo:
     """Answer a run's state. Charges and logs nothing; needs no token, as the log is open too."""
     return find_run(service, run_id)
 
 
-@router.post(
-    "/{run_id:run_id}:seal",
-    responses=problems(InvalidToken, LogNotWritable, NotYourRun, TokenRequired, UnknownRun),
-)
+@router.post("/{run_id:run_id}:seal", responses=problems(*_OF_OWN_RUN))
 async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSealedAnswer:
-    """End a run for good. Sealing it again answers the same and logs nothing."""
+    """End a run for good. Sealing it again returns the first entry and logs nothing."""
     if run_id == GUEST:
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
     entry = await service.seal(ledger_request(request, run_id))
@@ -87,22 +77,7 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
     return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry), evidence=evidence)
 
 
-@router.post(
-    "/{run_id:run_id}/evaluations",
-    responses=problems(
-        EvaluationNotDeclared,
-        EvaluationsExhausted,
-        GuestHasNoEvaluations,
-        IdempotencyKeyReused,
-        InvalidPredictions,
-        InvalidToken,
-        LogNotWritable,
-        NotYourRun,
-        RunSealed,
-        TokenRequired,
-        UnknownRun,
-    ),
-)
+@router.post("/{run_id:run_id}/evaluations", responses=problems(*_EVALUATING))
 async def evaluate_run(
     body: EvaluationRequest, request: Request, response: Response, service: Service, run_id: OwnRun
 ) -> EvaluationAnswer:
@@ -114,15 +89,3 @@ async def evaluate_run(
     answer = await service.evaluate(ledger_request(request, run_id), body.predictions, body.budget)
     response.headers.update(NO_STORE)
     return EvaluationAnswer(**dict(answer), receipt=service.log.receipt(answer.entry))
-
-
-def find_run(service: LabelService, run_id: str) -> RunInfo:
-    """Read a run's state from the database.
-
-    Raises:
-        UnknownRun: no run has this id.
-    """
-    run = service.reader.run(run_id)
-    if run is None:
-        raise UnknownRun("No run has this id; open one with POST /v1/runs.")
-    return run

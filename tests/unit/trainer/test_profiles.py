@@ -25,11 +25,6 @@ def test_every_profile_is_valid_in_all_its_parts(profile: Profile) -> None:
     assert profile.about.endswith(".")
 
 
-def test_there_are_the_promised_profiles() -> None:
-    """paper, cpu, gpu and smoke; curve, brief and graph for measuring."""
-    assert PROFILES.keys() == {"paper", "cpu", "gpu", "smoke", "curve", "brief", "graph"}
-
-
 @pytest.mark.parametrize("profile", [CURVE, BRIEF], ids=["curve", "brief"])
 def test_a_profile_for_measuring_has_other_rounds_than_the_default_and_nothing_else(profile: Profile) -> None:
     """So what is measured under it says something of the default."""
@@ -120,14 +115,6 @@ def test_the_paper_s_profile_has_the_published_setting() -> None:
     pretrain = PAPER.pretrain
     assert (pretrain.batch, pretrain.epochs) == (512, 100)
     assert (pretrain.temperature, pretrain.beta, pretrain.tau_plus) == (0.5, 1.0, 0.1)
-
-
-def test_an_unknown_profile_is_refused_with_the_names_there_are() -> None:
-    """The sentence lists what to choose from."""
-    with pytest.raises(
-        ConfigError, match="no profile 'fast'; choose one of cpu, gpu, curve, brief, graph, paper, smoke"
-    ):
-        profile_named("fast")
 
 
 @every_profile

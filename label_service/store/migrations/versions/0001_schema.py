@@ -18,7 +18,7 @@ depends_on = None
 
 # The only tables whose rows may change; the triggers below say how a run may.
 MUTABLE = (tables.runs, tables.heartbeat)
-# INSERT OR REPLACE cannot pass the insert triggers of these tables, and nothing forbids it to the heartbeat.
+# No trigger against INSERT OR REPLACE here: the insert triggers below stop it, and the heartbeat may be replaced.
 NO_REPLACE_ELSEWHERE = (tables.entries, tables.pool_labels, tables.test_labels, tables.heartbeat)
 
 

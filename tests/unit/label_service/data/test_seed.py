@@ -17,15 +17,20 @@ from label_service.store import tables
 from tests.support.datasets import make_idx_dataset, read_pool_labels, read_test_labels
 
 
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A prepared folder of 30 pool and 10 test images in 3 classes."""
+    return make_idx_dataset(tmp_path / "data", pool=30, test=10)
+
+
 def settings_for(tmp_path: Path, data: Path, **more: object) -> Settings:
     """Return settings with a database in the test's folder."""
     given = {"data": data, "database_url": f"sqlite:///{tmp_path / 'labels.sqlite3'}", "other_data": True}
     return Settings(**{**given, **more})
 
 
-def test_database_holds_exactly_the_labels_of_the_files(tmp_path: Path) -> None:
+def test_database_holds_exactly_the_labels_of_the_files(tmp_path: Path, data: Path) -> None:
     """Every row of both files is there, in its place."""
-    data = make_idx_dataset(tmp_path / "data", pool=30, test=10)
     with open_service(settings_for(tmp_path, data)) as service, service.writer._engine.connect() as connection:
         for table, expected in (
             (tables.pool_labels, read_pool_labels(data)),
@@ -34,9 +39,8 @@ def test_database_holds_exactly_the_labels_of_the_files(tmp_path: Path) -> None:
             assert connection.execute(select(table.c.label).order_by(table.c.id)).scalars().all() == expected
 
 
-def test_labels_folder_alone_is_enough(tmp_path: Path) -> None:
+def test_labels_folder_alone_is_enough(tmp_path: Path, data: Path) -> None:
     """The service's container has only labels/; the card there holds the rest, such as the images' fingerprint."""
-    data = make_idx_dataset(tmp_path / "data", pool=30, test=10)
     whole = read_label_files(data, True).info
     shutil.move(data / "labels", tmp_path / "alone")
     alone = read_label_files(tmp_path / "alone", True).info
@@ -44,18 +48,16 @@ def test_labels_folder_alone_is_enough(tmp_path: Path) -> None:
     assert whole.fingerprint is not None
 
 
-def test_service_never_opens_an_image_file(tmp_path: Path) -> None:
+def test_service_never_opens_an_image_file(tmp_path: Path, data: Path) -> None:
     """A folder whose images are gone or garbage seeds just as well."""
-    data = make_idx_dataset(tmp_path / "data", pool=30, test=10)
     for path in (data / "images").iterdir():
         path.write_bytes(b"garbage")
     with open_service(settings_for(tmp_path, data)) as service:
         assert service.dataset.pool_size == 30
 
 
-def test_other_data_needs_the_flag(tmp_path: Path) -> None:
+def test_other_data_needs_the_flag(tmp_path: Path, data: Path) -> None:
     """Unknown label files are refused unless the operator says that they are meant."""
-    data = make_idx_dataset(tmp_path / "data", pool=30, test=10)
     with pytest.raises(DataRefused, match="pass --other-data"):
         read_label_files(data, other_data=False)
 
@@ -69,14 +71,13 @@ def test_data_set_without_a_card_has_numbers_for_names(tmp_path: Path) -> None:
     assert (info.name, info.class_names, info.fingerprint) == ("data", ("0", "1", "2", "3"), None)
 
 
-def test_missing_changed_and_swapped_files_are_refused(tmp_path: Path) -> None:
+def test_missing_changed_and_swapped_files_are_refused(tmp_path: Path, data: Path) -> None:
     """A missing folder, an empty one, a file that the card does not list, and a damaged card."""
     with pytest.raises(DataMissing, match="run `python -m label_service prepare"):
         read_label_files(tmp_path / "nowhere", True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataMissing):
         read_label_files(tmp_path / "empty", True)
-    data = make_idx_dataset(tmp_path / "data", pool=30, test=10)
     shutil.copy(data / stored_path(TEST_LABELS), data / stored_path(TRAIN_LABELS))
     with pytest.raises(DataRefused, match=r"is not the file that dataset\.json beside it lists"):
         read_label_files(data, True)
@@ -85,9 +86,8 @@ def test_missing_changed_and_swapped_files_are_refused(tmp_path: Path) -> None:
         read_label_files(data, True)
 
 
-def test_seeded_database_needs_its_files_no_more(tmp_path: Path) -> None:
+def test_seeded_database_needs_its_files_no_more(tmp_path: Path, data: Path) -> None:
     """After the first start the label files may be taken away."""
-    data = make_idx_dataset(tmp_path / "data", pool=30, test=10)
     with open_service(settings_for(tmp_path, data)) as service:
         first = service.dataset
     shutil.rmtree(data)
@@ -111,10 +111,9 @@ def test_database_of_another_data_set_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_failed_seeding_leaves_an_empty_database(tmp_path: Path) -> None:
+def test_failed_seeding_leaves_an_empty_database(tmp_path: Path, data: Path) -> None:
     """A first start without data can be repeated with data."""
     with pytest.raises(DataMissing), open_service(settings_for(tmp_path, tmp_path / "nowhere")):
         pass
-    data = make_idx_dataset(tmp_path / "data", pool=30, test=10)
     with open_service(settings_for(tmp_path, data)) as service:
         assert service.dataset.pool_size == 30

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 
-from label_service.errors import (
-    EvaluationNotDeclared,
-    EvaluationsExhausted,
-    GuestClosed,
-    GuestHasNoEvaluations,
-    LabelBudgetExhausted,
-    Problem,
-    QueryingClosed,
-    RunSealed,
-    TotalBudgetExhausted,
-)
+from label_service import errors
 from label_service.ledger.limits import (
     GUEST,
     RunState,
@@ -28,6 +18,7 @@ from label_service.ledger.limits import (
 )
 
 RUN = RunState("run-1", budget=10, spent=7)
+CURVE = replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2)
 FREE = Totals(spent=0, evaluations=0)
 
 
@@ -35,22 +26,22 @@ FREE = Totals(spent=0, evaluations=0)
     ("run", "totals", "new", "refusal"),
     [
         (RUN, FREE, 3, None),
-        (RUN, FREE, 4, LabelBudgetExhausted),
+        (RUN, FREE, 4, errors.LabelBudgetExhausted),
         (RUN, FREE, 0, None),
-        (dataclasses.replace(RUN, spent=10), FREE, 0, None),
-        (dataclasses.replace(RUN, spent=10), FREE, 1, LabelBudgetExhausted),
-        (dataclasses.replace(RUN, spent=12), FREE, 1, LabelBudgetExhausted),
-        (dataclasses.replace(RUN, evaluated_at=(None,)), FREE, 1, QueryingClosed),
-        (dataclasses.replace(RUN, evaluated_at=(None,)), FREE, 0, None),
+        (replace(RUN, spent=10), FREE, 0, None),
+        (replace(RUN, spent=10), FREE, 1, errors.LabelBudgetExhausted),
+        (replace(RUN, spent=12), FREE, 1, errors.LabelBudgetExhausted),
+        (replace(RUN, evaluated_at=(None,)), FREE, 1, errors.QueryingClosed),
+        (replace(RUN, evaluated_at=(None,)), FREE, 0, None),
         (RUN, Totals(8, 0, total_budget=10), 2, None),
-        (RUN, Totals(8, 0, total_budget=10), 3, TotalBudgetExhausted),
-        (RUN, Totals(8, 0, total_budget=5), 1, TotalBudgetExhausted),
-        (RunState(GUEST, 0, 0), FREE, 1, GuestClosed),
+        (RUN, Totals(8, 0, total_budget=10), 3, errors.TotalBudgetExhausted),
+        (RUN, Totals(8, 0, total_budget=5), 1, errors.TotalBudgetExhausted),
+        (RunState(GUEST, 0, 0), FREE, 1, errors.GuestClosed),
         (RunState(GUEST, 1, 0), FREE, 1, None),
     ],
 )
 def test_reveals_are_granted_or_refused_for_the_right_reason(
-    run: RunState, totals: Totals, new: int, refusal: type[Problem] | None
+    run: RunState, totals: Totals, new: int, refusal: type[errors.Problem] | None
 ) -> None:
     """The whole table: replays are free, and each limit refuses by its own name."""
     found = refuse_reveal(run, totals, new)
@@ -62,28 +53,18 @@ def test_reveals_are_granted_or_refused_for_the_right_reason(
     [
         (RUN, FREE, None, None),
         (RUN, FREE, 5, None),
-        (dataclasses.replace(RUN, evaluated_at=(None,)), FREE, None, EvaluationsExhausted),
-        (RUN, Totals(0, 3, total_evaluations=3), None, EvaluationsExhausted),
+        (replace(RUN, evaluated_at=(None,)), FREE, None, errors.EvaluationsExhausted),
+        (RUN, Totals(0, 3, total_evaluations=3), None, errors.EvaluationsExhausted),
         (RUN, Totals(0, 2, total_evaluations=3), None, None),
-        (RunState(GUEST, 5, 0, evaluations_allowed=0), FREE, None, GuestHasNoEvaluations),
-        (dataclasses.replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2), FREE, 5, None),
-        (
-            dataclasses.replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2),
-            FREE,
-            None,
-            EvaluationNotDeclared,
-        ),
-        (dataclasses.replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2), FREE, 6, EvaluationNotDeclared),
-        (
-            dataclasses.replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2, evaluated_at=(5,)),
-            FREE,
-            5,
-            EvaluationNotDeclared,
-        ),
+        (RunState(GUEST, 5, 0, evaluations_allowed=0), FREE, None, errors.GuestHasNoEvaluations),
+        (CURVE, FREE, 5, None),
+        (CURVE, FREE, None, errors.EvaluationNotDeclared),
+        (CURVE, FREE, 6, errors.EvaluationNotDeclared),
+        (replace(CURVE, evaluated_at=(5,)), FREE, 5, errors.EvaluationNotDeclared),
     ],
 )
 def test_evaluations_are_granted_or_refused_for_the_right_reason(
-    run: RunState, totals: Totals, budget: int | None, refusal: type[Problem] | None
+    run: RunState, totals: Totals, budget: int | None, refusal: type[errors.Problem] | None
 ) -> None:
     """Declared points once each, undeclared runs once, the guest never, the operator's total always."""
     found = refuse_evaluation(run, totals, budget)
@@ -93,7 +74,7 @@ def test_evaluations_are_granted_or_refused_for_the_right_reason(
 def test_sealed_run_is_refused() -> None:
     """A seal ends everything."""
     assert refuse_ended(RUN) is None
-    assert isinstance(refuse_ended(dataclasses.replace(RUN, sealed=True)), RunSealed)
+    assert isinstance(refuse_ended(replace(RUN, sealed=True)), errors.RunSealed)
 
 
 def test_bucket_gives_a_minutes_worth_and_refills() -> None:

@@ -96,5 +96,5 @@ def test_the_largest_head_of_another_key_is_refused(tmp_path: Path) -> None:
     heads = RememberedHeads(tmp_path / "heads")
     heads.start_anew(note(3))
     heads.remember(note(4, SigningKey.generate(KEY.name)))
-    with pytest.raises(DatabaseRefused, match="if the key was replaced, so was the log"):
+    with pytest.raises(DatabaseRefused, match="put back the key that this log began with"):
         heads.newest(KEY.verifier)

@@ -43,13 +43,6 @@ def test_blocks_and_widths_make_the_backbone() -> None:
     assert maps.shape == (1, 16, 4, 4)
 
 
-def test_the_front_end_has_no_parameters() -> None:
-    """Nothing of the oriented front end is trained or saved."""
-    backbone = OrientedBackbone((8, 16), blocks=1)
-    assert list(backbone.front_end.parameters()) == []
-    assert not [name for name in backbone.state_dict() if name.startswith("front_end")]
-
-
 def test_every_weight_can_learn() -> None:
     """A loss on both heads gives every parameter a gradient."""
     encoder = Encoder(TINY, classes=3)

@@ -110,13 +110,6 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.2, losses
 
 
-@pytest.mark.parametrize("count", [5, 20])
-def test_a_pool_smaller_than_an_epoch_s_steps_is_passed_over_once(tmp_path: Path, count: int) -> None:
-    """With more steps than batches, an epoch has as many steps as there are whole batches, or one."""
-    _, metrics = run(tmp_path, config=pretrain_config(steps=50), images=noise(count))
-    assert all(math.isfinite(row["loss"]) for row in metrics.rows)
-
-
 def test_a_half_done_pretraining_of_another_identity_is_refused(tmp_path: Path) -> None:
     """Other data, another seed or configuration: one sentence, and the files stay."""
     interrupted(tmp_path)

@@ -8,7 +8,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -64,20 +64,6 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
         "SILENT_WAIT_S": 0,
     }.items():
         monkeypatch.setattr(transport, name, seconds)
-
-
-@pytest.fixture
-def service() -> Iterator[FakeLabelService]:
-    """A fake service that listens."""
-    with FakeLabelService() as running:
-        yield running
-
-
-@pytest.fixture
-def client(service: FakeLabelService) -> Iterator[LabelClient]:
-    """A client of it with short timeouts."""
-    with LabelClient(service.url, patience_s=PATIENCE_S) as made:
-        yield made
 
 
 def closed_port() -> int:
@@ -239,7 +225,7 @@ def test_a_retry_after_beyond_the_patience_is_given_up_without_a_wait(
     service.fail("/readyz", answer_json(503, {"code": "busy", "detail": "Restoring."}, retry_after="3600"))
     with (
         LabelClient(service.url) as client,
-        pytest.raises(errors.ServiceUnavailable, match=r"\(status 503 busy: Restoring, to be asked again in 3600 s\)"),
+        pytest.raises(errors.ServiceUnavailable, match=r"asks to wait 3600 s \(status 503 busy: Restoring\), longer"),
     ):
         client.wait_until_ready()
     assert clock.pauses == []

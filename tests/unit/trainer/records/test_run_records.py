@@ -17,10 +17,9 @@ from pydantic import ValidationError
 
 from trainer.errors import DataError, RecordsUnwritable
 from trainer.records import run_records as records
-from trainer.records.files import OWNER_ONLY, append_lines, read_lines, replace_file
+from trainer.records.files import OWNER_ONLY, append_lines, read_lines
 from trainer.records.run_records import (
     EvaluationResult,
-    MetricRecord,
     QueryRecord,
     RoundRecord,
     RunResult,
@@ -234,14 +233,6 @@ def test_a_line_break_inside_a_line_is_refused(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "a.jsonl") == []
 
 
-def test_a_diverged_metric_is_written_as_null(tmp_path: Path) -> None:
-    """NaN is no JSON; the line stays readable for everybody."""
-    metric = MetricRecord(stage="pretrain", step=3, epoch=0.5, wall_s=2, values={"loss": float("nan"), "lr": 0.1})
-    records.append_metric(tmp_path, metric)
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["values"] == {"loss": None, "lr": 0.1}
-    assert records.read_metrics(tmp_path)[0].values == {"loss": None, "lr": 0.1}
-
-
 def test_a_field_that_a_record_does_not_have_is_refused() -> None:
     """A record never loses a field without an error."""
     with pytest.raises(ValidationError):
@@ -268,14 +259,6 @@ def test_a_damaged_result_is_refused_with_the_path(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"run_id": "r1"')
     with pytest.raises(DataError, match=r"result\.json is damaged"):
         records.read_result(tmp_path)
-
-
-def test_a_file_that_cannot_be_replaced_keeps_its_content(tmp_path: Path) -> None:
-    """A replacement that fails leaves no draft and is an error."""
-    (tmp_path / "target").mkdir()
-    with pytest.raises(RecordsUnwritable, match="cannot be written"):
-        replace_file(tmp_path / "target", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from trainer.records.run_records import (
     write_result,
 )
 from trainer.run.report import write_report
-from trainer.run.report_figures import confusion, draw_curve, learning_curve, sprite_sheet
+from trainer.run.report_figures import confusion, draw_curve, learning_curve
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover")
 
@@ -248,14 +248,10 @@ def test_the_drawing_is_the_same_each_time_and_in_the_colours_of_the_page() -> N
     assert draw_curve(learning_curve([])) is None
 
 
-def test_the_matrix_leaves_out_queries_without_a_guess() -> None:
+def test_the_matrix_leaves_out_queries_without_a_guess(tmp_path: Path) -> None:
     """Rows are labels, columns guesses, and the cold start is counted apart."""
-    counted = confusion(queries(50), 3)
-    assert (counted.guesses, counted.right, counted.without_guess) == (30, 27, 20)
-    assert counted.counts.tolist() == [[7, 3, 0], [0, 10, 0], [0, 0, 10]]
-
-
-def test_a_sprite_sheet_of_one_image_is_that_image() -> None:
-    """The sheet has no border and no empty columns."""
-    sheet = sprite_sheet(pool(1))
-    assert (sheet.width, sheet.height, sheet.offsets) == (28, 28, ((0, 0),))
+    assert confusion(queries(50), 3).tolist() == [[7, 3, 0], [0, 10, 0], [0, 0, 10]]
+    append_queries(tmp_path, queries(50))
+    text = read(write_report(tmp_path, pool(), CLASSES)).text
+    assert "30 labels paid for, 27 guessed right (90.0%)" in text
+    assert "20 queries were asked without a guess" in text

@@ -9,25 +9,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from trainer.acquisition import explain
 from trainer.acquisition.state import PoolState
 from trainer.errors import DataError, ServiceProtocolError
 from trainer.oracle.client import LabelClient
-from trainer.records.files import replace_file
-from trainer.records.run_records import QueryRecord, append_queries, read_queries
+from trainer.records.files import read_file, replace_file
+from trainer.records.run_records import QueryRecord, Record, append_queries, read_queries
 
 _PENDING_FILE = "pending.json"
 
 log = logging.getLogger(__name__)
 
 
-class _PendingQuery(BaseModel):
+class _PendingQuery(Record):
     """An image to ask for, and the belief about it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: int
     reason: str
@@ -35,10 +32,8 @@ class _PendingQuery(BaseModel):
     confidence: float | None
 
 
-class _PendingBatch(BaseModel):
+class _PendingBatch(Record):
     """The images of a round, to ask for together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
     round: int
@@ -57,14 +52,7 @@ class LabelOracle:
     def __init__(
         self, client: LabelClient, run_id: str, out: Path, class_names: tuple[str, ...], pool_size: int
     ) -> None:
-        """Read the answers so far, and ask again for a batch that was left pending.
-
-        Args:
-            client: carries the run's token.
-            run_id: the run.
-            out: the run's folder.
-            class_names: by class number.
-            pool_size: images in the pool, N.
+        """Read the answers so far, and ask again for a batch that was left pending; the client carries the token.
 
         Raises:
             DataError: a file is damaged or another run's.
@@ -97,13 +85,10 @@ class LabelOracle:
         return any(record.round == round_number for record in self.records)
 
     def ask(self, round_number: int, strategy: str, chosen: Tensor, state: PoolState) -> None:
-        """Ask for a round's labels.
+        """Ask for the labels of a round that was not asked before.
 
-        Args:
-            round_number: from 0; not asked before.
-            strategy: its name.
-            chosen: int64 [batch], unlabelled indices.
-            state: the pool before asking; gives the guess and the reason that are recorded.
+        The chosen images are unlabelled indices, int64 [batch]. The state, that of the pool before asking, gives the
+        guess and the reason that are recorded.
 
         Raises:
             ServiceError: as `LabelClient.query`.
@@ -153,14 +138,10 @@ class LabelOracle:
 
     def _read_pending(self) -> _PendingBatch | None:
         path = self._out / _PENDING_FILE
-        try:
-            batch = _PendingBatch.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        damage = "is damaged; the run cannot know what it was asking, so begin a new --out"
+        batch = read_file(path, _PendingBatch.model_validate_json, damage)
+        if batch is None:
             return None
-        except (OSError, ValidationError) as error:
-            raise DataError(
-                f"{path} is damaged; the run cannot know what it was asking, so begin a new --out"
-            ) from error
         if batch.run_id != self._run_id or any(not 0 <= query.id < self._pool_size for query in batch.queries):
             raise DataError(f"{path} belongs to another run; begin a new --out")
         return batch
