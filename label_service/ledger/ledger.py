@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import insert, select, update
 
-from label_service.errors import Problem, UnknownId
+from label_service.errors import LogChanged, Problem, UnknownId
 from label_service.ledger.append import Rules, append
-from label_service.ledger.idempotency import find_key, keep_key
+from label_service.ledger.idempotency import bind_key, find_key, keep_key
 from label_service.ledger.limits import Totals, refuse_ended, refuse_evaluation, refuse_reveal
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.entries import Entry, canonical_json, now
@@ -108,7 +108,10 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
         append(unit, rules, run, request.request_id, "query", refusal.code, ids=asked)
         return refusal
     outcome = "revealed" if new else "replayed"
-    entry = append(unit, rules, run, request.request_id, "query", outcome, ids=asked, charged=len(new))
+    bound = bind_key(request.run_id, request.key, fingerprint) if earlier is None else None
+    entry = append(
+        unit, rules, run, request.request_id, "query", outcome, ids=asked, charged=len(new), bound_sha256=bound
+    )
     if new:
         unit.reveal(run.run_id, new, entry.seq)
     if earlier is None:
@@ -116,7 +119,9 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
         charged, spent = set(new), run.spent + len(new)
     else:
         charged = {label_id for label_id, seq in revealed_by.items() if seq == earlier.seq}
-        spent = earlier.spent
+        spent = earlier.entry["spent"]
+        if len(charged) != earlier.entry["charged"]:
+            raise LogChanged(f"The reveals of entry {earlier.seq} are not those of the log: the database was changed.")
     return Revealed(
         run_id=run.run_id,
         labels=tuple(RevealedLabel(label_id, labels[label_id], label_id in charged) for label_id in asked),
@@ -157,13 +162,11 @@ def evaluate(
         append(unit, rules, run, request.request_id, "evaluation", refusal.code)
         return refusal
     if earlier is not None:
-        made = tables.evaluations
-        row = unit.connection.execute(select(made).where(made.c.seq == earlier.seq)).one()
-        number, correct, total = row.number, row.correct, row.total
+        made = earlier.entry["detail"]
+        number, correct, total = made["evaluation"], made["correct"], made["total"]
         entry = append(unit, rules, run, request.request_id, "evaluation", "replayed")
     else:
-        labels = select(tables.test_labels.c.label).order_by(tables.test_labels.c.id)
-        truth = unit.connection.execute(labels).scalars().all()
+        truth = rules.answer_key.read_test_labels(unit.connection)
         correct = sum(guess == label for guess, label in zip(predictions, truth, strict=True))
         number, total = run.evaluations_used + 1, len(truth)
         detail = {
@@ -173,7 +176,10 @@ def evaluate(
             "total": total,
             "predictions_sha256": predictions_sha256,
         }
-        entry = append(unit, rules, run, request.request_id, "evaluation", "evaluated", detail=detail)
+        bound = bind_key(request.run_id, request.key, fingerprint)
+        entry = append(
+            unit, rules, run, request.request_id, "evaluation", "evaluated", detail=detail, bound_sha256=bound
+        )
         unit.connection.execute(
             insert(tables.evaluations).values(
                 run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=entry.seq
@@ -197,9 +203,10 @@ def seal(unit: UnitOfWork, rules: Rules, request: Request) -> Entry:
     """End a run for good and return the entry of it. A run that has ended already gets that first entry again."""
     run = unit.run(request.run_id)
     if run.sealed:
-        entries = tables.entries.c
-        sealing = select(entries.seq, entries.entry).where(entries.run_id == run.run_id, entries.op == "run-sealed")
+        entries = tables.entries
+        sealing = select(entries).where(entries.c.run_id == run.run_id, entries.c.op == "run-sealed")
         row = unit.connection.execute(sealing).one()
+        unit.log.mac.require(row)
         return Entry(row.seq, bytes(row.entry))
     unit.connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
     return append(unit, rules, run, request.request_id, "run-sealed", "sealed")
@@ -211,10 +218,8 @@ def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
 
 def _totals(unit: UnitOfWork, rules: Rules) -> Totals:
     if rules.total_budget is None and rules.total_evaluations is None:
-        return Totals(0, 0)  # without a limit the sums are not needed, and they take time
-    spent = unit.connection.execute(select(func.coalesce(func.sum(tables.runs.c.spent), 0))).scalar_one()
-    evaluations = unit.connection.execute(select(func.count()).select_from(tables.evaluations)).scalar_one()
-    return Totals(spent, evaluations, rules.total_budget, rules.total_evaluations)
+        return Totals(0, 0)  # without a limit the sums are not needed
+    return Totals(unit.spent, unit.evaluations, rules.total_budget, rules.total_evaluations)
 
 
 def _refuse_unknown(unknown: Sequence[int], rules: Rules) -> Problem | None:

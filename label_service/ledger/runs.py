@@ -92,6 +92,7 @@ def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int) -> None:
     if row is None:
         _open(unit, rules, NO_REQUEST, RunState(GUEST, budget, 0, evaluations_allowed=0), name=GUEST)
     elif row.budget != budget:
+        unit.run(GUEST)  # before its row changes
         unit.connection.execute(update(tables.runs).where(tables.runs.c.run_id == GUEST).values(budget=budget))
         detail = {"previous_budget": row.budget}
         append(unit, rules, unit.run(GUEST), NO_REQUEST, "budget-changed", "changed", detail=detail)
@@ -112,5 +113,10 @@ def _open(
             opened_at=now(),
         )
     )
-    detail = {"name": name, "evaluation_budgets": declared, "evaluations_allowed": run.evaluations_allowed}
-    return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail)
+    detail = {
+        "name": name,
+        "evaluation_budgets": declared,
+        "evaluations_allowed": run.evaluations_allowed,
+        "test_commitment": rules.answer_key.test_commitment,
+    }
+    return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail, bound_sha256=token_sha256)

@@ -3,6 +3,9 @@
 A group commit answers many requests with one transaction. Its cost is the number of statements, so this class collects
 entries, revealed labels and charges and writes each kind with one statement. Code that needs another statement takes
 `connection`, which first writes what is collected, so that no statement reads an old state.
+
+What it reads of a run is compared with the account of the signed log, because others may be able to write to the
+database. A row that says something else than the log ends the transaction.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, update
 
+from label_service.errors import LabelServiceError, LogChanged
 from label_service.ledger.limits import RunState
+from label_service.log.signed_log import SignedLog
 from label_service.store import tables
 
 # Built once: building a statement takes longer than running it.
@@ -47,16 +52,27 @@ _CHARGE = (
 )
 
 
+class OutcomeUnknown(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
+    """Raised when a transaction may be in the log and could not be finished, so nothing of it may be answered."""
+
+
 class UnitOfWork:
     """One transaction of the writer (M. Fowler, "Patterns of Enterprise Application Architecture", 2002)."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, log: SignedLog) -> None:
         """Begin.
 
         Args:
             connection: inside a transaction that keeps all other connections from writing.
+            log: has taken in every entry that is committed.
         """
         self._connection = connection
+        self.log = log
+        # Charged and evaluated by this transaction, written or not.
+        self._spent_now = self._evaluated_now = 0
+        self._revealed_now: set[tuple[str, int]] = set()
+        # Runs whose rows were compared with the log. What this transaction writes to them comes after that.
+        self._compared: set[str] = set()
         self._last_seq: int | None = None
         self._runs: dict[str, RunState] = {}
         self._entries: list[dict[str, Any]] = []
@@ -66,12 +82,30 @@ class UnitOfWork:
 
     @classmethod
     @contextmanager
-    def begin(cls, engine: Engine) -> Iterator[UnitOfWork]:
-        """Begin a transaction. The end of the block writes what was collected and commits; an error undoes it all."""
-        with engine.begin() as connection:
-            unit = cls(connection)
-            yield unit
-            unit.flush()
+    def begin(cls, engine: Engine, log: SignedLog) -> Iterator[UnitOfWork]:
+        """Begin a transaction. The end of the block writes what was collected, commits, and signs; an error undoes it.
+
+        Raises:
+            LogChanged: the database does not hold what was signed, or somebody else has written to it.
+            OSError: the head could not be remembered, so nothing is committed.
+            OutcomeUnknown: the commit, or what follows it, has failed.
+        """
+        finished = False
+        try:
+            with engine.begin() as connection:
+                log.catch_up(connection)
+                unit = cls(connection, log)
+                yield unit
+                unit.flush()
+                log.store_head(connection)
+                new = log.new_entries(connection)
+                finished = True
+            # One signature for the whole transaction: after the commit, before the first answer.
+            log.grow(new)
+        except Exception as error:
+            if finished:
+                raise OutcomeUnknown(str(error)) from error
+            raise
 
     @property
     def connection(self) -> Connection:
@@ -95,13 +129,36 @@ class UnitOfWork:
         self._entries, self._entry_ids, self._revealed, self._charged = [], [], {}, {}
 
     def run(self, run_id: str) -> RunState:
-        """Return a run as it stands now; the caller has made sure that it exists."""
+        """Return a run as it stands now; the caller has made sure that it exists.
+
+        Raises:
+            LogChanged: the database says something else of the run than the log.
+        """
         if run_id not in self._runs:
-            self._runs[run_id] = self._load_run(run_id)
+            run = self._runs[run_id] = self._load_run(run_id)
+            if run_id not in self._compared:
+                self._compare(run)
+                self._compared.add(run_id)
         return self._runs[run_id]
 
+    @property
+    def spent(self) -> int:
+        """Labels charged to all runs together, by the log and this transaction."""
+        return self.log.account.queries + self._spent_now
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of all runs together, by the log and this transaction."""
+        return self.log.account.evaluations + self._evaluated_now
+
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-        """Return the label of each id, and for ids that the run has already, the entry that charged each of them."""
+        """Return the label of each id, and for ids that the run has already, the entry that charged each of them.
+
+        Raises:
+            LogChanged: by the log, the run has not the labels that it has by the table.
+        """
+        account = self.log.account.runs.get(run_id)
+        charged = account.labels if account is not None else set()
         if len(ids) == 1:
             rows = self._connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
         else:
@@ -109,6 +166,8 @@ class UnitOfWork:
         revealed_by: dict[int, int] = {}
         for label_id, _, stored in rows:
             seq = self._revealed.get((run_id, label_id), stored)
+            if (seq is not None) != (label_id in charged or (run_id, label_id) in self._revealed_now):
+                raise LogChanged(f"The reveals of run {run_id} are not those of the log: the database was changed.")
             if seq is not None:
                 revealed_by[label_id] = seq
         return {label_id: label for label_id, label, _ in rows}, revealed_by
@@ -129,6 +188,10 @@ class UnitOfWork:
         """
         seq = self._last_seq = row["seq"]
         self._entries.append(row)
+        if row["op"] == "run-opened":
+            self._compared.add(row["run_id"])
+        self._spent_now += row["charged"]
+        self._evaluated_now += row["outcome"] == "evaluated"
         self._entry_ids += [{"label_id": label_id, "seq": seq} for label_id in label_ids]
 
     def reveal(self, run_id: str, label_ids: Sequence[int], seq: int) -> None:
@@ -137,6 +200,7 @@ class UnitOfWork:
         self._runs[run_id] = replace(run, spent=run.spent + len(label_ids))
         self._charged[run_id] = self._charged.get(run_id, 0) + len(label_ids)
         self._revealed |= {(run_id, label_id): seq for label_id in label_ids}
+        self._revealed_now.update((run_id, label_id) for label_id in label_ids)
 
     def _load_run(self, run_id: str) -> RunState:
         row = self._connection.execute(_RUN, {"run": run_id}).one()
@@ -151,3 +215,17 @@ class UnitOfWork:
             evaluated_at=tuple(evaluated),
             sealed=row.sealed_at is not None,
         )
+
+    def _compare(self, run: RunState) -> None:
+        account = self.log.account.runs.get(run.run_id)
+        said = account and RunState(
+            run_id=run.run_id,
+            budget=account.budget,
+            spent=account.queries,
+            evaluation_budgets=account.evaluation_budgets,
+            evaluations_allowed=account.evaluations_allowed,
+            evaluated_at=tuple(account.evaluated_at),
+            sealed=account.sealed,
+        )
+        if run != said:
+            raise LogChanged(f"Run {run.run_id} is not as the log says: the database was changed.")

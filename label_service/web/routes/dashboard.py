@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from label_service.errors import all_problems
 from label_service.log.entries import DONE
+from label_service.log.log_reader import summarise
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import first_line, problems
 
@@ -27,7 +28,7 @@ SHOWN_RUNS = 50
 @router.get("/", responses=problems())
 def overview(request: Request, service: Service) -> HTMLResponse:
     """Show the data set, the runs and the latest entries of the log."""
-    summary, runs = service.reader.summary(), service.reader.runs()
+    summary, runs = summarise(service.log.account), service.reader.runs()
     counts = {run.run_id: run for run in summary.runs}
     page = _templates.get_template("dashboard.html").render(
         dataset=service.dataset,
