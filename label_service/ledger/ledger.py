@@ -164,7 +164,7 @@ def evaluate(
         append(unit, rules, run, request.request_id, "evaluation", refusal.code)
         return refusal
     if earlier is not None:
-        detail = earlier.entry["detail"]
+        detail = {name: value for name, value in earlier.entry["detail"].items() if name != "clock"}
         number, correct, total = detail["evaluation"], detail["correct"], detail["total"]
         # The repeat says the result again, so that its receipt proves it.
         entry = append(unit, rules, run, request.request_id, "evaluation", "replayed", detail=detail)

@@ -71,6 +71,8 @@ class UnitOfWork:
         # Charged and evaluated by this transaction, written or not.
         self._spent_now = self._evaluated_now = 0
         self._revealed_now: set[tuple[str, int]] = set()
+        # Time of the newest entry.
+        self.newest_time = log.account.newest_time
         # Runs whose rows were compared with the log. What this transaction writes to them comes after that.
         self._compared: set[str] = set()
         self._last_seq: int | None = None

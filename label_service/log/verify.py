@@ -39,6 +39,7 @@ class Verdict:
         uncommitted: number of entries that are older than the commitment to the answer key.
         signed_pool_size: an entry names the size of the pool; former versions left it to the bundle.
         origin: identity of the log.
+        clock_set_back: numbers of the entries at which the service's clock stood behind the entry before.
     """
 
     entries: int
@@ -48,6 +49,7 @@ class Verdict:
     uncommitted: int
     signed_pool_size: bool
     origin: str
+    clock_set_back: tuple[int, ...] = ()
 
     @property
     def openings(self) -> int:
@@ -104,6 +106,7 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
         uncommitted=account.uncommitted,
         signed_pool_size=account.pool_size is not None,
         origin=head.origin,
+        clock_set_back=tuple(account.clock_set_back),
     )
 
 
