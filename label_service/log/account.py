@@ -126,7 +126,8 @@ class Account:
             EntryError: it does not follow from those before it.
         """
         try:
-            _require(entry["seq"] == self.entries, f"it is numbered {entry['seq']}")
+            if entry["seq"] != self.entries:
+                raise _Invalid(f"it is numbered {entry['seq']}")
             _require(entry["log_id"] == self.log_id, "it is of another log")
             commitment, known = entry.get("label_commitment"), self.label_commitment
             _require(known is None or commitment == known, "it binds another answer key")
