@@ -5,7 +5,8 @@
     │   ├── DataRefused                 a data folder or file that cannot be used
     │   │   └── DataMissing             there are no label files in it
     │   ├── DatabaseRefused             the database cannot be opened, is in use, or holds other data
-    │   └── PortTaken                   the address cannot be listened on
+    │   ├── PortTaken                   the address cannot be listened on
+    │   └── RegistrationTokenRefused    the file of the registration token cannot be used
     ├── LogChanged                      the database does not hold what was signed or committed to: nothing is written
     └── Problem                         a client sees it: RFC 9457 problem details, one class for each code
 
@@ -41,6 +42,10 @@ class DatabaseRefused(SetupError):  # noqa: N818 - says what happened, as its si
 
 class PortTaken(SetupError):  # noqa: N818 - says what happened, as its siblings do
     """Raised when the service cannot listen on the address it was given."""
+
+
+class RegistrationTokenRefused(SetupError):  # noqa: N818 - says what happened, as its siblings do
+    """Raised when the file of the registration token cannot be made or read, or when the token is set twice."""
 
 
 class LogChanged(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do

@@ -52,9 +52,21 @@ class Settings(BaseSettings):
     max_run_budget: int | None = Field(None, ge=0, description="Largest budget a run may have; empty: no limit.")
     total_budget: int | None = Field(None, ge=0, description="Labels charged over all runs together; empty: no limit.")
     max_evaluations: int = Field(16, ge=1, description="Most evaluations one run may declare.")
-    total_evaluations: int | None = Field(None, ge=0, description="Evaluations of all runs together; empty: no limit.")
+    # An accuracy tells up to 13 bits about the test labels, which hold 33,000 for 10,000 images in ten classes.
+    total_evaluations: int = Field(256, ge=0, description="Evaluations of all runs together.")
+    tokenless_budget: int = Field(
+        5000, ge=0, description="Labels charged over all runs together that were opened without a token."
+    )
+    tokenless_evaluations: int = Field(
+        32, ge=0, description="Evaluations of all runs together that were opened without a token."
+    )
     registration_token: SecretStr | None = Field(
-        None, description="If set, opening a run needs this bearer token (environment only: process lists show flags)."
+        None,
+        min_length=1,
+        description="If set, opening a run needs this bearer token (environment only: process lists show flags).",
+    )
+    registration_token_file: Path | None = Field(
+        None, description="File of the registration token; made with a fresh token if it is missing."
     )
     rate_limit_labels_per_minute: int | None = Field(
         None, ge=1, description="Ids one run may ask for in a minute, charged or not; empty: no limit."

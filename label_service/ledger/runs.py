@@ -67,6 +67,7 @@ def open_run(
     name: str,
     budget: int,
     evaluation_budgets: Sequence[int] = (),
+    opened_with: str | None = None,
 ) -> Opened:
     """Open a run and log it.
 
@@ -77,9 +78,18 @@ def open_run(
         name: what the client calls the run.
         budget: labels the run may be charged.
         evaluation_budgets: ascending, at most `budget`; a run that declares none may be evaluated once.
+        opened_with: name of the token that allows it, None if none was needed.
     """
     declared = tuple(evaluation_budgets)
-    run = RunState(new_run_id(), budget, 0, evaluation_budgets=declared, evaluations_allowed=max(1, len(declared)))
+    allowed = max(1, len(declared))
+    run = RunState(
+        new_run_id(),
+        budget,
+        0,
+        evaluation_budgets=declared,
+        evaluations_allowed=allowed,
+        opened_with=opened_with,
+    )
     token = new_token(run.run_id)
     entry = _open(unit, rules, request_id, run, name, token_hash(token))
     row = unit.connection.execute(select(tables.runs).where(tables.runs.c.run_id == run.run_id)).one()
@@ -109,8 +119,11 @@ def _open(
             budget=run.budget,
             evaluation_budgets=json.dumps(declared),
             evaluations_allowed=run.evaluations_allowed,
+            opened_with=run.opened_with,
             opened_at=now(),
         )
     )
     detail = {"name": name, "evaluation_budgets": declared, "evaluations_allowed": run.evaluations_allowed}
+    if run.opened_with is not None:
+        detail["opened_with"] = run.opened_with
     return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail)

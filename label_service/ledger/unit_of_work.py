@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, update
 
-from label_service.ledger.limits import RunState
+from label_service.ledger.limits import GUEST, RunState
 from label_service.store import tables
 
 # Built once: building a statement takes longer than running it.
@@ -23,6 +23,12 @@ _LAST = select(func.max(tables.entries.c.seq))
 _RUN = select(
     tables.runs, exists().where(tables.evaluations.c.run_id == tables.runs.c.run_id).label("evaluated")
 ).where(tables.runs.c.run_id == bindparam("run"))
+# The guest is no run that somebody opened.
+_TOKENLESS = and_(tables.runs.c.opened_with.is_(None), tables.runs.c.run_id != GUEST)
+_SPENT = select(func.coalesce(func.sum(tables.runs.c.spent), 0))
+_TOKENLESS_SPENT = _SPENT.where(_TOKENLESS)
+_EVALUATIONS = select(func.count()).select_from(tables.evaluations)
+_TOKENLESS_EVALUATIONS = _EVALUATIONS.join(tables.runs).where(_TOKENLESS)
 _EVALUATED_AT = (
     select(tables.evaluations.c.budget)
     .where(tables.evaluations.c.run_id == bindparam("run"))
@@ -63,6 +69,7 @@ class UnitOfWork:
         self._entry_ids: list[dict[str, int]] = []
         self._revealed: dict[tuple[str, int], int] = {}
         self._charged: dict[str, int] = {}
+        self._spent: dict[bool, int] = {}
 
     @classmethod
     @contextmanager
@@ -93,12 +100,29 @@ class UnitOfWork:
             self._connection.execute(_CHARGE, charges)
         self._last_seq, self._runs = None, {}
         self._entries, self._entry_ids, self._revealed, self._charged = [], [], {}, {}
+        self._spent = {}
 
     def run(self, run_id: str) -> RunState:
         """Return a run as it stands now; the caller has made sure that it exists."""
         if run_id not in self._runs:
             self._runs[run_id] = self._load_run(run_id)
         return self._runs[run_id]
+
+    def spent(self, *, tokenless: bool) -> int:
+        """Return the labels charged to all runs so far, or to those that were opened without a token."""
+        if tokenless not in self._spent:
+            stored = self._connection.execute(_TOKENLESS_SPENT if tokenless else _SPENT).scalar_one()
+            charged = (self._charged[run_id] for run_id in self._charged if not tokenless or self.is_tokenless(run_id))
+            self._spent[tokenless] = stored + sum(charged)
+        return self._spent[tokenless]
+
+    def evaluations(self, *, tokenless: bool) -> int:
+        """Return the evaluations of all runs so far, or of those that were opened without a token."""
+        return int(self.connection.execute(_TOKENLESS_EVALUATIONS if tokenless else _EVALUATIONS).scalar_one())
+
+    def is_tokenless(self, run_id: str) -> bool:
+        """Return whether somebody opened the run without a token."""
+        return run_id != GUEST and self.run(run_id).opened_with is None
 
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
         """Return the label of each id, and for ids that the run has already, the entry that charged each of them."""
@@ -136,6 +160,8 @@ class UnitOfWork:
         run = self.run(run_id)
         self._runs[run_id] = replace(run, spent=run.spent + len(label_ids))
         self._charged[run_id] = self._charged.get(run_id, 0) + len(label_ids)
+        for tokenless in self._spent:
+            self._spent[tokenless] += len(label_ids) if not tokenless or self.is_tokenless(run_id) else 0
         self._revealed |= {(run_id, label_id): seq for label_id in label_ids}
 
     def _load_run(self, run_id: str) -> RunState:
@@ -150,4 +176,5 @@ class UnitOfWork:
             evaluations_allowed=row.evaluations_allowed,
             evaluated_at=tuple(evaluated),
             sealed=row.sealed_at is not None,
+            opened_with=row.opened_with,
         )

@@ -68,6 +68,7 @@ runs = Table(
     Column("budget", Integer, nullable=False),
     Column("evaluation_budgets", Text, nullable=False),  # JSON list
     Column("evaluations_allowed", Integer, nullable=False),
+    Column("opened_with", Text),  # the name of the token that allowed it; null if it needed none
     Column("spent", Integer, nullable=False, server_default="0"),
     Column("opened_at", Text, nullable=False),
     Column("sealed_at", Text),

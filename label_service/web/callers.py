@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from label_service import errors
 from label_service.ledger import ledger
 from label_service.ledger.limits import GUEST
-from label_service.ledger.tokens import matches, run_of, token_hash
+from label_service.ledger.tokens import REGISTRATION, matches, run_of
 from label_service.log.log_reader import RunInfo
 from label_service.service import LabelService
 
@@ -98,20 +98,24 @@ def own_run(service: Service, run_id: str, caller_id: Caller) -> str:
     raise errors.NotYourRun(f"The token belongs to another run than {run_id}; send the token of that run.")
 
 
-def may_open_run(request: Request, service: Service) -> None:
+def registration(request: Request, service: Service) -> str | None:
     """Let a caller open a run: anybody, unless the operator set a registration token.
+
+    Returns:
+        The name of the token that allows it, None if none was needed.
 
     Raises:
         RegistrationClosed: the operator's registration token is missing or wrong.
     """
-    expected = service.settings.registration_token
+    expected = service.registration_token_sha256
     if expected is None:
-        return
+        return None
     token = bearer_token(request)
-    if token is None or not matches(token, token_hash(expected.get_secret_value())):
+    if token is None or not matches(token, expected):
         raise errors.RegistrationClosed(
             "Opening a run needs the operator's registration token as the bearer token here."
         )
+    return REGISTRATION
 
 
 def ledger_request(request: Request, run_id: str) -> ledger.Request:
@@ -142,4 +146,5 @@ def problem_headers(problem: errors.Problem) -> dict[str, str]:
     return headers
 
 
+Registration = Annotated[str | None, Depends(registration)]
 OwnRun = Annotated[str, Depends(own_run)]

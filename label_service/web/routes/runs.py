@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from label_service.errors import NotYourRun
 from label_service.ledger.limits import GUEST
 from label_service.log.log_reader import RunInfo
-from label_service.web.callers import NO_STORE, OwnRun, Service, find_run, ledger_request, may_open_run
+from label_service.web.callers import NO_STORE, OwnRun, Registration, Service, find_run, ledger_request
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
     EvaluationAnswer,
@@ -42,14 +42,17 @@ _EVALUATING = (
 @router.post(
     "",
     status_code=201,
-    dependencies=[Depends(may_open_run)],
     responses=problems(
         "invalid-token", "log-not-writable", "registration-closed", "run-budget-too-large", "too-many-evaluations"
     ),
 )
-async def open_run(body: RunRequest, request: Request, response: Response, service: Service) -> RunOpenedAnswer:
+async def open_run(
+    body: RunRequest, request: Request, response: Response, service: Service, opened_with: Registration
+) -> RunOpenedAnswer:
     """Open a run and answer its token, once. 201 is logged; the errors are not."""
-    opened = await service.open_run(request.state.request_id, body.name, body.budget, body.evaluation_budgets)
+    opened = await service.open_run(
+        request.state.request_id, body.name, body.budget, body.evaluation_budgets, opened_with
+    )
     response.headers.update({**NO_STORE, "Location": f"/v1/runs/{opened.run_id}"})
     return RunOpenedAnswer(**dict(opened), dataset=service.dataset, receipt=service.log.receipt(opened.entry))
 
