@@ -227,6 +227,12 @@ class RunSealed(Problem):
     status, code = 410, "run-sealed"
 
 
+class RequestTooSlow(Problem):
+    """The client took too long to send its request."""
+
+    status, code = 408, "request-too-slow"
+
+
 class BodyTooLarge(Problem):
     """The body is larger than the service reads."""
 
@@ -237,6 +243,18 @@ class TooManyRequests(Problem):
     """The operator's rate limit holds the run back; Retry-After says for how long."""
 
     status, code = 429, "too-many-requests"
+
+
+class HeadersTooLarge(Problem):
+    """The URL and the headers are larger than the service reads."""
+
+    status, code = 431, "headers-too-large"
+
+
+class TooManyConnections(Problem):
+    """The service, or the client's address, has as many connections as it may have; try again later."""
+
+    status, code = 503, "too-many-connections"
 
 
 class InternalError(Problem):

@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     rate_limit_labels_per_minute: int | None = Field(
         None, ge=1, description="Ids one run may ask for in a minute, charged or not; empty: no limit."
     )
+    max_connections: int = Field(512, ge=1, description="Connections at a time; each worker counts its own.")
+    max_connections_per_address: int = Field(
+        256, ge=1, description="Connections at a time from one address; behind a reverse proxy all are the proxy's."
+    )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
     queue_size: int = Field(1024, ge=1, description="Requests that may wait for the writer before new ones get 503.")
     max_group: int = Field(
