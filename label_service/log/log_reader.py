@@ -18,6 +18,7 @@ from label_service.log.evidence import EarlierHead
 from label_service.store import tables
 
 EXPORT_PAGE = 1000
+GUEST_RUN = "guest"
 # No run and no operation has this character in its name, and PostgreSQL accepts no text that contains it.
 _NUL = "\x00"
 _EVALUATIONS = select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
@@ -80,6 +81,23 @@ class Summary(BaseModel, frozen=True):
     entries: int
 
 
+class ShownRun(BaseModel, frozen=True):
+    """A run on the overview page."""
+
+    run: RunInfo
+    replays: int
+    refusals: int
+
+
+class Overview(BaseModel, frozen=True):
+    """The totals of the log, and its newest runs."""
+
+    entries: int
+    distinct_labels: int
+    runs: tuple[ShownRun, ...]
+    hidden_runs: int
+
+
 class LogReader:
     """Reads the log and the runs; each method sees one consistent state."""
 
@@ -99,7 +117,12 @@ class LogReader:
         return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
 
     def export(self, size: int | None = None) -> Iterator[bytes]:
-        """Yield the exact bytes of the first `size` entries, in order; None means all that there are now.
+        """Yield the exact bytes of the first `size` entries, in order; None means all that there are now."""
+        for page in self.pages(size):
+            yield from page
+
+    def pages(self, size: int | None = None) -> Iterator[list[bytes]]:
+        """Yield what `export` does, many entries at a time.
 
         The entries are read page by page, because one long transaction would keep SQLite from truncating its journal.
         """
@@ -109,7 +132,7 @@ class LogReader:
         while last is not None and after < last:
             with self._engine.connect() as connection:
                 rows = connection.execute(_query(after).limit(min(EXPORT_PAGE, last - after))).all()
-            yield from (row.entry for row in rows)
+            yield [row.entry for row in rows]
             after = rows[-1].seq
 
     def heads(self, size: int) -> list[EarlierHead]:
@@ -124,6 +147,44 @@ class LogReader:
         newest = select(tables.entries.c.entry).order_by(tables.entries.c.seq.desc()).limit(count)
         with self._engine.connect() as connection:
             return [json.loads(entry) for entry in connection.execute(newest).scalars()]
+
+    def overview(self, shown: int) -> Overview:
+        """Return the totals of the log and the newest `shown` runs, counted; the guest run is always shown."""
+        runs, entries = tables.runs.c, tables.entries.c
+        newest = select(runs.run_id).where(runs.run_id != GUEST_RUN).order_by(runs.opened_at.desc(), runs.run_id.desc())
+        with self._engine.connect() as connection:
+            chosen = [GUEST_RUN, *connection.execute(newest.limit(shown - 1)).scalars()]
+            rows = connection.execute(
+                select(tables.runs).where(runs.run_id.in_(chosen)).order_by(runs.opened_at, runs.run_id)
+            ).all()
+            made = connection.execute(_EVALUATIONS.where(tables.evaluations.c.run_id.in_(chosen))).all()
+            counted = connection.execute(
+                select(entries.run_id, entries.outcome, func.count())
+                .where(entries.run_id.in_(chosen))
+                .group_by(entries.run_id, entries.outcome)
+            ).all()
+            number = connection.execute(select(func.count()).select_from(tables.runs)).scalar_one()
+            labels = connection.execute(select(func.count(tables.reveals.c.label_id.distinct()))).scalar_one()
+            last = connection.execute(select(func.max(entries.seq))).scalar_one()
+        by_run: dict[str, dict[str, int]] = {}
+        for run_id, outcome, count in counted:
+            by_run.setdefault(run_id, {})[outcome] = count
+        evaluations: dict[str, list[Row[Any]]] = {}
+        for evaluation in made:
+            evaluations.setdefault(evaluation.run_id, []).append(evaluation)
+        return Overview(
+            entries=0 if last is None else last + 1,
+            distinct_labels=labels,
+            hidden_runs=number - len(rows),
+            runs=tuple(
+                ShownRun(
+                    run=describe_run(row, evaluations.get(row.run_id, ())),
+                    replays=by_run.get(row.run_id, {}).get("replayed", 0),
+                    refusals=sum(count for outcome, count in by_run.get(row.run_id, {}).items() if outcome not in DONE),
+                )
+                for row in rows
+            ),
+        )
 
     def summary(self) -> Summary:
         """Count the log."""
@@ -160,10 +221,10 @@ class LogReader:
         """Return the state of every run, oldest first."""
         with self._engine.connect() as connection:
             rows = connection.execute(select(tables.runs).order_by(tables.runs.c.opened_at, tables.runs.c.run_id)).all()
-            made = connection.execute(_EVALUATIONS).all()
-        return [
-            describe_run(row, [evaluation for evaluation in made if evaluation.run_id == row.run_id]) for row in rows
-        ]
+            made: dict[str, list[Row[Any]]] = {}
+            for evaluation in connection.execute(_EVALUATIONS):
+                made.setdefault(evaluation.run_id, []).append(evaluation)
+        return [describe_run(row, made.get(row.run_id, ())) for row in rows]
 
     def run(self, run_id: str) -> RunInfo | None:
         """Return the state of one run, or None if there is no such run."""

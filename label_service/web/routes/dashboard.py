@@ -27,15 +27,9 @@ SHOWN_RUNS = 50
 @router.get("/", responses=problems())
 def overview(request: Request, service: Service) -> HTMLResponse:
     """Show the data set, the runs and the latest entries of the log."""
-    summary, runs = service.reader.summary(), service.reader.runs()
-    counts = {run.run_id: run for run in summary.runs}
     page = _templates.get_template("dashboard.html").render(
         dataset=service.dataset,
-        summary=summary,
-        counts=counts,
-        # A run opened between the two reads has no counts yet; the next look shows it.
-        runs=[run for run in runs if run.run_id in counts][-SHOWN_RUNS:],
-        hidden_runs=max(0, len(runs) - SHOWN_RUNS),
+        overview=service.reader.overview(SHOWN_RUNS),
         latest=service.reader.latest(SHOWN_ENTRIES),
         done=DONE,
         base_url=request.base_url,
