@@ -227,6 +227,18 @@ class RunSealed(Problem):
     status, code = 410, "run-sealed"
 
 
+class CrossSite(Problem):
+    """A page of another site made a browser ask; nothing was charged."""
+
+    status, code = 403, "cross-site"
+
+
+class HostNotAllowed(Problem):
+    """The Host header is none of the service's names."""
+
+    status, code = 421, "host-not-allowed"
+
+
 class RequestTooSlow(Problem):
     """The client took too long to send its request."""
 

@@ -104,6 +104,7 @@ class LabelService:
         budget: int | None,
         evaluation_budgets: Sequence[int],
         opened_with: str | None,
+        key: str | None,
     ) -> runs.Opened:
         """Open a run; see `runs.open_run`.
 
@@ -113,6 +114,7 @@ class LabelService:
             budget: labels the run may be charged; None takes the operator's default.
             evaluation_budgets: ascending.
             opened_with: name of the token that allows it, None if none was needed.
+            key: the Idempotency-Key, None if none was sent.
 
         Raises:
             Problem: the run is not opened; see `runs.refuse_opening`.
@@ -134,6 +136,7 @@ class LabelService:
                 budget=granted,
                 evaluation_budgets=evaluation_budgets,
                 opened_with=opened_with,
+                key=key,
             )
         )
         self.metrics.runs_opened.inc()

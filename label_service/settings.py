@@ -47,6 +47,11 @@ class Settings(BaseSettings):
     other_data: bool = Field(False, description="Accept label files that are not the known Fashion-MNIST files.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allowed_hosts: str | None = Field(
+        None,
+        description="Names, separated by commas, under which clients reach the service beside localhost, its own "
+        "addresses and HOST.",
+    )
     guest_budget: int = Field(100, ge=0, description="Labels that queries without a token may reveal; 0 closes them.")
     default_run_budget: int = Field(1000, ge=0, description="Budget of a run that names none.")
     max_run_budget: int | None = Field(None, ge=0, description="Largest budget a run may have; empty: no limit.")

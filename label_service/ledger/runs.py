@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field
 from sqlalchemy import insert, select, update
 
-from label_service.errors import InvalidRequest, Problem, RunBudgetTooLarge, TooManyEvaluations
+from label_service.errors import IdempotencyKeyReused, InvalidRequest, Problem, RunBudgetTooLarge, TooManyEvaluations
 from label_service.ledger.append import Rules, append
 from label_service.ledger.limits import GUEST, RunState
-from label_service.ledger.tokens import new_run_id, new_token, token_hash
+from label_service.ledger.tokens import new_nonce, new_run_id, new_token, token_hash, token_of_key
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.entries import Entry, now
+from label_service.log.entries import Entry, canonical_json, now
 from label_service.log.log_reader import RunInfo, describe_run
 from label_service.store import tables
 
@@ -68,8 +70,9 @@ def open_run(
     budget: int,
     evaluation_budgets: Sequence[int] = (),
     opened_with: str | None = None,
-) -> Opened:
-    """Open a run and log it.
+    key: str | None = None,
+) -> Opened | IdempotencyKeyReused:
+    """Open a run and log it; a repeat under the same key returns the same run and logs nothing.
 
     Args:
         unit: the writer's transaction.
@@ -79,8 +82,13 @@ def open_run(
         budget: labels the run may be charged.
         evaluation_budgets: ascending, at most `budget`; a run that declares none may be evaluated once.
         opened_with: name of the token that allows it, None if none was needed.
+        key: the Idempotency-Key, None if none was sent.
     """
     declared = tuple(evaluation_budgets)
+    request_sha256 = _sha256([name, budget, declared])
+    earlier = None if key is None else _find_opening(unit, request_sha256, opened_with, key)
+    if earlier is not None:
+        return earlier
     allowed = max(1, len(declared))
     run = RunState(
         new_run_id(),
@@ -90,10 +98,47 @@ def open_run(
         evaluations_allowed=allowed,
         opened_with=opened_with,
     )
-    token = new_token(run.run_id)
+    nonce = new_nonce()
+    token = new_token(run.run_id) if key is None else token_of_key(run.run_id, nonce, key)
     entry = _open(unit, rules, request_id, run, name, token_hash(token))
-    row = unit.connection.execute(select(tables.runs).where(tables.runs.c.run_id == run.run_id)).one()
+    if key is not None:
+        unit.connection.execute(
+            insert(tables.opening_keys).values(
+                key_sha256=_sha256([key, opened_with]),
+                request_sha256=request_sha256,
+                nonce=nonce,
+                run_id=run.run_id,
+            )
+        )
+    return _describe(unit, run.run_id, token, entry)
+
+
+def _find_opening(
+    unit: UnitOfWork, request_sha256: str, opened_with: str | None, key: str
+) -> Opened | IdempotencyKeyReused | None:
+    """Return the run that was opened under a key, None if none was, or the refusal."""
+    keys, entries = tables.opening_keys, tables.entries.c
+    found = unit.connection.execute(select(keys).where(keys.c.key_sha256 == _sha256([key, opened_with]))).one_or_none()
+    if found is None:
+        return None
+    own = unit.connection.execute(select(entries.seq, entries.entry).where(entries.run_id == found.run_id).limit(2))
+    opening, *later = own.all()
+    # Receipts name the key, and may be published: a token is not given away again once it was used.
+    if found.request_sha256 != request_sha256 or later:
+        return IdempotencyKeyReused(
+            "This Idempotency-Key opened another run, or one that was used since; send a fresh key."
+        )
+    token = token_of_key(found.run_id, found.nonce, key)
+    return _describe(unit, found.run_id, token, Entry(opening.seq, bytes(opening.entry)))
+
+
+def _describe(unit: UnitOfWork, run_id: str, token: str, entry: Entry) -> Opened:
+    row = unit.connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one()
     return Opened(**dict(describe_run(row)), token=token, entry=entry)
+
+
+def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int) -> None:

@@ -6,6 +6,7 @@ plain hash is enough (a slow one protects guessable passwords only).
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
@@ -27,7 +28,18 @@ def new_run_id() -> str:
 
 def new_token(run_id: str) -> str:
     """Return a fresh token for a run."""
-    return f"{run_id}.{secrets.token_urlsafe(SECRET_BYTES)}"
+    return f"{run_id}.{new_nonce()}"
+
+
+def new_nonce() -> str:
+    """Return 256 random bits as text."""
+    return secrets.token_urlsafe(SECRET_BYTES)
+
+
+def token_of_key(run_id: str, nonce: str, key: str) -> str:
+    """Return the token of a run that was opened under an Idempotency-Key: only who knows the key can make it again."""
+    secret = hmac.new(nonce.encode(), f"{run_id} {key}".encode(), hashlib.sha256).digest()
+    return f"{run_id}.{base64.urlsafe_b64encode(secret).decode().rstrip('=')}"
 
 
 def read_registration_token(path: Path) -> str:

@@ -132,6 +132,17 @@ idempotency_keys = Table(
     Column("seq", Integer, ForeignKey("entries.seq"), nullable=False),
 )
 
+# Who repeats the opening of a run under its key gets its token again: an HMAC of the key under `nonce`. Neither the key
+# nor the token stands here.
+opening_keys = Table(
+    "opening_keys",
+    metadata,
+    Column("key_sha256", Text, primary_key=True),  # of the key, and of the token that allowed the opening
+    Column("request_sha256", Text, nullable=False),
+    Column("nonce", Text, nullable=False),
+    Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False),
+)
+
 # The readiness check writes here, because only a write shows that writing works.
 heartbeat = Table(
     "heartbeat",

@@ -25,8 +25,8 @@ Responses = dict[int | str, dict[str, Any]]
 
 # Codes of the errors that every route can answer.
 _ANYWHERE = (
-    "body-too-large", "headers-too-large", "internal-error", "invalid-request", "log-not-readable", "request-too-slow",
-    "too-many-connections",
+    "body-too-large", "headers-too-large", "host-not-allowed", "internal-error", "invalid-request", "log-not-readable",
+    "request-too-slow", "too-many-connections",
 )  # fmt: skip
 _KINDS = {kind.code: kind for kind in all_problems()}
 
