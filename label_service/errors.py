@@ -8,6 +8,7 @@
     │   ├── PortTaken                   the address cannot be listened on
     │   └── RegistrationTokenRefused    the file of the registration token cannot be used
     ├── LogChanged                      the database does not hold what was signed or committed to: nothing is written
+    │   └── FileReplaced                its file was deleted or replaced while it is open
     └── Problem                         a client sees it: RFC 9457 problem details, one class for each code
 
 A `Problem` never carries a label, a token, or the input that caused it.
@@ -50,6 +51,10 @@ class RegistrationTokenRefused(SetupError):  # noqa: N818 - says what happened, 
 
 class LogChanged(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
     """Raised when signed entries or committed labels have changed in the database; until mended, no label leaves."""
+
+
+class FileReplaced(LogChanged):
+    """Raised when the database's path is not the file that was opened; the open file still has everything."""
 
 
 class Problem(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import errors
@@ -24,12 +25,12 @@ from label_service.ledger.writer import Work, Writer
 from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import Entry
 from label_service.log.evidence import Evidence
-from label_service.log.log_reader import LogReader
+from label_service.log.log_reader import LogReader, Summary, summarise
 from label_service.log.signed_log import SignedLog, open_signed_log
 from label_service.log.tree_head import TreeHead
 from label_service.metrics import Metrics
 from label_service.settings import Settings
-from label_service.store.backends import find_database, heads_path, key_path, reason_of
+from label_service.store.backends import Database, find_database, heads_path, key_path, reason_of
 from label_service.store.migrations import migrate
 
 T = TypeVar("T")
@@ -161,11 +162,33 @@ class LabelService:
         """Return the stored hash of a run's token; None if the run is unknown or has no token."""
         known = self._token_hashes.get(run_id)
         if known is None:
-            known = await asyncio.to_thread(self.reader.token_hash, run_id)
-            if known is not None:
+            opening = await asyncio.to_thread(self.reader.opening, run_id)
+            if opening is None:
                 # An unknown run is not remembered: it may be opened later, and strangers could fill the memory.
+                return None
+            known = self._read_token_hash(run_id, opening)
+            if known is not None:
                 self._token_hashes[run_id] = known
         return known
+
+    def _read_token_hash(self, run_id: str, opening: Row[Any]) -> str | None:
+        """Return the hash that a run's opening binds. The table of runs, which others may change, is not asked."""
+        try:
+            self.log.mac.require(opening)
+        except errors.LogChanged as error:
+            logger.error("run %s: %s", run_id, error)
+            return None
+        bound: str | None = opening.bound_sha256
+        return bound if json.loads(opening.entry)["run"] == run_id else None
+
+    async def summary(self) -> Summary:
+        """Count the log, up to what other workers have committed now.
+
+        Raises:
+            LogNotWritable: the tree cannot be brought up to date.
+        """
+        await self.catch_up()
+        return summarise(self.log.account)
 
     async def catch_up(self) -> None:
         """Take in and sign what other workers have committed; without other workers, do nothing.
@@ -251,9 +274,10 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         stack.enter_context(database.hold())
         engine = database.open_writing_engine()
         stack.callback(engine.dispose)
+        stack.callback(database.finish, engine)
         version = database.version()
         try:
-            dataset, rules = begin_log(engine, settings)
+            dataset, rules, log = begin_log(engine, settings, database)
         except SQLAlchemyError as error:
             raise errors.DatabaseRefused(
                 f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
@@ -261,13 +285,6 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         reading = database.open_reading_engine()
         stack.callback(reading.dispose)
         reader, metrics = LogReader(reading), Metrics()
-        log = open_signed_log(
-            engine,
-            key_path(settings, database, dataset.log_id),
-            heads_path(settings, database, dataset.log_id),
-            dataset.log_id,
-            database.shared,
-        )
         writer = Writer(engine, log, settings.queue_size, settings.max_group, metrics.observe_commit)
         stack.callback(writer.close)
         metrics.watch(lambda: writer.waiting, reader.size)
@@ -280,32 +297,40 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         )
 
 
-def begin_log(engine: Engine, settings: Settings) -> tuple[DatasetInfo, Rules]:
-    """Migrate a database, seed it if it is empty, commit to its labels, and set the guest's budget.
+def begin_log(engine: Engine, settings: Settings, database: Database) -> tuple[DatasetInfo, Rules, SignedLog]:
+    """Migrate a database, seed it if it is empty, commit to its labels, check its log, and set the guest's budget.
 
     Returns:
-        What was seeded, and the rules of the log.
+        What was seeded, the rules of the log, and the log.
 
     Raises:
-        DatabaseRefused: the database cannot be migrated, or holds another data set than the folder.
+        DatabaseRefused: the database cannot be migrated, holds another data set than the folder, or does not hold what
+            this service has written.
         DataRefused: the database is empty and the data folder cannot fill it.
         SQLAlchemyError: the database cannot be written.
     """
     migrate(engine)
-    with UnitOfWork.begin(engine) as unit:
-        dataset = _seed(unit.connection, settings)
-        key = open_answer_key(unit.connection)
-        rules = Rules(
-            dataset.log_id,
-            key,
-            dataset.pool_size,
-            total_budget=settings.total_budget,
-            total_evaluations=settings.total_evaluations,
-            tokenless_budget=settings.tokenless_budget,
-            tokenless_evaluations=settings.tokenless_evaluations,
-        )
-        runs.set_guest_budget(unit, rules, settings.guest_budget)
-    return dataset, rules
+    with engine.begin() as connection:
+        dataset = _seed(connection, settings)
+        key = open_answer_key(connection)
+    rules = Rules(
+        dataset.log_id,
+        key,
+        dataset.pool_size,
+        total_budget=settings.total_budget,
+        total_evaluations=settings.total_evaluations,
+        tokenless_budget=settings.tokenless_budget,
+        tokenless_evaluations=settings.tokenless_evaluations,
+    )
+    keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
+    log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared)
+    log.require_answer_key(key)
+    try:
+        with UnitOfWork.begin(engine, log) as unit:
+            runs.set_guest_budget(unit, rules, settings.guest_budget)
+    except (errors.LogChanged, OSError) as error:
+        raise errors.DatabaseRefused(f"The log cannot be begun ({error}).") from error
+    return dataset, rules, log
 
 
 def _registration_token_hash(settings: Settings) -> str | None:

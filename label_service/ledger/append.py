@@ -46,6 +46,7 @@ def append(
     ids: Sequence[int] = (),
     charged: int = 0,
     detail: Mapping[str, Any] | None = None,
+    bound_sha256: str | None = None,
 ) -> Entry:
     """Append an entry to the log and return it. An entry never holds a label.
 
@@ -59,6 +60,7 @@ def append(
         ids: the ids of a query, without repeats, in the order asked.
         charged: labels that this entry charges to the run.
         detail: what else this kind of entry says, such as the result of an evaluation.
+        bound_sha256: hash of what the entry binds without showing it, such as the token of the run it opens.
     """
     seq = unit.next_seq()
     document: dict[str, Any] = {
@@ -79,6 +81,15 @@ def append(
     if detail:
         document["detail"] = detail
     entry = Entry(seq, canonical_json(document))
-    row = {"seq": seq, "entry": entry.data, "run_id": run.run_id, "op": op, "outcome": outcome, "charged": charged}
+    row = {
+        "seq": seq,
+        "entry": entry.data,
+        "mac": unit.log.mac.of(seq, entry.data, bound_sha256),
+        "bound_sha256": bound_sha256,
+        "run_id": run.run_id,
+        "op": op,
+        "outcome": outcome,
+        "charged": charged,
+    }
     unit.append(row, [label_id for label_id in ids if 0 <= label_id < rules.pool_size])
     return entry

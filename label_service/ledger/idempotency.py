@@ -3,26 +3,29 @@
 A key belongs to a run. The transaction that answers its first request binds it to the entry of that answer. A repeat
 gets an answer rebuilt from that entry's rows, so no copy of a label is stored. Writers follow one another, so of two
 requests that arrive together the second finds the key of the first. A refusal binds no key: a repeat is decided anew.
+The entry's MAC covers the hash of the key and its request, so a key that somebody else has written binds nothing.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import insert, select
 
-from label_service.errors import IdempotencyKeyReused
+from label_service.errors import IdempotencyKeyReused, LogChanged
 from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log.table_check import hash_key
 from label_service.store import tables
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """The entry that first answered a key: its number, and the run's total of charged labels at that point."""
+    """The entry that first answered a key: its number, and what it says."""
 
     seq: int
-    spent: int
+    entry: dict[str, Any]
 
 
 def find_key(
@@ -38,22 +41,33 @@ def find_key(
 
     Returns:
         None for a fresh key, the entry that first answered it, or the refusal if it came with another body.
+
+    Raises:
+        LogChanged: the key is not the one that its entry binds.
     """
     if key is None:
         return None
     keys = tables.idempotency_keys
     row = unit.connection.execute(
-        select(keys.c.request_sha256, keys.c.seq, tables.entries.c.entry)
+        select(tables.entries, keys.c.request_sha256)
         .join(tables.entries, tables.entries.c.seq == keys.c.seq)
         .where(keys.c.run_id == run_id, keys.c.key == key)
     ).one_or_none()
     if row is None:
         return None
+    unit.log.mac.require(row)
+    if row.bound_sha256 != hash_key(run_id, key, row.request_sha256):
+        raise LogChanged(f"An Idempotency-Key of run {run_id} is not the one of entry {row.seq}.")
     if row.request_sha256 != request_sha256:
         return IdempotencyKeyReused(
             "This Idempotency-Key came before with another body; send a fresh key with a new request."
         )
-    return Earlier(row.seq, json.loads(row.entry)["spent"])
+    return Earlier(row.seq, json.loads(row.entry))
+
+
+def bind_key(run_id: str, key: str | None, request_sha256: str) -> str | None:
+    """Return what the entry that first answers a key binds, None without a key."""
+    return None if key is None else hash_key(run_id, key, request_sha256)
 
 
 def keep_key(unit: UnitOfWork, run_id: str, key: str | None, request_sha256: str, seq: int) -> None:

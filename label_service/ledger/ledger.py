@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import Field
 from sqlalchemy import insert, select, update
 
-from label_service.errors import Problem, UnknownId
+from label_service.errors import LogChanged, Problem, UnknownId
 from label_service.ledger.append import Rules, append
-from label_service.ledger.idempotency import find_key, keep_key
+from label_service.ledger.idempotency import bind_key, find_key, keep_key
 from label_service.ledger.limits import RunState, Total, refuse_ended, refuse_evaluation, refuse_reveal
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.entries import Entry, canonical_json, now
@@ -114,7 +114,10 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
         append(unit, rules, run, request.request_id, "query", refusal.code, ids=asked)
         return refusal
     outcome = "revealed" if new else "replayed"
-    entry = append(unit, rules, run, request.request_id, "query", outcome, ids=asked, charged=len(new))
+    bound = bind_key(request.run_id, request.key, fingerprint) if earlier is None else None
+    entry = append(
+        unit, rules, run, request.request_id, "query", outcome, ids=asked, charged=len(new), bound_sha256=bound
+    )
     if new:
         unit.reveal(run.run_id, new, entry.seq)
     if earlier is None:
@@ -122,7 +125,9 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
         charged, spent = set(new), run.spent + len(new)
     else:
         charged = {label_id for label_id, seq in revealed_by.items() if seq == earlier.seq}
-        spent = earlier.spent
+        spent = earlier.entry["spent"]
+        if len(charged) != earlier.entry["charged"]:
+            raise LogChanged(f"The reveals of entry {earlier.seq} are not those of the log: the database was changed.")
     return Revealed(
         run_id=run.run_id,
         labels=tuple(RevealedLabel(label_id, labels[label_id], label_id in charged) for label_id in asked),
@@ -163,13 +168,11 @@ def evaluate(
         append(unit, rules, run, request.request_id, "evaluation", refusal.code)
         return refusal
     if earlier is not None:
-        made = tables.evaluations
-        row = unit.connection.execute(select(made).where(made.c.seq == earlier.seq)).one()
-        number, correct, total = row.number, row.correct, row.total
+        made = earlier.entry["detail"]
+        number, correct, total = made["evaluation"], made["correct"], made["total"]
         entry = append(unit, rules, run, request.request_id, "evaluation", "replayed")
     else:
-        labels = select(tables.test_labels.c.label).order_by(tables.test_labels.c.id)
-        truth = unit.connection.execute(labels).scalars().all()
+        truth = rules.answer_key.read_test_labels(unit.connection)
         correct = sum(guess == label for guess, label in zip(predictions, truth, strict=True))
         number, total = run.evaluations_used + 1, len(truth)
         detail = {
@@ -179,7 +182,10 @@ def evaluate(
             "total": total,
             "predictions_sha256": predictions_sha256,
         }
-        entry = append(unit, rules, run, request.request_id, "evaluation", "evaluated", detail=detail)
+        bound = bind_key(request.run_id, request.key, fingerprint)
+        entry = append(
+            unit, rules, run, request.request_id, "evaluation", "evaluated", detail=detail, bound_sha256=bound
+        )
         unit.connection.execute(
             insert(tables.evaluations).values(
                 run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=entry.seq
@@ -203,9 +209,10 @@ def seal(unit: UnitOfWork, rules: Rules, request: Request) -> Entry:
     """End a run for good and return the entry of it. A run that has ended already gets that first entry again."""
     run = unit.run(request.run_id)
     if run.sealed:
-        entries = tables.entries.c
-        sealing = select(entries.seq, entries.entry).where(entries.run_id == run.run_id, entries.op == "run-sealed")
+        entries = tables.entries
+        sealing = select(entries).where(entries.c.run_id == run.run_id, entries.c.op == "run-sealed")
         row = unit.connection.execute(sealing).one()
+        unit.log.mac.require(row)
         return Entry(row.seq, bytes(row.entry))
     unit.connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
     return append(unit, rules, run, request.request_id, "run-sealed", "sealed")
@@ -216,21 +223,24 @@ def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
 
 
 def _labels_used(unit: UnitOfWork, rules: Rules, run: RunState) -> list[Total]:
-    # Without a limit the sum is not needed, and it takes time.
+    account, now = unit.log.account, unit.used
     totals = []
     if rules.total_budget is not None:
-        totals.append(Total(ALL_RUNS, unit.spent(tokenless=False), rules.total_budget))
-    if rules.tokenless_budget is not None and unit.is_tokenless(run.run_id):
-        totals.append(Total(TOKENLESS_RUNS, unit.spent(tokenless=True), rules.tokenless_budget))
+        totals.append(Total(ALL_RUNS, account.queries + now.spent, rules.total_budget))
+    if rules.tokenless_budget is not None and run.is_tokenless:
+        used = account.tokenless_queries + now.tokenless_spent
+        totals.append(Total(TOKENLESS_RUNS, used, rules.tokenless_budget))
     return totals
 
 
 def _evaluations_used(unit: UnitOfWork, rules: Rules, run: RunState) -> list[Total]:
+    account, now = unit.log.account, unit.used
     totals = []
     if rules.total_evaluations is not None:
-        totals.append(Total(ALL_RUNS, unit.evaluations(tokenless=False), rules.total_evaluations))
-    if rules.tokenless_evaluations is not None and unit.is_tokenless(run.run_id):
-        totals.append(Total(TOKENLESS_RUNS, unit.evaluations(tokenless=True), rules.tokenless_evaluations))
+        totals.append(Total(ALL_RUNS, account.evaluations + now.evaluations, rules.total_evaluations))
+    if rules.tokenless_evaluations is not None and run.is_tokenless:
+        used = account.tokenless_evaluations + now.tokenless_evaluations
+        totals.append(Total(TOKENLESS_RUNS, used, rules.tokenless_evaluations))
     return totals
 
 

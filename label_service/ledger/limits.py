@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from label_service import errors
+from label_service.log import entries
 
-GUEST = "guest"
+GUEST = entries.GUEST
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class RunState:
     evaluated_at: tuple[int | None, ...] = ()
     sealed: bool = False
     opened_with: str | None = None
+
+    @property
+    def is_tokenless(self) -> bool:
+        """Whether somebody opened the run without a token; nobody opened the guest run."""
+        return self.opened_with is None and self.run_id != GUEST
 
     @property
     def remaining(self) -> int:

@@ -10,10 +10,17 @@ from typing import Any
 from pydantic import Field
 from sqlalchemy import insert, select, update
 
-from label_service.errors import IdempotencyKeyReused, InvalidRequest, Problem, RunBudgetTooLarge, TooManyEvaluations
+from label_service.errors import (
+    IdempotencyKeyReused,
+    InvalidRequest,
+    LogChanged,
+    Problem,
+    RunBudgetTooLarge,
+    TooManyEvaluations,
+)
 from label_service.ledger.append import Rules, append
 from label_service.ledger.limits import GUEST, RunState
-from label_service.ledger.tokens import new_nonce, new_run_id, new_token, token_hash, token_of_key
+from label_service.ledger.tokens import matches, new_nonce, new_run_id, new_token, token_hash, token_of_key
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.entries import Entry, canonical_json, now
 from label_service.log.log_reader import RunInfo, describe_run
@@ -117,18 +124,21 @@ def _find_opening(
     unit: UnitOfWork, request_sha256: str, opened_with: str | None, key: str
 ) -> Opened | IdempotencyKeyReused | None:
     """Return the run that was opened under a key, None if none was, or the refusal."""
-    keys, entries = tables.opening_keys, tables.entries.c
+    keys = tables.opening_keys
     found = unit.connection.execute(select(keys).where(keys.c.key_sha256 == _sha256([key, opened_with]))).one_or_none()
     if found is None:
         return None
-    own = unit.connection.execute(select(entries.seq, entries.entry).where(entries.run_id == found.run_id).limit(2))
-    opening, *later = own.all()
+    entries = select(tables.entries).where(tables.entries.c.run_id == found.run_id).order_by(tables.entries.c.seq)
+    opening, *later = unit.connection.execute(entries.limit(2)).all()
     # Receipts name the key, and may be published: a token is not given away again once it was used.
     if found.request_sha256 != request_sha256 or later:
         return IdempotencyKeyReused(
             "This Idempotency-Key opened another run, or one that was used since; send a fresh key."
         )
     token = token_of_key(found.run_id, found.nonce, key)
+    unit.log.mac.require(opening)
+    if not matches(token, opening.bound_sha256):
+        raise LogChanged(f"The key that opened run {found.run_id} is not the one of entry {opening.seq}.")
     return _describe(unit, found.run_id, token, Entry(opening.seq, bytes(opening.entry)))
 
 
@@ -147,6 +157,7 @@ def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int) -> None:
     if row is None:
         _open(unit, rules, NO_REQUEST, RunState(GUEST, budget, 0, evaluations_allowed=0), name=GUEST)
     elif row.budget != budget:
+        unit.run(GUEST)  # before its row changes
         unit.connection.execute(update(tables.runs).where(tables.runs.c.run_id == GUEST).values(budget=budget))
         detail = {"previous_budget": row.budget}
         append(unit, rules, unit.run(GUEST), NO_REQUEST, "budget-changed", "changed", detail=detail)
@@ -168,7 +179,12 @@ def _open(
             opened_at=now(),
         )
     )
-    detail = {"name": name, "evaluation_budgets": declared, "evaluations_allowed": run.evaluations_allowed}
+    detail = {
+        "name": name,
+        "evaluation_budgets": declared,
+        "evaluations_allowed": run.evaluations_allowed,
+        "test_commitment": rules.answer_key.test_commitment,
+    }
     if run.opened_with is not None:
         detail["opened_with"] = run.opened_with
-    return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail)
+    return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail, bound_sha256=token_sha256)

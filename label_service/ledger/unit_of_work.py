@@ -3,6 +3,9 @@
 A group commit answers many requests with one transaction. Its cost is the number of statements, so this class collects
 entries, revealed labels and charges and writes each kind with one statement. Code that needs another statement takes
 `connection`, which first writes what is collected, so that no statement reads an old state.
+
+What it reads of a run is compared with the account of the signed log, because others may be able to write to the
+database. A row that says something else than the log ends the transaction.
 """
 
 from __future__ import annotations
@@ -10,12 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, update
 
-from label_service.ledger.limits import GUEST, RunState
+from label_service.errors import LabelServiceError, LogChanged
+from label_service.ledger.limits import RunState
+from label_service.log.signed_log import SignedLog
 from label_service.store import tables
 
 # Built once: building a statement takes longer than running it.
@@ -23,12 +28,6 @@ _LAST = select(func.max(tables.entries.c.seq))
 _RUN = select(
     tables.runs, exists().where(tables.evaluations.c.run_id == tables.runs.c.run_id).label("evaluated")
 ).where(tables.runs.c.run_id == bindparam("run"))
-# The guest is no run that somebody opened.
-_TOKENLESS = and_(tables.runs.c.opened_with.is_(None), tables.runs.c.run_id != GUEST)
-_SPENT = select(func.coalesce(func.sum(tables.runs.c.spent), 0))
-_TOKENLESS_SPENT = _SPENT.where(_TOKENLESS)
-_EVALUATIONS = select(func.count()).select_from(tables.evaluations)
-_TOKENLESS_EVALUATIONS = _EVALUATIONS.join(tables.runs).where(_TOKENLESS)
 _EVALUATED_AT = (
     select(tables.evaluations.c.budget)
     .where(tables.evaluations.c.run_id == bindparam("run"))
@@ -53,32 +52,76 @@ _CHARGE = (
 )
 
 
+class OutcomeUnknown(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
+    """Raised when a transaction may be in the log and could not be finished, so nothing of it may be answered."""
+
+
+@dataclass
+class Used:
+    """What a transaction has charged and evaluated so far, written or not; no entry of it is in the log's account."""
+
+    spent: int = 0
+    evaluations: int = 0
+    tokenless_spent: int = 0
+    tokenless_evaluations: int = 0
+
+    def add(self, charged: int, evaluated: bool, tokenless: bool) -> None:
+        """Add what an entry charges, and whether it evaluates, to a run that was opened without a token or not."""
+        self.spent += charged
+        self.evaluations += evaluated
+        self.tokenless_spent += charged if tokenless else 0
+        self.tokenless_evaluations += evaluated and tokenless
+
+
 class UnitOfWork:
     """One transaction of the writer (M. Fowler, "Patterns of Enterprise Application Architecture", 2002)."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, log: SignedLog) -> None:
         """Begin.
 
         Args:
             connection: inside a transaction that keeps all other connections from writing.
+            log: has taken in every entry that is committed.
         """
         self._connection = connection
+        self.log = log
+        self.used = Used()
+        self._revealed_now: set[tuple[str, int]] = set()
+        # Runs whose rows were compared with the log. What this transaction writes to them comes after that.
+        self._compared: set[str] = set()
         self._last_seq: int | None = None
         self._runs: dict[str, RunState] = {}
         self._entries: list[dict[str, Any]] = []
         self._entry_ids: list[dict[str, int]] = []
         self._revealed: dict[tuple[str, int], int] = {}
         self._charged: dict[str, int] = {}
-        self._spent: dict[bool, int] = {}
 
     @classmethod
     @contextmanager
-    def begin(cls, engine: Engine) -> Iterator[UnitOfWork]:
-        """Begin a transaction. The end of the block writes what was collected and commits; an error undoes it all."""
-        with engine.begin() as connection:
-            unit = cls(connection)
-            yield unit
-            unit.flush()
+    def begin(cls, engine: Engine, log: SignedLog) -> Iterator[UnitOfWork]:
+        """Begin a transaction. The end of the block writes what was collected, commits, and signs; an error undoes it.
+
+        Raises:
+            LogChanged: the database does not hold what was signed, or somebody else has written to it.
+            OSError: the head could not be remembered, so nothing is committed.
+            OutcomeUnknown: the commit, or what follows it, has failed.
+        """
+        finished = False
+        try:
+            with engine.begin() as connection:
+                log.catch_up(connection)
+                unit = cls(connection, log)
+                yield unit
+                unit.flush()
+                log.store_head(connection)
+                new = log.new_entries(connection)
+                finished = True
+            # One signature for the whole transaction: after the commit, before the first answer.
+            log.grow(new)
+        except Exception as error:
+            if finished:
+                raise OutcomeUnknown(str(error)) from error
+            raise
 
     @property
     def connection(self) -> Connection:
@@ -100,32 +143,28 @@ class UnitOfWork:
             self._connection.execute(_CHARGE, charges)
         self._last_seq, self._runs = None, {}
         self._entries, self._entry_ids, self._revealed, self._charged = [], [], {}, {}
-        self._spent = {}
 
     def run(self, run_id: str) -> RunState:
-        """Return a run as it stands now; the caller has made sure that it exists."""
+        """Return a run as it stands now; the caller has made sure that it exists.
+
+        Raises:
+            LogChanged: the database says something else of the run than the log.
+        """
         if run_id not in self._runs:
-            self._runs[run_id] = self._load_run(run_id)
+            run = self._runs[run_id] = self._load_run(run_id)
+            if run_id not in self._compared:
+                self._compare(run)
+                self._compared.add(run_id)
         return self._runs[run_id]
 
-    def spent(self, *, tokenless: bool) -> int:
-        """Return the labels charged to all runs so far, or to those that were opened without a token."""
-        if tokenless not in self._spent:
-            stored = self._connection.execute(_TOKENLESS_SPENT if tokenless else _SPENT).scalar_one()
-            charged = (self._charged[run_id] for run_id in self._charged if not tokenless or self.is_tokenless(run_id))
-            self._spent[tokenless] = stored + sum(charged)
-        return self._spent[tokenless]
-
-    def evaluations(self, *, tokenless: bool) -> int:
-        """Return the evaluations of all runs so far, or of those that were opened without a token."""
-        return int(self.connection.execute(_TOKENLESS_EVALUATIONS if tokenless else _EVALUATIONS).scalar_one())
-
-    def is_tokenless(self, run_id: str) -> bool:
-        """Return whether somebody opened the run without a token."""
-        return run_id != GUEST and self.run(run_id).opened_with is None
-
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-        """Return the label of each id, and for ids that the run has already, the entry that charged each of them."""
+        """Return the label of each id, and for ids that the run has already, the entry that charged each of them.
+
+        Raises:
+            LogChanged: by the log, the run has not the labels that it has by the table.
+        """
+        account = self.log.account.runs.get(run_id)
+        charged = account.labels if account is not None else set()
         if len(ids) == 1:
             rows = self._connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
         else:
@@ -133,6 +172,8 @@ class UnitOfWork:
         revealed_by: dict[int, int] = {}
         for label_id, _, stored in rows:
             seq = self._revealed.get((run_id, label_id), stored)
+            if (seq is not None) != (label_id in charged or (run_id, label_id) in self._revealed_now):
+                raise LogChanged(f"The reveals of run {run_id} are not those of the log: the database was changed.")
             if seq is not None:
                 revealed_by[label_id] = seq
         return {label_id: label for label_id, label, _ in rows}, revealed_by
@@ -153,6 +194,11 @@ class UnitOfWork:
         """
         seq = self._last_seq = row["seq"]
         self._entries.append(row)
+        if row["op"] == "run-opened":
+            self._compared.add(row["run_id"])
+        evaluated = row["outcome"] == "evaluated"
+        if row["charged"] or evaluated:
+            self.used.add(row["charged"], evaluated, self.run(row["run_id"]).is_tokenless)
         self._entry_ids += [{"label_id": label_id, "seq": seq} for label_id in label_ids]
 
     def reveal(self, run_id: str, label_ids: Sequence[int], seq: int) -> None:
@@ -160,9 +206,8 @@ class UnitOfWork:
         run = self.run(run_id)
         self._runs[run_id] = replace(run, spent=run.spent + len(label_ids))
         self._charged[run_id] = self._charged.get(run_id, 0) + len(label_ids)
-        for tokenless in self._spent:
-            self._spent[tokenless] += len(label_ids) if not tokenless or self.is_tokenless(run_id) else 0
         self._revealed |= {(run_id, label_id): seq for label_id in label_ids}
+        self._revealed_now.update((run_id, label_id) for label_id in label_ids)
 
     def _load_run(self, run_id: str) -> RunState:
         row = self._connection.execute(_RUN, {"run": run_id}).one()
@@ -178,3 +223,18 @@ class UnitOfWork:
             sealed=row.sealed_at is not None,
             opened_with=row.opened_with,
         )
+
+    def _compare(self, run: RunState) -> None:
+        account = self.log.account.runs.get(run.run_id)
+        said = account and RunState(
+            run_id=run.run_id,
+            budget=account.budget,
+            spent=account.queries,
+            evaluation_budgets=account.evaluation_budgets,
+            evaluations_allowed=account.evaluations_allowed,
+            evaluated_at=tuple(account.evaluated_at),
+            sealed=account.sealed,
+            opened_with=account.opened_with,
+        )
+        if run != said:
+            raise LogChanged(f"Run {run.run_id} is not as the log says: the database was changed.")

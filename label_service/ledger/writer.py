@@ -3,8 +3,8 @@
 Requests put their work into a bounded queue. The thread takes everything that waits, runs it inside one
 `BEGIN IMMEDIATE … COMMIT`, signs one head of the log for all of it, and only then answers (group commit). No label
 leaves before its entry is durable and signed. If anything fails (locked, read-only, disk full, I/O), the whole group is
-answered with `LogNotWritable`, the next group gets a new connection, and it compares the whole log with what was signed
-before it writes.
+answered with `LogNotWritable`, which says whether something may have been charged. The next group gets a new
+connection, and it compares the whole log with what was signed before it writes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from label_service.errors import LogChanged, LogNotWritable
-from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.errors import FileReplaced, LogChanged, LogNotWritable
+from label_service.ledger.unit_of_work import OutcomeUnknown, UnitOfWork
 from label_service.log.entries import now
 from label_service.log.signed_log import SignedLog
 from label_service.store import tables
@@ -34,6 +34,14 @@ Work = Callable[[UnitOfWork], T]
 
 # Four pages of 4 KiB: more than an entry needs, so a database that takes the heartbeat takes an entry.
 HEARTBEAT_FILLER_BYTES = 16 * 1024
+_NOTHING_CHARGED = (
+    "The log could not be written, so nothing was revealed or charged; try again later, "
+    "and tell the operator if it lasts."
+)
+_UNKNOWN = (
+    "The log could not be finished, so nothing was revealed, but labels may have been charged; ask again later: "
+    "what was charged costs nothing more."
+)
 
 
 class CommitObserver(Protocol):
@@ -153,16 +161,9 @@ class Writer:
         while jobs:
             started_s, written = time.monotonic(), False
             try:
-                with self._engine.connect() as connection, connection.begin():
-                    self._log.catch_up(connection)
-                    unit = UnitOfWork(connection)
+                with UnitOfWork.begin(self._engine, self._log) as unit:
                     for job in jobs:
                         _run(job, unit)
-                    unit.flush()
-                    self._log.store_head(connection)
-                    new = self._log.new_entries(connection)
-                # One signature for the whole group: after the commit, before the first answer.
-                self._log.grow(new)
                 written = True
             except _JobFault as fault:
                 # The transaction was rolled back. A savepoint for each job would spare the others their second run, but
@@ -180,19 +181,18 @@ class Writer:
             return
 
     def _fail(self, jobs: list[_Job], error: Exception) -> None:
-        reason = getattr(error, "orig", None) or error
+        unknown = isinstance(error, OutcomeUnknown)
+        cause = error.__cause__ if unknown and error.__cause__ is not None else error
+        reason = getattr(cause, "orig", None) or cause
         logger.error("log not writable, %d request(s) refused: %s: %s", len(jobs), type(reason).__name__, reason)
-        # A connection whose write has failed is not used again; the next transaction opens a new one.
-        self._engine.dispose()
+        # A connection whose write has failed is not used again; the next transaction opens a new one. But a file that
+        # was deleted or replaced is kept open: as long as it is, the operator can put it back.
+        if not isinstance(cause, FileReplaced):
+            self._engine.dispose()
         self._log.recheck()
+        detail = _UNKNOWN if unknown else _NOTHING_CHARGED
         for job in jobs:
-            job.future.set_exception(
-                LogNotWritable(
-                    "The log could not be written, so nothing was revealed or charged; try again later, "
-                    "and tell the operator if it lasts.",
-                    headers={"Retry-After": "1"},
-                )
-            )
+            job.future.set_exception(LogNotWritable(detail, headers={"Retry-After": "1"}))
 
 
 class _JobFault(Exception):  # noqa: N818 - a signal between the functions of this module, no error

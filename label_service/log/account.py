@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from label_service.log.entries import DONE, ENTRY_VERSION, canonical_json
+from label_service.log.entries import DONE, ENTRY_VERSION, GUEST, canonical_json
 from label_service.log.merkle import VerificationError
 
 _COUNT_FIELDS = frozenset(("v", "seq", "charged", "spent", "budget"))
@@ -62,6 +62,8 @@ class RunAccount:
         refusals: entries that refused something.
         evaluated_at: the point of each evaluation made, None without declared points.
         sealed: the run has ended.
+        opened_with: name of the token that allowed to open it, None if it was opened without one.
+        entries: number of its entries.
     """
 
     budget: int
@@ -73,6 +75,8 @@ class RunAccount:
     refusals: int = 0
     evaluated_at: list[int | None] = field(default_factory=list)
     sealed: bool = False
+    opened_with: str | None = None
+    entries: int = 0
 
     @property
     def evaluations(self) -> int:
@@ -86,13 +90,66 @@ class Account:
 
     Attributes:
         runs: by run id.
+        log_id: the id of the log.
         label_commitment: root of the answer key that the entries name, base64; None if no entry does.
         uncommitted: number of entries before the first that names it.
+        test_commitment: commitment to the test labels and the names of the classes that every opening names, base64;
+            None in a log that was begun before there was one.
+        entries: number of entries.
+        labels: ids of the labels revealed to anybody.
+        queries: labels charged to all runs together.
+        evaluations: of all runs together.
+        tokenless_queries: labels charged to all runs that were opened without a token.
+        tokenless_evaluations: of all runs that were opened without a token.
     """
 
+    log_id: str
     runs: dict[str, RunAccount] = field(default_factory=dict)
     label_commitment: str | None = None
     uncommitted: int = 0
+    test_commitment: str | None = None
+    entries: int = 0
+    labels: set[int] = field(default_factory=set)
+    queries: int = 0
+    evaluations: int = 0
+    tokenless_queries: int = 0
+    tokenless_evaluations: int = 0
+
+    def add(self, entry: dict[str, Any]) -> set[int]:
+        """Check the next entry by the rules of the log and add it up.
+
+        Args:
+            entry: parsed, with the fields of its version.
+
+        Returns:
+            The ids of the labels that it reveals to its run for the first time.
+
+        Raises:
+            EntryError: it does not follow from those before it.
+        """
+        try:
+            _require(entry["seq"] == self.entries, f"it is numbered {entry['seq']}")
+            _require(entry["log_id"] == self.log_id, "it is of another log")
+            commitment, known = entry.get("label_commitment"), self.label_commitment
+            _require(known is None or commitment == known, "it binds another answer key")
+            if entry["op"] == "run-opened":
+                named = entry["detail"].get("test_commitment")
+                _require(not self.runs or named == self.test_commitment, "it binds other test labels or class names")
+                self.test_commitment = named
+            new = _add(self.runs, entry)
+        except _Invalid as invalid:
+            raise EntryError(self.entries, str(invalid)) from invalid
+        self.label_commitment = commitment
+        self.uncommitted += commitment is None
+        self.entries += 1
+        self.labels |= new
+        evaluated = entry["outcome"] == "evaluated"
+        self.queries += entry["charged"]
+        self.evaluations += evaluated
+        if entry["run"] != GUEST and self.runs[entry["run"]].opened_with is None:
+            self.tokenless_queries += entry["charged"]
+            self.tokenless_evaluations += evaluated
+        return new
 
 
 def audit(entries: Sequence[bytes], log_id: str) -> Account:
@@ -105,20 +162,13 @@ def audit(entries: Sequence[bytes], log_id: str) -> Account:
     Raises:
         EntryError: the first entry that does not follow from those before it.
     """
-    account = Account()
+    account = Account(log_id)
     for seq, data in enumerate(entries):
         try:
             entry = _parse(data)
-            _require(entry["seq"] == seq, f"it is numbered {entry['seq']}")
-            _require(entry["log_id"] == log_id, "it is of another log")
-            commitment = entry.get("label_commitment")
-            known = account.label_commitment
-            _require(known is None or commitment == known, "it binds another answer key")
-            account.label_commitment = commitment
-            account.uncommitted += commitment is None
-            _add(account.runs, entry)
         except _Invalid as invalid:
             raise EntryError(seq, str(invalid)) from invalid
+        account.add(entry)
     return account
 
 
@@ -157,6 +207,10 @@ def _parse(data: bytes) -> dict[str, Any]:
     detail, needed = entry.get("detail", {}), _DETAIL_COUNT.get(entry["outcome"])
     _require(isinstance(detail, dict), "its detail is no object")
     _require(needed is None or _is_count(detail.get(needed)), f"its detail lacks {needed}")
+    named = detail.get("test_commitment")
+    _require(named is None or isinstance(named, str), "its commitment to the test labels is no text")
+    named = detail.get("opened_with")
+    _require(named is None or isinstance(named, str), "the name of the token that it was opened with is no text")
     points = detail.get("evaluation_budgets", [])
     _require(isinstance(points, list) and all(map(_is_count, points)), "its evaluation budgets are not counts")
     return dict(entry)
@@ -166,29 +220,32 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
-def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> None:
-    """Check an entry by the rules of the log and add it to the account of its run."""
+def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
+    """Check an entry by the rules of the log and add it to its run; return the ids of the labels it newly reveals."""
     name, op, outcome, detail = entry["run"], entry["op"], entry["outcome"], entry.get("detail", {})
     if op == "run-opened":
         _require(name not in runs, f"run {name} is opened a second time")
         points = tuple(detail.get("evaluation_budgets", ()))
-        runs[name] = RunAccount(entry["budget"], detail["evaluations_allowed"], points)
+        opened_with = detail.get("opened_with")
+        runs[name] = RunAccount(entry["budget"], detail["evaluations_allowed"], points, opened_with=opened_with)
     _require(name in runs, f"run {name} was never opened")
     run = runs[name]
     if op == "budget-changed":
         _require(detail["previous_budget"] == run.budget, "the budget it changes is not the run's")
         run.budget = entry["budget"]
     _require(entry["budget"] == run.budget, f"it says a budget of {entry['budget']}, and the run's is {run.budget}")
-    _add_labels(run, entry)
+    new = _add_labels(run, entry)
     if outcome == "evaluated":
         _add_evaluation(run, detail)
     _require(op != "run-sealed" or not run.sealed, "the run was sealed before")
     run.sealed |= op == "run-sealed"
     run.replays += outcome == "replayed"
     run.refusals += outcome not in DONE
+    run.entries += 1
+    return new
 
 
-def _add_labels(run: RunAccount, entry: dict[str, Any]) -> None:
+def _add_labels(run: RunAccount, entry: dict[str, Any]) -> set[int]:
     answered = entry["op"] == "query" and entry["outcome"] in ("revealed", "replayed")
     new = set(entry["ids"]) - run.labels if answered else set()
     charged, spent = entry["charged"], entry["spent"]
@@ -199,6 +256,7 @@ def _add_labels(run: RunAccount, entry: dict[str, Any]) -> None:
     run.queries += len(new)
     _require(spent == run.queries, f"it says {spent} spent, and the entries make {run.queries}")
     _require(not new or run.queries <= run.budget, "it reveals more than the run's budget")
+    return new
 
 
 def _add_evaluation(run: RunAccount, detail: dict[str, Any]) -> None:

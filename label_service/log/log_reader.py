@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from typing import Any
 
 from pydantic import BaseModel, Field, computed_field
-from sqlalchemy import Connection, Engine, Row, Select, Table, false, func, select
+from sqlalchemy import Engine, Row, Select, false, func, select
 
-from label_service.log.entries import DONE
+from label_service.log.account import Account
 from label_service.log.evidence import EarlierHead
 from label_service.store import tables
 
 EXPORT_PAGE = 1000
-GUEST_RUN = "guest"
 # No run and no operation has this character in its name, and PostgreSQL accepts no text that contains it.
 _NUL = "\x00"
 _EVALUATIONS = select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
@@ -61,9 +59,7 @@ class RunCounts(BaseModel, frozen=True):
 
     run_id: str
     queries: int = Field(description="Labels charged, summed over the log's entries.")
-    distinct_labels: int = Field(
-        description="Distinct labels revealed, counted from the reveals; equal to `queries` or something is wrong."
-    )
+    distinct_labels: int = Field(description="Distinct labels revealed; equal to `queries`.")
     replays: int = Field(description="Entries that charged nothing because the run had the labels already.")
     refusals: int = Field(description="Entries that refused something.")
     evaluations: int
@@ -79,23 +75,6 @@ class Summary(BaseModel, frozen=True):
     distinct_labels_revealed_to_anybody: int
     evaluations: int
     entries: int
-
-
-class ShownRun(BaseModel, frozen=True):
-    """A run on the overview page."""
-
-    run: RunInfo
-    replays: int
-    refusals: int
-
-
-class Overview(BaseModel, frozen=True):
-    """The totals of the log, and its newest runs."""
-
-    entries: int
-    distinct_labels: int
-    runs: tuple[ShownRun, ...]
-    hidden_runs: int
 
 
 class LogReader:
@@ -148,81 +127,16 @@ class LogReader:
         with self._engine.connect() as connection:
             return [json.loads(entry) for entry in connection.execute(newest).scalars()]
 
-    def overview(self, shown: int) -> Overview:
-        """Return the totals of the log and the newest `shown` runs, counted; the guest run is always shown."""
-        runs, entries = tables.runs.c, tables.entries.c
-        newest = select(runs.run_id).where(runs.run_id != GUEST_RUN).order_by(runs.opened_at.desc(), runs.run_id.desc())
+    def runs(self, run_ids: Sequence[str] | None = None) -> list[RunInfo]:
+        """Return the state of every run, oldest first; or of these runs alone."""
+        runs, of_runs = tables.runs.c, tables.evaluations.c.run_id
+        rows_of, made_of = (select(tables.runs), _EVALUATIONS)
+        if run_ids is not None:
+            rows_of, made_of = rows_of.where(runs.run_id.in_(run_ids)), made_of.where(of_runs.in_(run_ids))
         with self._engine.connect() as connection:
-            chosen = [GUEST_RUN, *connection.execute(newest.limit(shown - 1)).scalars()]
-            rows = connection.execute(
-                select(tables.runs).where(runs.run_id.in_(chosen)).order_by(runs.opened_at, runs.run_id)
-            ).all()
-            made = connection.execute(_EVALUATIONS.where(tables.evaluations.c.run_id.in_(chosen))).all()
-            counted = connection.execute(
-                select(entries.run_id, entries.outcome, func.count())
-                .where(entries.run_id.in_(chosen))
-                .group_by(entries.run_id, entries.outcome)
-            ).all()
-            number = connection.execute(select(func.count()).select_from(tables.runs)).scalar_one()
-            labels = connection.execute(select(func.count(tables.reveals.c.label_id.distinct()))).scalar_one()
-            last = connection.execute(select(func.max(entries.seq))).scalar_one()
-        by_run: dict[str, dict[str, int]] = {}
-        for run_id, outcome, count in counted:
-            by_run.setdefault(run_id, {})[outcome] = count
-        evaluations: dict[str, list[Row[Any]]] = {}
-        for evaluation in made:
-            evaluations.setdefault(evaluation.run_id, []).append(evaluation)
-        return Overview(
-            entries=0 if last is None else last + 1,
-            distinct_labels=labels,
-            hidden_runs=number - len(rows),
-            runs=tuple(
-                ShownRun(
-                    run=describe_run(row, evaluations.get(row.run_id, ())),
-                    replays=by_run.get(row.run_id, {}).get("replayed", 0),
-                    refusals=sum(count for outcome, count in by_run.get(row.run_id, {}).items() if outcome not in DONE),
-                )
-                for row in rows
-            ),
-        )
-
-    def summary(self) -> Summary:
-        """Count the log."""
-        entries = tables.entries.c
-        # Every run has an entry: its opening.
-        by_run = select(
-            entries.run_id,
-            func.sum(entries.charged).label("queries"),
-            func.count().filter(entries.outcome == "replayed").label("replays"),
-            func.count().filter(entries.outcome.not_in(DONE)).label("refusals"),
-            func.count().label("entries"),
-        ).group_by(entries.run_id)
-        with self._engine.connect() as connection:
-            counts = sorted(connection.execute(by_run).mappings(), key=itemgetter("run_id"))
-            labels, evaluations = (_rows_by_run(connection, table) for table in (tables.reveals, tables.evaluations))
-            union = connection.execute(select(func.count(tables.reveals.c.label_id.distinct()))).scalar_one()
-            log_id = connection.execute(select(tables.dataset.c.log_id)).scalar_one()
-        runs = [
-            RunCounts(
-                **row, distinct_labels=labels.get(row["run_id"], 0), evaluations=evaluations.get(row["run_id"], 0)
-            )
-            for row in counts
-        ]
-        return Summary(
-            log_id=log_id,
-            runs=tuple(runs),
-            queries=sum(run.queries for run in runs),
-            distinct_labels_revealed_to_anybody=union,
-            evaluations=sum(run.evaluations for run in runs),
-            entries=sum(run.entries for run in runs),
-        )
-
-    def runs(self) -> list[RunInfo]:
-        """Return the state of every run, oldest first."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(select(tables.runs).order_by(tables.runs.c.opened_at, tables.runs.c.run_id)).all()
+            rows = connection.execute(rows_of.order_by(runs.opened_at, runs.run_id)).all()
             made: dict[str, list[Row[Any]]] = {}
-            for evaluation in connection.execute(_EVALUATIONS):
+            for evaluation in connection.execute(made_of):
                 made.setdefault(evaluation.run_id, []).append(evaluation)
         return [describe_run(row, made.get(row.run_id, ())) for row in rows]
 
@@ -235,12 +149,12 @@ class LogReader:
             made = connection.execute(_EVALUATIONS.where(tables.evaluations.c.run_id == run_id)).all()
         return None if row is None else describe_run(row, made)
 
-    def token_hash(self, run_id: str) -> str | None:
-        """Return the stored hash of a run's token; None if the run is unknown or has no token."""
+    def opening(self, run_id: str) -> Row[Any] | None:
+        """Return the row of the entry that opened a run, or None if there is no such run."""
+        entries = tables.entries
+        opened = select(entries).where(entries.c.run_id == run_id, entries.c.op == "run-opened")
         with self._engine.connect() as connection:
-            return connection.execute(
-                select(tables.runs.c.token_sha256).where(tables.runs.c.run_id == run_id)
-            ).scalar_one_or_none()
+            return connection.execute(opened.order_by(entries.c.seq).limit(1)).one_or_none()
 
     def size(self) -> int:
         """Return the number of entries. It follows from the number of the last one, because numbers have no gap."""
@@ -263,9 +177,28 @@ def _query(
     return query
 
 
-def _rows_by_run(connection: Connection, table: Table) -> dict[str, int]:
-    rows = connection.execute(select(table.c.run_id, func.count()).group_by(table.c.run_id))
-    return {row[0]: row[1] for row in rows}
+def summarise(account: Account) -> Summary:
+    """Return the counts of a log. They come from its entries, so an edit of another table cannot change them."""
+    runs = [
+        RunCounts(
+            run_id=run_id,
+            queries=run.queries,
+            distinct_labels=len(run.labels),
+            replays=run.replays,
+            refusals=run.refusals,
+            evaluations=run.evaluations,
+            entries=run.entries,
+        )
+        for run_id, run in sorted(account.runs.items())
+    ]
+    return Summary(
+        log_id=account.log_id,
+        runs=tuple(runs),
+        queries=account.queries,
+        distinct_labels_revealed_to_anybody=len(account.labels),
+        evaluations=account.evaluations,
+        entries=account.entries,
+    )
 
 
 def describe_run(row: Row[Any], made: Sequence[Row[Any]] = ()) -> RunInfo:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -23,6 +24,8 @@ from label_service.log.tree_head import TreeHead
 # A file longer than this is rewritten with its newest head alone.
 _MAX_HEADS_BYTES = 1_000_000
 _SEPARATOR = "\x00\n"
+# Space reserved for one head: more than a note of this service has, which is about 230 bytes.
+_SLOT_BYTES = 320
 # A note of three lines and a signature, up to its last newline. Anything else between separators was cut off.
 _WHOLE_NOTE = re.compile(r"[^\n]+\n([0-9]{1,18})\n[^\n]+\n\n[^\n]+\n")
 # Workers wait for one another this long; each holds the file for one short write.
@@ -32,7 +35,8 @@ _FILE_LOCK_TIMEOUT_S = 5.0
 class RememberedHeads:
     """Signed heads in a file.
 
-    Heads are appended. A crash while appending damages the last head only, and a damaged head is not read. Several
+    Heads are appended, each into space that was taken before its commit: a full disk refuses a request before anything
+    is charged. A crash while appending damages the last head only, and a damaged head is not read. Several
     workers append in any order, so the newest head is the one with the largest size, wherever it stands. A lock beside
     the file keeps workers from appending while another one rewrites it.
     """
@@ -43,6 +47,7 @@ class RememberedHeads:
         # thread_local=False: made in the thread that opens the service, used by the writer's.
         lock = FileLock(f"{path}.lock", timeout=_FILE_LOCK_TIMEOUT_S, thread_local=False)
         self._lock: AbstractContextManager[object] = lock if shared else nullcontext()
+        self._slot: _Slot | None = None
 
     def newest(self, verifier: Verifier) -> TreeHead | None:
         """Return the largest undamaged head, or None if there is none yet.
@@ -82,8 +87,17 @@ class RememberedHeads:
                 "choose another place with LABEL_SERVICE_HEADS_FOLDER."
             ) from error
 
+    def reserve(self) -> None:
+        """Make sure that there is space for the next head; call it before the commit that the head is signed after.
+
+        Raises:
+            OSError: there is no space, or the file cannot be written.
+        """
+        with self._lock:
+            self._reserve()
+
     def remember(self, note: str) -> None:
-        """Append a head.
+        """Write a head into the space that was reserved for it.
 
         The file is not synced. A power cut may lose the newest heads, which leaves an older but true file.
 
@@ -91,12 +105,26 @@ class RememberedHeads:
             OSError: the file cannot be written.
         """
         with self._lock:
-            with self._path.open("a", encoding="utf-8") as file:
-                # A separator on both sides, so that a head cut off by a full disk does not become a part of this one.
-                file.write(_SEPARATOR + note + _SEPARATOR)
-                too_long = file.tell() > _MAX_HEADS_BYTES
-            if too_long:
-                self._rewrite(note)
+            self._reserve()
+            assert self._slot is not None
+            with self._path.open("r+b") as file:
+                file.seek(self._slot.offset)
+                # A separator behind it, so that the blanks of the space do not become a part of it.
+                file.write((note + _SEPARATOR).encode())
+            self._slot = None
+
+    def _reserve(self) -> None:
+        """Append blanks for one head, unless blanks that this process has appended are still there."""
+        if self._slot is not None and self._slot.file == _identify(self._path):
+            return
+        if self._path.exists() and self._path.stat().st_size > _MAX_HEADS_BYTES and (notes := self._read()):
+            self._rewrite(max(notes, key=_size))
+        with self._path.open("ab") as file:
+            # A separator on both sides, so that a head cut off by a crash does not become a part of this one.
+            file.write(_SEPARATOR.encode())
+            offset = file.tell()
+            file.write(b" " * _SLOT_BYTES + _SEPARATOR.encode())
+        self._slot = _Slot(_identify(self._path), offset)
 
     def _rewrite(self, note: str) -> None:
         newest = max([*self._read(), note], key=_size)
@@ -109,6 +137,22 @@ class RememberedHeads:
         except FileNotFoundError:
             return []
         return [note for note in text.split(_SEPARATOR) if _WHOLE_NOTE.fullmatch(note)]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Blanks that one head is to replace: the file's device and inode, and where they begin in it."""
+
+    file: tuple[int, int] | None
+    offset: int
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _size(note: str) -> int:

@@ -5,6 +5,9 @@ the new entries to the tree, signs one tree head for all of them and remembers t
 database's folder. Only then does the service answer. At the start the log builds the tree from the database and refuses
 a database that does not continue the newest remembered head, because that database is older or another one.
 
+An entry enters the tree only with the MAC of a service that has the key (`entry_mac`). The entries in the tree are
+added up in memory (`account`). This account is what decisions are compared with: the other tables only repeat it.
+
 Only the writer's thread adds to the tree. Other threads read it at sizes that have been signed, which never change.
 
 Several workers on one database have a tree each. Before it writes, a worker adds whatever the others have committed,
@@ -15,19 +18,26 @@ worker signs those entries.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, exists, func, insert, literal, select
+from sqlalchemy import Connection, Engine, Row, exists, func, insert, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, LogChanged
+from label_service.log.account import Account, EntryError
+from label_service.log.answer_key import AnswerKey
 from label_service.log.entries import Entry
+from label_service.log.entry_mac import EntryMac
 from label_service.log.evidence import Receipt
 from label_service.log.merkle import MerkleTree, VerificationError, encode_hash, leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
 from label_service.log.signed_note import SigningKey
+from label_service.log.table_check import ROWS_AT_ONCE, TableCheck
 from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead
 from label_service.store import tables
 
@@ -40,6 +50,8 @@ class SignedLog:
     Attributes:
         verifier: the public key, to be pinned by clients.
         head: the newest signed tree head.
+        mac: authenticates the entries.
+        account: what the entries in the tree add up to.
     """
 
     def __init__(self, connection: Connection, key: SigningKey, heads: RememberedHeads, shared: bool = False) -> None:
@@ -52,14 +64,20 @@ class SignedLog:
             shared: other workers append to the same log.
 
         Raises:
-            DatabaseRefused: the database does not continue the newest remembered head.
+            DatabaseRefused: the database does not continue the newest remembered head, or another service has written
+                to it.
         """
         self._key, self._heads, self._shared = key, heads, shared
         self.verifier = key.verifier
-        self._tree = MerkleTree(leaf_hash(entry) for entry in _read(connection, 0))
+        self.mac = EntryMac(key)
+        self.account = Account(key.name.removeprefix(ORIGIN_PREFIX))
+        self._tree = MerkleTree()
+        changed = self._replay(connection)
         remembered = heads.newest(self.verifier)
         if remembered is not None:
             self._refuse_older(remembered)
+        if changed is not None:
+            raise DatabaseRefused(str(changed)) from changed
         self.head = self._sign()
         heads.start_anew(self.head.note)
         # After a failed write the next one compares every signed entry, not only the last.
@@ -81,42 +99,68 @@ class SignedLog:
         if self._shared and (new := self.new_entries(connection)):
             self.grow(new)
 
-    def new_entries(self, connection: Connection) -> list[bytes]:
+    def new_entries(self, connection: Connection) -> list[Row[Any]]:
         """Read the entries that are not in the tree yet, inside the transaction that appended them.
 
         The database must still have the entries that were signed before, or the next head would be signed over a log
         that is gone. Each call compares the last signed entry; after a failed write it compares all of them.
 
+        Returns:
+            Their rows, each with a MAC that holds.
+
         Raises:
-            LogChanged: a signed entry is missing or changed.
+            LogChanged: a signed entry is missing or changed, or somebody else has added an entry.
         """
         size = self._tree.size
         start = 0 if self._compare_all else max(0, size - 1)
-        entries = _read(connection, start)
-        signed, new = entries[: size - start], entries[size - start :]
-        if [leaf_hash(entry) for entry in signed] != [self._tree.leaf(index) for index in range(start, size)]:
+        rows = list(_read(connection, start))
+        signed, new = rows[: size - start], rows[size - start :]
+        if [leaf_hash(_data(row)) for row in signed] != [self._tree.leaf(index) for index in range(start, size)]:
             raise LogChanged(f"The {size} signed entries of the log are not what they were when they were signed.")
+        for row in new:
+            self.mac.require(row)
         self._compare_all = False
         return new
+
+    def require_answer_key(self, key: AnswerKey) -> None:
+        """Make sure that what the database holds is what the log's entries have committed to.
+
+        Raises:
+            DatabaseRefused: the labels, the test labels or the names of the classes are others.
+        """
+        account = self.account
+        if account.entries and (key.commitment, key.test_commitment) != (
+            account.label_commitment,
+            account.test_commitment,
+        ):
+            what = "labels" if key.commitment != account.label_commitment else "test labels or the names of the classes"
+            raise DatabaseRefused(
+                f"The {what} in the database are not those that were committed to: the database was changed."
+            )
 
     def recheck(self) -> None:
         """Make the next write compare every signed entry, because a write has failed."""
         self._compare_all = True
 
-    def grow(self, new: Sequence[bytes]) -> None:
-        """Add committed entries to the tree, sign the new head and remember it.
+    def grow(self, new: Sequence[Row[Any]]) -> None:
+        """Add committed entries to the account and the tree, sign the new head and remember it.
 
         A call without new entries tries again to remember a head that could not be remembered.
 
+        Args:
+            new: what `new_entries` returned.
+
         Raises:
             OSError: the head cannot be remembered. It is signed all the same, and the next head covers its entries.
+            EntryError: an entry breaks the rules of the log, though its MAC holds; nothing is signed any more.
         """
         self._stored_size = self.head.size
         if not new and self._is_remembered:
             return
         self._is_remembered = False
-        for entry in new:
-            self._tree.append(leaf_hash(entry))
+        for row in new:
+            self.account.add(json.loads(row.entry))
+            self._tree.append(leaf_hash(row.entry))
         self.head = self._sign()
         self._heads.remember(self.head.note)
         self._is_remembered = True
@@ -171,7 +215,12 @@ class SignedLog:
 
         A head is signed after its own commit, so it cannot be stored in that one. Nothing is lost if the process ends
         in between, because the same head can be signed again.
+
+        Raises:
+            OSError: the head after this commit could not be remembered.
         """
+        # Before the commit, so that a full disk refuses the commit and not the head after it.
+        self._heads.reserve()
         size = self.head.size
         if size == self._stored_size:
             return
@@ -181,6 +230,30 @@ class SignedLog:
         # Another worker may have stored this head already; both are the same bytes.
         is_new = ~exists().where(tables.heads.c.size == size)
         connection.execute(insert(tables.heads).from_select(["size", "signature"], row.where(is_new)))
+
+    def _replay(self, connection: Connection) -> LogChanged | EntryError | None:
+        """Build tree and account from the database, and compare the other tables with them.
+
+        Returns:
+            The first thing that this service has not written; the tree is complete all the same.
+        """
+        changed: LogChanged | EntryError | None = None
+        with closing(TableCheck(connection, self.account)) as check:
+            for row in _read(connection, 0):
+                self._tree.append(leaf_hash(_data(row)))
+                if changed is None:
+                    try:
+                        self.mac.require(row)
+                        entry = json.loads(row.entry)
+                        check.compare(row, entry, self.account.add(entry))
+                    except (LogChanged, EntryError) as error:
+                        changed = error
+            if changed is None:
+                try:
+                    check.finish()
+                except LogChanged as error:
+                    changed = error
+        return changed
 
     def _refuse_older(self, remembered: TreeHead) -> None:
         if remembered.size > self._tree.size:
@@ -194,14 +267,18 @@ class SignedLog:
             )
 
 
-def _read(connection: Connection, start: int) -> list[bytes]:
+def _read(connection: Connection, start: int) -> Iterable[Row[Any]]:
     columns = tables.entries.c
-    found = select(columns.entry).where(columns.seq >= start).order_by(columns.seq)
+    rows = select(tables.entries).where(columns.seq >= start).order_by(columns.seq)
+    return connection.execute(rows, execution_options={"yield_per": ROWS_AT_ONCE})
+
+
+def _data(row: Row[Any]) -> bytes:
     # Entries are bytes. A value of another type was not written by this service; as b"" it matches no signed leaf.
-    return [entry if isinstance(entry, bytes) else b"" for entry in connection.execute(found).scalars()]
+    return row.entry if isinstance(row.entry, bytes) else b""
 
 
-def _load_key(path: Path, log_id: str, may_make: bool = True) -> SigningKey:
+def _load_key(path: Path, log_id: str, may_make: bool) -> SigningKey:
     """Read the log's signing key. If it is missing and may be made, make it (mode 0600).
 
     Raises:
@@ -237,8 +314,7 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
         key_path: the file of the signing key.
         heads_path: the file of remembered heads.
         log_id: the id of the log.
-        shared: other workers write to the same log. A missing key is then made only while the log has no entry but
-            the opening of the guest run. Later it may exist on another host, and a second key would fork the log.
+        shared: other workers write to the same log.
 
     Raises:
         DatabaseRefused: key, remembered head and database do not belong together, or cannot be read.
@@ -246,7 +322,8 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
     try:
         with engine.begin() as connection:
             last_seq = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
-            key = _load_key(key_path, log_id, may_make=not shared or not last_seq)
+            # A new key could authenticate no entry that is there, and would sign another log than clients have pinned.
+            key = _load_key(key_path, log_id, may_make=last_seq is None)
             return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared)
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from label_service.errors import DatabaseRefused
 from label_service.settings import Settings
-from label_service.store.sqlite import lock_database, open_reading_engine, open_writing_engine
+from label_service.store.sqlite import checkpoint, lock_database, open_reading_engine, open_writing_engine
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,10 @@ class SqliteDatabase:
     def open_writing_engine(self) -> Engine:
         """Return the engine of the one writing connection of this process."""
         return open_writing_engine(self.path, self.busy_timeout_s)
+
+    def finish(self, engine: Engine) -> None:
+        """Bring everything that was committed into the one file, so that a copy of it is complete."""
+        checkpoint(engine)
 
     def open_reading_engine(self) -> Engine:
         """Return the engine of the read-only connections.
@@ -118,6 +122,9 @@ class PostgresDatabase:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
 
         return engine
+
+    def finish(self, engine: Engine) -> None:
+        """Do nothing: the server keeps its own files."""
 
     def open_reading_engine(self) -> Engine:
         """Return the engine of the read-only connections."""

@@ -75,12 +75,16 @@ runs = Table(
 )
 
 # `entry` is the canonical JSON, byte for byte: it is served, exported and hashed as a leaf of the tree.
-# The other columns repeat parts of it so that the log can be filtered and summed.
+# `mac` authenticates it and `bound_sha256` under a secret that is not in the database. `bound_sha256` is what the entry
+# binds without showing it: the hash of the token of the run it opens, or of the Idempotency-Key it answers.
+# The other columns repeat parts of the entry so that the log can be filtered.
 entries = Table(
     "entries",
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=False),
     Column("entry", LargeBinary, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Column("bound_sha256", Text),
     Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False, index=True),
     Column("op", Text, nullable=False),
     Column("outcome", Text, nullable=False),

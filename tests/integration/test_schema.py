@@ -33,8 +33,11 @@ ATTACKS = (
     "UPDATE runs SET name = 'y'",
     "INSERT INTO pool_labels VALUES (9999, 0)",
     "INSERT INTO test_labels VALUES (9999, 0)",
-    "INSERT INTO entries SELECT seq + 5, entry, run_id, op, outcome, charged FROM entries WHERE seq = 1",
-    "INSERT INTO entries SELECT seq, entry, run_id, op, outcome, charged FROM entries WHERE seq = 1",
+    *(
+        f"INSERT INTO entries SELECT {seq}, entry, mac, bound_sha256, run_id, op, outcome, charged FROM entries "
+        "WHERE seq = 1"
+        for seq in ("seq + 5", "seq")
+    ),
     "INSERT INTO dataset SELECT * FROM dataset WHERE true ON CONFLICT (singleton) DO UPDATE SET name = 'z'",
 )
 
@@ -93,8 +96,8 @@ def require_append_only(engine: Engine) -> None:
 
 def test_rows_counts_terms_and_sequence_cannot_be_bent(engine: Engine, settings: Settings) -> None:
     """Rows are written once, a run only goes forward, the log has no gap, labels are complete, a seal holds."""
-    _, rules = begin_log(engine, settings)
-    with UnitOfWork.begin(engine) as unit:
+    _, rules, log = begin_log(engine, settings, find_database(settings))
+    with UnitOfWork.begin(engine, log) as unit:
         opened = runs.open_run(unit, rules, "r", name="x", budget=5, key="opened once")
         assert isinstance(opened, runs.Opened)
         ledger.reveal(unit, rules, ledger.Request(opened.run_id, "r", key="k"), [1, 2])
@@ -110,7 +113,7 @@ def test_rows_counts_terms_and_sequence_cannot_be_bent(engine: Engine, settings:
 
 def test_bytes_come_back_as_bytes(engine: Engine, settings: Settings) -> None:
     """Both drivers answer a column of bytes as `bytes`, which is what is hashed."""
-    begin_log(engine, settings)
+    begin_log(engine, settings, find_database(settings))
     with engine.begin() as connection:
         entry = connection.execute(select(tables.entries.c.entry)).scalar_one()
     assert type(entry) is bytes and entry.startswith(b'{"budget":100')

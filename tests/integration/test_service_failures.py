@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import event
 from typer.testing import CliRunner
@@ -19,7 +24,7 @@ from label_service.ledger.writer import Writer
 from label_service.service import open_service
 from label_service.settings import Settings
 from label_service.web.server import listen
-from tests.support.service_process import service
+from tests.support.service_process import run_process
 from tests.support.services import RunningService, run_service
 
 
@@ -132,7 +137,7 @@ def test_unexpected_fault_is_a_500_without_details(running: RunningService, monk
     def fail() -> None:
         raise RuntimeError("inner secret")
 
-    monkeypatch.setattr(running.service.reader, "summary", fail)
+    monkeypatch.setattr(running.service, "summary", fail)
     answer = running.client.get("/v1/log/summary")
     assert (answer.status_code, answer.json()["code"]) == (500, "internal-error")
     assert "secret" not in answer.text and answer.json()["request_id"].startswith("req-")
@@ -213,9 +218,48 @@ def test_a_taken_port_is_one_sentence_before_anything_is_opened(shared_service: 
         listen("192.0.2.1", 0)
 
 
-def test_the_command_names_its_database_and_stops_without_a_trace(tmp_path: Path, tiny_data: Path) -> None:
-    """`serve` in a process of its own, stopped by SIGTERM."""
-    with service(tiny_data, tmp_path) as client:
+def test_sigterm_closes_the_service_and_its_file_is_complete(tmp_path: Path, tiny_data: Path) -> None:
+    """Exit code 0, no trace, and nothing beside the database file: a copy of it has the whole log."""
+    with run_process(tiny_data, tmp_path) as (process, base_url), httpx.Client(base_url=base_url) as client:
         assert client.get("/label/1").status_code == 200
+    assert process.returncode == 0
     said = (tmp_path / "service.log").read_text()
     assert f"SQLite {sqlite3.sqlite_version}" in said and "Traceback" not in said
+    database = tmp_path / "service" / "labels.sqlite3"
+    assert not database.with_name(f"{database.name}-wal").exists()
+    copy = shutil.copy(database, tmp_path / "copy.sqlite3")
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("SELECT count(*) FROM entries").fetchone() == (2,)
+
+
+def test_sigterm_while_a_log_opens_ends_without_a_trace(tmp_path: Path, tiny_data: Path) -> None:
+    """A signal before the first request is handled like any other."""
+    environment = {"LABEL_SERVICE_OTHER_DATA": "true", "LABEL_SERVICE_DATA": str(tiny_data), "LABEL_SERVICE_PORT": "0"}
+    environment["LABEL_SERVICE_DATABASE_URL"] = f"sqlite:///{tmp_path / 'labels.sqlite3'}"
+    command = [sys.executable, "-m", "label_service", "serve"]
+    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.terminate()
+        assert (process.wait(30), "Traceback" in process.stderr.read()) == (0, False)
+
+
+@pytest.mark.parametrize("lost", ["labels.sqlite3", "labels.sqlite3-wal"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_file_deleted_or_replaced_while_the_service_runs_takes_no_charge(
+    running: RunningService, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str, replace: bool
+) -> None:
+    """SQLite would go on writing to the old file; the service refuses until the old file is back."""
+    assert running.client.get("/label/1").status_code == 200
+    path, aside = tmp_path / lost, tmp_path / "aside"
+    path.rename(aside)
+    if replace:
+        shutil.copy(aside, path)
+    for _ in range(2):
+        answer = running.client.get("/label/2")
+        assert (answer.status_code, answer.json()["code"]) == (503, "log-not-writable")
+    assert running.client.get("/readyz").status_code == 503
+    assert "is not the file that was opened" in caplog.text
+    aside.rename(path)
+    answer = running.client.get("/label/2")
+    assert (answer.status_code, answer.json()["queries"]) == (200, 2)

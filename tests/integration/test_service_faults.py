@@ -138,6 +138,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
+def fill(ballast: Path) -> None:
+    """Leave a file system without a free byte."""
+    with ballast.open("wb", buffering=0) as file:
+        for size in (65536, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+
+
 def test_a_full_disk_reveals_nothing_and_loses_nothing(small_disk: Path, tiny_data: Path) -> None:
     """A real file system without a byte left; the service goes on when there is space again."""
     process, base_url = start(tiny_data, small_disk, heads_folder=small_disk / "heads")
@@ -145,17 +156,34 @@ def test_a_full_disk_reveals_nothing_and_loses_nothing(small_disk: Path, tiny_da
         session = Session(base_url)
         assert session.ask(1, key="before").status_code == 200
         ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as file:
-            for size in (65536, 1):
-                try:
-                    while file.write(bytes(size)):
-                        pass
-                except OSError:
-                    continue
+        fill(ballast)
         session.expect_refusals()
         ballast.unlink()
         session.expect_recovery()
         session.expect_nothing_lost()
         session.client.close()
+    finally:
+        stop_at_once(process)
+
+
+def test_a_full_volume_of_heads_charges_nothing(small_disk: Path, tmp_path: Path, tiny_data: Path) -> None:
+    """The volume of the heads alone is full, to the last byte: 503, no entry, and the sentence is true."""
+    folder = tmp_path / "service-folder"
+    folder.mkdir()
+    process, base_url = start(tiny_data, folder, heads_folder=small_disk / "heads")
+    try:
+        with httpx.Client(base_url=base_url) as client:
+            assert client.get("/label/0").status_code == 200
+            ballast = small_disk / "ballast"
+            fill(ballast)
+            answered = 1
+            # What was left of the last page of the file takes a few heads.
+            while (answer := client.get(f"/label/{answered}")).status_code == 200:
+                answered += 1
+                assert answered < 100
+            assert "nothing was revealed or charged" in answer.json()["detail"]
+            assert client.get("/v1/log/summary").json()["queries"] == answered
+            ballast.unlink()
+            assert client.get(f"/label/{answered}").json()["queries"] == answered + 1
     finally:
         stop_at_once(process)

@@ -19,11 +19,13 @@ RUNS, ENTRIES = 6_000, 60_000
 def test_pages_and_export_of_a_long_log_are_fast(service_settings: Callable[..., Settings], tmp_path: Path) -> None:
     """6,000 runs and 60,000 entries: the overview takes a fraction of a second, the export a second."""
     settings = service_settings(guest_budget=200, workers=1)
-    engine = find_database(settings).open_writing_engine()
-    _, rules = begin_log(engine, settings)
-    with UnitOfWork.begin(engine) as unit:
+    database = find_database(settings)
+    engine = database.open_writing_engine()
+    _, rules, log = begin_log(engine, settings, database)
+    with UnitOfWork.begin(engine, log) as unit:
         for number in range(RUNS):
             opened = runs.open_run(unit, rules, "r", name=f"run {number}", budget=200)
+        assert isinstance(opened, runs.Opened)
         for number in range(ENTRIES - RUNS - 1):
             ledger.reveal(unit, rules, ledger.Request(opened.run_id, "r"), [number % 200])
     engine.dispose()

@@ -239,9 +239,8 @@ def test_an_entry_changed_while_the_service_runs_stops_it(start_service: Any) ->
     assert running.client.get("/label/2").status_code == 200
 
 
-def test_a_head_that_cannot_be_remembered_reveals_nothing(start_service: Any, tmp_path: Path) -> None:
-    """The entry stays and no label leaves; once heads can be remembered, a repeat is answered and charged no more."""
-    # One worker, because a second would refuse before its commit: it could not remember the head it begins from.
+def test_a_head_that_cannot_be_remembered_charges_nothing(start_service: Any, tmp_path: Path) -> None:
+    """Space for the head is taken before the commit; once there is space again, the label is charged and answered."""
     running = start_service(heads_folder=tmp_path / "heads", workers=1)
     running.client.get("/label/1")
     (file,) = (tmp_path / "heads").glob("*.heads")
@@ -250,10 +249,29 @@ def test_a_head_that_cannot_be_remembered_reveals_nothing(start_service: Any, tm
     file.mkdir()
     refused = running.client.get("/label/2")
     assert (refused.status_code, refused.json()["code"]) == (503, "log-not-writable")
+    assert "nothing was revealed or charged" in refused.json()["detail"] and len(running.entries()) == 2
     file.rmdir()
     file.write_text(kept)
     answer = running.client.get("/label/2").json()
-    assert (answer["charged"], answer["queries"]) == (False, 2)
+    assert (answer["charged"], answer["queries"]) == (True, 2)
+
+
+def test_a_head_lost_after_the_commit_says_that_labels_may_be_charged(
+    start_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry stays and no label leaves; a repeat is answered and charged no more."""
+    running = start_service(workers=1)
+    heads = running.service.log._heads
+
+    def fail(_note: str) -> None:
+        raise OSError("an I/O error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(heads, "remember", fail)
+        refused = running.client.get("/label/2")
+    assert refused.status_code == 503 and "labels may have been charged" in refused.json()["detail"]
+    answer = running.client.get("/label/2").json()
+    assert (answer["charged"], answer["queries"]) == (False, 1)
     assert check_receipt(running, answer["receipt"])["outcome"] == "replayed"
 
 

@@ -100,7 +100,7 @@ def test_an_entry_of_a_worker_that_died_before_signing_is_signed_by_the_next(wor
     # The writer's transaction, without the signature that follows it.
     with dying.service.writer._engine.begin() as connection:
         dying.service.log.catch_up(connection)
-        unit = UnitOfWork(connection)
+        unit = UnitOfWork(connection, dying.service.log)
         ledger.reveal(unit, dying.service.rules, request, [5])
         unit.flush()
         dying.service.log.store_head(connection)

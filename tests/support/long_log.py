@@ -20,9 +20,10 @@ def make_long_log(data: Path, folder: Path, entries: int) -> Path:
     database = folder / "long" / "labels.sqlite3"
     database.parent.mkdir()
     settings = Settings(data=data, other_data=True, database_url=f"sqlite:///{database}", guest_budget=entries)
-    engine = find_database(settings).open_writing_engine()
-    _, rules = begin_log(engine, settings)
-    with UnitOfWork.begin(engine) as unit:
+    place = find_database(settings)
+    engine = place.open_writing_engine()
+    _, rules, log = begin_log(engine, settings, place)
+    with UnitOfWork.begin(engine, log) as unit:
         for number in range(entries - 1):
             ledger.reveal(unit, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])
     engine.dispose()

@@ -65,11 +65,11 @@ async def read_evidence(service: Service, response: Response) -> Evidence:
     return await run_in_threadpool(service.evidence)
 
 
-@router.get("/summary", responses=problems())
-def summarise_log(service: Service, response: Response) -> Summary:
+@router.get("/summary", responses=problems("log-not-writable"))
+async def summarise_log(service: Service, response: Response) -> Summary:
     """Count the log: each run, and the labels that anybody has seen. Nothing is logged."""
     response.headers.update(NO_STORE)
-    return service.reader.summary()
+    return await service.summary()
 
 
 @router.get("/key", responses=problems())
