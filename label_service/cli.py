@@ -1,10 +1,14 @@
-"""The command line: prepare | seed | serve | export | verify. An expected failure is one sentence, exit code 1."""
+"""The command line: prepare | seed | serve | export | verify | witness.
+
+An expected failure is one sentence and exit code 1; a proof that fails for `witness` is exit code 87.
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
@@ -25,6 +29,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+# The trainer's exit code for the same: a proof of the service failed.
+PROOF_FAILED = 87
+
+
+def printable(text: str) -> str:
+    """Return a text that a peer may have written, without what could steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def say(sentence: str) -> None:
@@ -224,7 +237,48 @@ def verify(
         )
     if verdict.uncommitted:
         typer.echo(f"  {verdict.uncommitted:,} entries are older than the commitment to the answer key")
+    if verdict.clock_set_back:
+        first, *more = verdict.clock_set_back
+        others = f" and {len(more):,} later entries" if more else ""
+        typer.echo(f"  the service's clock went back at entry {first}{others}")
     if receipts is None:
         typer.echo("verified, without receipts")
     else:
         typer.echo(f"verified with {verdict.receipts:,} receipts and {verdict.openings:,} labels as committed to")
+
+
+@app.command()
+def witness(
+    url: Annotated[str, typer.Argument(help="Address of the service, such as http://HOST:8000.")],
+    heads: Annotated[Path, typer.Option(help="File of the signed heads that were seen.")] = Path(
+        "witnessed-heads.jsonl"
+    ),
+    key: Annotated[
+        str | None, typer.Option(help="The log's verifier key. Default: the file's, else the service's own word.")
+    ] = None,
+    interval_s: Annotated[float, typer.Option(min=1, help="Seconds from one look to the next.")] = 60.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+) -> None:
+    """Keep the signed heads of a log from another machine. Exit code 87 if the log does not grow from them."""
+    from label_service.log.merkle import VerificationError
+    from label_service.witness import NoAnswer, Witness
+
+    try:
+        with one_sentence():
+            kept = Witness(url, heads, key)
+            while True:
+                try:
+                    head = kept.look()
+                except NoAnswer as error:
+                    if once:
+                        raise NoAnswer(printable(str(error))) from error
+                    say(printable(str(error)))
+                else:
+                    origin = printable(head.origin)
+                    typer.echo(f"{origin}: {head.size:,} entries, and they begin with all that was seen before")
+                if once:
+                    return
+                time.sleep(interval_s)
+    except VerificationError as error:
+        say(f"DO NOT TRUST THIS LOG: {printable(str(error))}. The heads are in {heads}.")
+        raise typer.Exit(PROOF_FAILED) from error

@@ -9,10 +9,13 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from scripts.errors import RunError
+from trainer.errors import printable
+from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.records.files import replace_file
 
 KEY_FILE = "log-key.txt"
@@ -39,20 +42,23 @@ def pin_key(url: str, out: Path) -> None:
 
 def pinned_key(out: Path) -> str:
     """Return the key that `pin_key` saved."""
-    return (out / KEY_FILE).read_text().strip()
+    # It becomes a word of a command line, which can hold no zero byte and not everything that a file can.
+    return printable((out / KEY_FILE).read_text(errors="replace").strip())
 
 
 def save_log(url: str, out: Path) -> None:
-    """Save the query log as lines for counting, as a bundle under its newest signed head, and as a summary.
+    """Save the query log as lines, as a bundle under its newest signed head, and as a summary.
+
+    The summary is written last: where it is, the run is finished.
 
     Raises:
         RunError: the service does not answer.
     """
     summary, bundle = _get(url, "/v1/log/summary"), _get(url, "/v1/log/evidence")
     entries: list[str] = json.loads(bundle)["entries"]
-    replace_file(out / SUMMARY_FILE, summary)
     replace_file(out / BUNDLE_FILE, bundle)
     replace_file(out / LOG_FILE, "".join(f"{entry}\n" for entry in entries))
+    replace_file(out / SUMMARY_FILE, summary)
 
 
 def verify_run(service: Sequence[str], out: Path) -> str:
@@ -68,13 +74,20 @@ def verify_run(service: Sequence[str], out: Path) -> str:
     Raises:
         RunError: the evidence does not hold; the message says why.
     """
-    bundle = out / BUNDLE_FILE
-    if not bundle.exists() or not (out / KEY_FILE).exists():
-        return "none: the run was made by a version that did not sign its log"
-    verdict = verify_bundle(service, out, "--receipts", str(out / "trainer" / "receipts.jsonl"))
-    if (out / LOG_FILE).read_text(encoding="utf-8").splitlines() != json.loads(bundle.read_bytes())["entries"]:
-        raise RunError(f"{out / LOG_FILE} is not the log that {bundle} holds. Do not trust this run.")
-    return f"{verdict} ({bundle})"
+    verdict = verify_bundle(service, out, "--receipts", str(out / "trainer" / RECEIPTS_FILE))
+    if (out / LOG_FILE).read_bytes() != "".join(f"{entry}\n" for entry in _entries(out)).encode():
+        raise RunError(f"{out / LOG_FILE} is not the log that {out / BUNDLE_FILE} holds. Do not trust this run.")
+    return verdict
+
+
+def read_entries(out: Path) -> list[dict[str, Any]]:
+    """Return the entries of a saved bundle that was verified."""
+    return [json.loads(entry) for entry in _entries(out)]
+
+
+def _entries(out: Path) -> list[str]:
+    entries: list[str] = json.loads((out / BUNDLE_FILE).read_bytes())["entries"]
+    return entries
 
 
 def verify_bundle(service: Sequence[str], folder: Path, *flags: str) -> str:
@@ -83,11 +96,13 @@ def verify_bundle(service: Sequence[str], folder: Path, *flags: str) -> str:
     Raises:
         RunError: the evidence does not hold; the message says why.
     """
+    files = [folder / BUNDLE_FILE, folder / KEY_FILE, *(Path(flag) for flag in flags if not flag.startswith("--"))]
     command = [*service, "verify", str(folder / BUNDLE_FILE), "--key", pinned_key(folder), *flags]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     lines = (done.stdout or done.stderr).strip().splitlines() or ["the check printed nothing"]
     if done.returncode:
-        raise RunError(f"the evidence of {folder} does not hold: {lines[-1]}. Do not trust this run.")
+        names = " and ".join(map(str, files))
+        raise RunError(printable(f"the evidence in {names} does not hold: {lines[-1]}. Do not trust this run."))
     return lines[-1]
 
 

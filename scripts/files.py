@@ -16,7 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, an empty one if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -1,9 +1,9 @@
 """`make run`: the whole path, from no data to a checked count of labels, with one command.
 
 prepare the data -> serve the labels from a database of this run alone -> pin the log's key -> train over HTTP -> save
-the query log -> stop the service -> count the log here, compare with the trainer, and verify the log's evidence. Repeat
-the same command after any interruption and it goes on; repeat it on a finished run and it checks again and prints the
-same table.
+the query log -> stop the service -> verify the log's evidence, count its entries here, and compare the trainer's files
+with them. Repeat the same command after any interruption and it goes on; repeat it on a finished run and it checks
+again and prints the same table.
 
 Notable choices: the trainer gets the images folder, the service's address and no setting of the service; it never
 sees the folder of labels. Exit codes: 0 fine, 1 failed or counts differ, 2 wrong options, 130 interrupted; the
@@ -19,11 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import counts, evidence, files, processes
+from scripts import counts, evidence, files, finished_run, processes
 from scripts.errors import RunError
+from scripts.finished_run import CheckedRun
 from scripts.options import MakeRunOptions, read_options
-from trainer.errors import RecordsUnwritable
+from trainer.errors import RecordsUnwritable, printable
 from trainer.records.files import OWNER_ONLY, replace_file
+from trainer.records.progress import duration
+from trainer.records.run_records import RunResult
 
 DEFAULT_DATA = Path("data")
 # Written by `prepare` to describe a data folder. A copy in the results folder tells which data the run began with.
@@ -58,16 +61,14 @@ def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
 
 
 def run(options: MakeRunOptions, programs: Programs) -> None:
-    """Do what is left to do in the results folder, then check the counts and print the table.
+    """Do what is left to do in the results folder, then check everything in it and print the table.
 
     Raises:
-        RunError: a step failed, or the counts disagree.
+        RunError: a step failed, or a file does not agree with the log.
     """
     out = options.folder
-    log = out / evidence.LOG_FILE
-    if _is_trained(out) and log.exists():
-        _announce("finished", f"{out} holds a finished run; checking its counts again")
-        _refuse_another_configuration(options)
+    if (out / evidence.SUMMARY_FILE).exists():
+        _announce("finished", f"{out} holds a finished run; checking it again")
     else:
         _announce("data", "getting and checking the images and labels")
         data = _prepare(options, programs)
@@ -83,10 +84,13 @@ def run(options: MakeRunOptions, programs: Programs) -> None:
             evidence.pin_key(url, out)
             if not _is_trained(out):
                 _train(options, programs, data, url, token)
-            _announce("log", f"saving the query log to {log}")
+            _announce("log", f"saving the query log to {out / evidence.LOG_FILE}")
             evidence.save_log(url, out)
         _announce("service", "stopped")
-    _check_and_report(out, programs)
+    checked = finished_run.check_finished_run(programs.service, out)
+    _refuse_another_configuration(options, checked.result)
+    print(f"\n{counts.format_table(_table_rows(checked, out))}\n", flush=True)
+    print("The trainer's count and the log's agree.")
 
 
 def _prepare(options: MakeRunOptions, programs: Programs) -> Path:
@@ -170,35 +174,41 @@ def _train(options: MakeRunOptions, programs: Programs, data: Path, url: str, to
         raise RunError(f"the trainer ended without an error but left no result.json and report.html in {folder}.")
 
 
-def _check_and_report(out: Path, programs: Programs) -> None:
-    """Count the saved log, compare with the trainer, verify the evidence, print the table.
+def _table_rows(checked: CheckedRun, out: Path) -> list[tuple[str, str]]:
+    """Return the closing table of a run: counts of both sides, accuracy, times, places."""
+    result, log = checked.result, checked.log
+    report = out / "trainer" / "report.html"
+    return [
+        ("data set", printable(str(files.read_json(out / CARD_FILE).get("name", "unknown")))),
+        ("profile, seed, budget", f"{result.profile}, {result.seed}, {result.budget}"),
+        ("queries counted by the trainer", f"{result.queries_counted_by_trainer:,}"),
+        ("queries of the run, by the log", f"{log.queries:,}"),
+        ("distinct labels of the run, by the log", f"{len(log.labels):,}"),
+        ("labels revealed to anybody else", f"{len(log.elsewhere):,}"),
+        ("test accuracy, by the log", counts.format_accuracy(checked.evaluation)),
+        ("wall time of the trainer", duration(sum(result.stage_seconds.values()))),
+        *((f"  {name}", duration(seconds)) for name, seconds in result.stage_seconds.items()),
+        ("report", str(report) if report.exists() else "missing; `python -m trainer report` writes it again"),
+        ("query log", str(out / evidence.LOG_FILE)),
+        ("evidence", f"{checked.verdict} ({out / evidence.BUNDLE_FILE})"),
+    ]
 
-    Raises:
-        RunError: the counts disagree (the table is printed all the same), or the evidence does not hold.
-    """
-    result = counts.read_result(out / "trainer" / "result.json")
-    log = counts.count_log(counts.read_lines(out / evidence.LOG_FILE), result["run_id"])
-    disagreements = counts.find_disagreements(result, counts.read_lines(out / "trainer" / "queries.jsonl"), log)
-    dataset = files.read_json(out / CARD_FILE).get("name", "unknown")
-    verdict = "not verified" if disagreements else evidence.verify_run(programs.service, out)
-    print(f"\n{counts.format_table(counts.table_rows(result, log, dataset, verdict, out))}\n", flush=True)
-    if disagreements:
-        raise RunError(f"the counts do not agree: {'; '.join(disagreements)}. Do not trust this run.")
-    print("The trainer's count and the log's agree.")
 
-
-def _refuse_another_configuration(options: MakeRunOptions) -> None:
+def _refuse_another_configuration(options: MakeRunOptions, result: RunResult) -> None:
     """Refuse a finished run that was made with other options (for an unfinished one the trainer does this).
 
     Raises:
         RunError: the finished run has another seed, profile or budget.
     """
-    result = counts.read_result(options.folder / "trainer" / "result.json")
     profile = None if options.profile == "auto" else options.profile
-    for name, value in (("seed", options.seed), ("profile", profile), ("budget", options.budget)):
-        if value is not None and value != result[name]:
+    for name, value, own in (
+        ("seed", options.seed, result.seed),
+        ("profile", profile, result.profile),
+        ("budget", options.budget, result.budget),
+    ):
+        if value is not None and value != own:
             raise RunError(
-                f"{options.folder} holds a finished run with {name} {result[name]}, and {name} {value} was asked for: "
+                f"{options.folder} holds a finished run with {name} {own}, and {name} {value} was asked for: "
                 "choose another OUT=.",
                 exit_code=2,
             )

@@ -12,11 +12,29 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+# A sentence of the trainer is shorter; the detail of a service's refusal may not be.
+_LONGEST_MESSAGE = 2000
+
+
+def printable(text: str) -> str:
+    r"""Return a text as it may stand in one line of a terminal or a log: a service may send any character.
+
+    Whatever is no visible character or space (escape sequences, line breaks, direction marks) is written as Python
+    would, such as `\x1b`. A text of more than 2,000 characters is cut.
+    """
+    shown = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+
+
 class TrainerError(Exception):
     """Base of all errors that a user can understand and correct; the message is one sentence."""
 
     # Codes 64 to 78 are those of BSD's sysexits.h; the trainer's own begin at 79.
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        """Return the message in one printable line: a part of it may come from the label service."""
+        return printable(super().__str__())
 
 
 class DataError(TrainerError):

@@ -62,11 +62,15 @@ def append(
         detail: what else this kind of entry says, such as the result of an evaluation.
         bound_sha256: hash of what the entry binds without showing it, such as the token of the run it opens.
     """
-    seq = unit.next_seq()
+    seq, clock = unit.next_seq(), now()
+    # The time of the log never goes back, though the clock may; the entry then says what the clock said.
+    time = max(clock, unit.newest_time)
+    if time != clock:
+        detail = {**(detail or {}), "clock": clock}
     document: dict[str, Any] = {
         "v": ENTRY_VERSION,
         "seq": seq,
-        "ts": now(),
+        "ts": time,
         "log_id": rules.log_id,
         "run": run.run_id,
         "op": op,
@@ -91,5 +95,6 @@ def append(
         "outcome": outcome,
         "charged": charged,
     }
+    unit.newest_time = time
     unit.append(row, [label_id for label_id in ids if 0 <= label_id < rules.pool_size])
     return entry

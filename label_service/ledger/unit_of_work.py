@@ -87,6 +87,8 @@ class UnitOfWork:
         self.log = log
         self.used = Used()
         self._revealed_now: set[tuple[str, int]] = set()
+        # Time of the newest entry.
+        self.newest_time = log.account.newest_time
         # Runs whose rows were compared with the log. What this transaction writes to them comes after that.
         self._compared: set[str] = set()
         self._last_seq: int | None = None

@@ -95,6 +95,8 @@ class Account:
         uncommitted: number of entries before the first that names it.
         test_commitment: commitment to the test labels and the names of the classes that every opening names, base64;
             None in a log that was begun before there was one.
+        newest_time: time of the last entry.
+        clock_set_back: numbers of the entries at which the service's clock stood behind the entry before.
         entries: number of entries.
         labels: ids of the labels revealed to anybody.
         queries: labels charged to all runs together.
@@ -108,6 +110,8 @@ class Account:
     label_commitment: str | None = None
     uncommitted: int = 0
     test_commitment: str | None = None
+    newest_time: str = ""
+    clock_set_back: list[int] = field(default_factory=list)
     entries: int = 0
     labels: set[int] = field(default_factory=set)
     queries: int = 0
@@ -136,9 +140,20 @@ class Account:
                 named = entry["detail"].get("test_commitment")
                 _require(not self.runs or named == self.test_commitment, "it binds other test labels or class names")
                 self.test_commitment = named
+            older = entry["ts"] < self.newest_time
+            # A log that commits to the test labels promises this too; older logs wrote the clock as it was.
+            _require(not older or self.test_commitment is None, "it is older than the entry before it")
+            detail = entry.get("detail", {})
+            if "clock" in detail:
+                # What the clock said is of any entry; the rules below are about the rest.
+                _require(isinstance(detail["clock"], str), "what its clock said is no text")
+                entry = {**entry, "detail": {name: detail[name] for name in detail if name != "clock"}}
             new = _add(self.runs, entry)
         except _Invalid as invalid:
             raise EntryError(self.entries, str(invalid)) from invalid
+        if older or "clock" in detail:
+            self.clock_set_back.append(self.entries)
+        self.newest_time = entry["ts"]
         self.label_commitment = commitment
         self.uncommitted += commitment is None
         self.entries += 1

@@ -33,6 +33,7 @@ class Verdict:
         openings: number of labels checked against the commitment.
         uncommitted: number of entries that are older than the commitment to the answer key.
         origin: identity of the log.
+        clock_set_back: numbers of the entries at which the service's clock stood behind the entry before.
     """
 
     entries: int
@@ -41,6 +42,7 @@ class Verdict:
     openings: int
     uncommitted: int
     origin: str
+    clock_set_back: tuple[int, ...] = ()
 
     @property
     def labels(self) -> set[int]:
@@ -75,7 +77,15 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
         comparison.add_earlier_heads(evidence.heads)
         raise comparison.first_failure(broken)
     openings = sum(_check_labels(answer, account.label_commitment, evidence.pool_size) for answer in answers)
-    return Verdict(len(comparison.entries), account.runs, len(answers), openings, account.uncommitted, head.origin)
+    return Verdict(
+        len(comparison.entries),
+        account.runs,
+        len(answers),
+        openings,
+        account.uncommitted,
+        head.origin,
+        tuple(account.clock_set_back),
+    )
 
 
 def read_bundle(path: Path) -> Evidence:

@@ -147,7 +147,7 @@ def _record(planned: PlannedRun, study: Study, workspace: Workspace) -> None:
     """Put a finished run into the record.
 
     Raises:
-        RunError: the run was made with another configuration than today's.
+        RunError: the run was made with another configuration than today's, or its files contradict each other.
     """
     workspace.refuse_another_configuration(planned.out / "trainer", planned.arm)
     cores, pretraining_s = jobs.cores_of(planned.out), 0.0
@@ -155,7 +155,8 @@ def _record(planned: PlannedRun, study: Study, workspace: Workspace) -> None:
         pretraining_s = float(sum(files.read_json(planned.weights / "stages.json").values()))
         pretrained_on = jobs.cores_of(planned.weights)
         cores = tuple(sorted({*cores, *pretrained_on})) if cores and pretrained_on else ()
-    record_writer.add(workspace.record, study, planned.arm, planned.seed, planned.out, pretraining_s, cores)
+    images = workspace.data / "images"
+    record_writer.add(workspace.record, study, planned.arm, planned.seed, planned.out, images, pretraining_s, cores)
 
 
 def _have_data(workspace: Workspace, programs: Programs) -> None:

@@ -5,6 +5,8 @@
       table.md                  the numbers
       curve.svg                 where there is a curve
       runs/ARM-seedN/           evidence.json, log-key.txt, result.json (versions, data, times), config.json
+        predictions.jsonl.gz    the predictions of each evaluation (records before 2026-11-26 have none)
+        asked.png               the images asked for, in order, beside them
 
 Labels and accuracies are read from the signed entries of the logs. The rest is not in any log and is only claimed by
 the trainer: the strategy and other settings, minutes, cores, versions, the run's own estimates, and the name of the
@@ -16,17 +18,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scripts import files
 from scripts.errors import RunError
 from scripts.evidence import BUNDLE_FILE
+from scripts.study.gallery import GALLERY_FILE
+from scripts.study.predictions import PREDICTIONS_FILE
+from scripts.study.public_data import OFFICIAL_FINGERPRINT
 from scripts.study.tables import ArmResults, Point, RecordResults, RunResults
 from trainer.records.run_records import arithmetic_in_words
 
 RECORD_FILE, TABLE_FILE, CURVE_FILE = "record.json", "table.md", "curve.svg"
+# What a run publishes beside its evidence, and what the table calls it.
+PUBLISHED = {PREDICTIONS_FILE: "predictions", GALLERY_FILE: "images asked"}
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,13 @@ def read_results(record: Path) -> RecordResults:
         arms = [
             ArmResults(
                 arm["name"],
-                tuple(_read_run(folder_of(record, arm["name"], entry["seed"]), arm, entry) for entry in arm["runs"]),
+                tuple(read_run(folder_of(record, arm["name"], entry["seed"]), arm, entry) for entry in arm["runs"]),
+                arm["profile"],
             )
             for arm in content["arms"]
         ]
         results = RecordResults(content["title"], tuple(arms))
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError) as error:
         raise RunError(f"{record} is not a complete record ({error!r}).") from error
     for arm in results.arms:
         if len({run.seed for run in arm.runs}) != len(arm.runs):
@@ -89,8 +97,17 @@ def read_results(record: Path) -> RecordResults:
     return results
 
 
-def _read_run(folder: Path, arm: Mapping[str, Any], entry: Mapping[str, Any]) -> RunResults:
-    """Read one run; its result and its configuration must agree with its log."""
+def read_run(folder: Path, arm: Mapping[str, Any], entry: Mapping[str, Any]) -> RunResults:
+    """Read one run; its result and its configuration must agree with its log.
+
+    Args:
+        folder: its files.
+        arm: name, profile and strategy of its arm, as in `record.json`.
+        entry: what `record.json` says of the run.
+
+    Raises:
+        RunError: two of its files contradict each other.
+    """
     result, config, bundle = (_read(folder / name) for name in ("result.json", "config.json", BUNDLE_FILE))
     made_with = (config["profile"]["name"], config["profile"]["strategy"], config["seed"], result["seed"])
     if made_with != (arm["profile"], arm["strategy"], entry["seed"], entry["seed"]):
@@ -102,26 +119,31 @@ def _read_run(folder: Path, arm: Mapping[str, Any], entry: Mapping[str, Any]) ->
     evaluations = _evaluations_of(own, folder)
     claims = result["points"]
     claimed = [(claim["labels"], claim["evaluation"]["correct"], claim["evaluation"]["total"]) for claim in claims]
-    if claimed != evaluations:
+    if claimed != [(point.labels, point.correct, point.total) for point in evaluations]:
         raise RunError(f"{folder / 'result.json'} claims {claimed}, and the log has other evaluations.")
+    dataset = result["dataset"]
+    if dataset["official"] != (dataset["fingerprint"] == OFFICIAL_FINGERPRINT):
+        raise RunError(f"{folder / 'result.json'} is wrong about whether its images are the official ones.")
     return RunResults(
         seed=entry["seed"],
         points=tuple(
-            Point(
-                *evaluation,
+            replace(
+                point,
                 seconds=sum(claim["stage_seconds"].values()) + entry["pretraining_s"],
                 estimate=None if claim["estimate"] is None else 100 * claim["estimate"],
             )
-            for evaluation, claim in zip(evaluations, claims, strict=True)
+            for point, claim in zip(evaluations, claims, strict=True)
         ),
         log=own[0]["log_id"],
         labels_of_others=len({label_id for logged in others for label_id in logged["ids"]}),
         evaluations_of_others=sum(map(_is_evaluation, others)),
-        test="the official test set"
-        if result["dataset"]["official"]
-        else f"the test set of {result['dataset']['name']}",
+        test="the official test set" if dataset["official"] else f"the test set of {dataset['name']}",
         cores=tuple(entry.get("cores", ())),
         arithmetic=arithmetic_in_words(claim.get("arithmetic", "") for claim in claims),
+        asked=tuple(dict.fromkeys(label_id for logged in own if logged["charged"] for label_id in logged["ids"])),
+        published=tuple(
+            (title, f"runs/{folder.name}/{name}") for name, title in PUBLISHED.items() if (folder / name).exists()
+        ),
     )
 
 
@@ -153,14 +175,14 @@ def _refuse_another_opening(own: Sequence[Mapping[str, Any]], config: Mapping[st
         raise RunError(f"{folder} has the log of a run opened as {logged}, and its configuration is of {planned}.")
 
 
-def _evaluations_of(own: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[int, int, int]]:
-    """Return labels, correct and total of each of a run's evaluations, from its entries in the log.
+def _evaluations_of(own: Sequence[Mapping[str, Any]], folder: Path) -> list[Point]:
+    """Return a run's evaluations, from its entries in the log; their times are not known here.
 
     Raises:
         RunError: an evaluation was declared for a number of labels that the run never had, or a second one for the
             same, or a label was given after the first evaluation.
     """
-    evaluations: list[tuple[int, int, int]] = []
+    evaluations: list[Point] = []
     reached, spent = {0}, 0
     for logged in own:
         if logged["op"] == "query" and logged["charged"]:
@@ -175,9 +197,10 @@ def _evaluations_of(own: Sequence[Mapping[str, Any]], folder: Path) -> list[tupl
                 raise RunError(
                     f"{folder}: entry {logged['seq']} evaluates {labels} labels, and the run never had them."
                 )
-            if any(labels == earlier for earlier, *_ in evaluations):
+            if any(labels == earlier.labels for earlier in evaluations):
                 raise RunError(f"{folder}: entry {logged['seq']} evaluates {labels} labels a second time.")
-            evaluations.append((labels, detail["correct"], detail["total"]))
+            sha256 = detail["predictions_sha256"]
+            evaluations.append(Point(labels, detail["correct"], detail["total"], 0.0, predictions_sha256=sha256))
     if not evaluations:
         raise RunError(f"{folder} has no evaluation in its log.")
     return evaluations

@@ -73,6 +73,8 @@ def studies(seeds: Sequence[int]) -> dict[str, Study]:
                 ),
             ),
         ),
+        # For a re-drawn split (DATA=): minutes a run, so that a change shows before it costs an hour.
+        "graph-development": Study("The graph alone, on a development split", (Arm(DEFAULT_STRATEGY, "graph", every),)),
         "strategies": Study(
             "Query strategies on the graph alone",
             (

@@ -22,6 +22,7 @@ class Point:
         total: test images.
         seconds: of work until then, pretraining included.
         estimate: the run's own estimate of its accuracy, made without test labels, percent; None if it had none.
+        predictions_sha256: of the predictions, as the signed entry has it; see `predictions.py`.
     """
 
     labels: int
@@ -29,6 +30,7 @@ class Point:
     total: int
     seconds: float
     estimate: float | None = None
+    predictions_sha256: str = ""
 
     @property
     def percent(self) -> float:
@@ -49,6 +51,8 @@ class RunResults:
         test: its test set, in words.
         cores: numbers of cores that it was made on, ascending; empty where not known.
         arithmetic: what its networks computed in; empty where not known.
+        asked: ids of the images whose labels it was given, in order.
+        published: title and path, in the record, of the files with its predictions and of the images it asked for.
     """
 
     seed: int
@@ -59,14 +63,17 @@ class RunResults:
     test: str
     cores: tuple[int, ...] = ()
     arithmetic: str = ""
+    asked: tuple[int, ...] = ()
+    published: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class ArmResults:
-    """Runs that differ in the seed only."""
+    """Runs that differ in the seed only; `profile` is the trainer's that they were made with."""
 
     name: str
     runs: tuple[RunResults, ...]
+    profile: str = ""
 
     def points_at(self, labels: int) -> dict[int, Point]:
         """Return the points after so many labels, by seed."""
@@ -104,16 +111,32 @@ def mean_and_sd(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread} ({len(values)})"
 
 
-def paired_difference(first: dict[int, float], second: dict[int, float]) -> str:
-    """Write the mean of `first` - `second` over the seeds that both have, with a 95% confidence interval (Student)."""
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95% confidence interval of a mean (Student), of at least two values."""
     from scipy import stats
 
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
+def paired_difference(first: dict[int, float], second: dict[int, float]) -> str:
+    """Write the mean of `first` - `second` over the seeds that both have, with a 95% confidence interval."""
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     if len(differences) < 2:
         return "–"
-    mean = statistics.mean(differences)
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+    low, high = interval(differences)
+    return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def summary(results: RecordResults) -> list[str]:
+    """Write the numbers that a record stands for, a line for each arm."""
+    return [
+        f"{arm.name}: "
+        + ", ".join(
+            f"{labels:,} labels {mean_and_sd(list(arm.percent_at(labels).values()))}" for labels in results.labels
+        )
+        for arm in results.arms
+    ]
 
 
 def render(results: RecordResults) -> str:
@@ -177,6 +200,8 @@ def _describe(run: RunResults) -> str:
         text += f"; {run.labels_of_others} labels on its log were given to others"
     if run.evaluations_of_others:
         text += f"; {run.evaluations_of_others} accuracies on its log were told to others"
+    if run.published:
+        text += f" ({', '.join(f'[{title}]({path})' for title, path in run.published)})"
     return text
 
 

@@ -1,7 +1,13 @@
 """`make verify-records`: check the evidence of every run in every record, and make the numbers again.
 
 Each bundle is verified with its run's key, by a process of its own. Labels and accuracies are read from the signed
-entries; table and picture are made again and compared. What stays the trainer's word is listed in `records.py`.
+entries. Where a run has published its predictions, their hashes are compared with these entries and the accuracies are
+counted again with the public test labels. Table and pictures are made again and compared, and so are the numbers that
+the README and docs/results.md take from a record. What stays the trainer's word is listed in `records.py`.
+
+    python -m scripts.study.verify_records                    everything in records/
+    python -m scripts.study.verify_records records/NAME       that record
+    python -m scripts.study.verify_records FOLDER DATA        with images and labels of a prepared folder
 """
 
 from __future__ import annotations
@@ -12,15 +18,29 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts import evidence
+import numpy as np
+
+from scripts import evidence, files
 from scripts.errors import RunError
 from scripts.run import Programs
-from scripts.study import tables
-from scripts.study.records import CURVE_FILE, TABLE_FILE, read_results, recorded_runs
+from scripts.study import gallery, predictions, public_data, published, tables
+from scripts.study.gallery import GALLERY_FILE
+from scripts.study.predictions import PREDICTIONS_FILE
+from scripts.study.records import CURVE_FILE, RECORD_FILE, TABLE_FILE, folder_of, read_results, recorded_runs
+
+RECORDS = Path("records")
 
 
-def verify(record: Path, service: Sequence[str]) -> str:
-    """Check one record; return what was verified, for people.
+def verify(record: Path, service: Sequence[str], folders: tuple[Path, ...] = public_data.FOLDERS) -> list[str]:
+    """Check one record.
+
+    Args:
+        record: its folder.
+        service: how the label service's command line is started.
+        folders: where public images and labels may lie.
+
+    Returns:
+        What was verified, then the numbers that the record stands for; lines for people.
 
     Raises:
         RunError: something does not hold; the message says what and where.
@@ -35,13 +55,16 @@ def verify(record: Path, service: Sequence[str]) -> str:
         )
     if (record / TABLE_FILE).read_text(encoding="utf-8") != tables.render(results):
         raise RunError(f"{record / TABLE_FILE} is not what the evidence adds up to.")
+    verdict = [f"{len(counted)} run{'s' if len(counted) > 1 else ''}", _recount(record, results, folders)]
     if results.is_curve and not _is_drawn(record / CURVE_FILE, results):
-        return f"{len(counted)} runs; its picture was drawn by another Matplotlib and was not compared"
-    return f"{len(counted)} runs"
+        verdict.append("its picture was drawn by another Matplotlib and was not compared")
+    pages = published.check(record.resolve().parent.parent, record, results)
+    verdict += [f"{' and '.join(pages)} agree"] if pages else []
+    return ["; ".join(verdict), *tables.summary(results)]
 
 
 def verify_runs(record: Path, service: Sequence[str]) -> tables.RecordResults:
-    """Check the evidence of each run that a record counts, and return the results.
+    """Check the evidence of each run that a record counts, and return the results. No label is read.
 
     Raises:
         RunError: something does not hold; the message says what and where.
@@ -53,6 +76,40 @@ def verify_runs(record: Path, service: Sequence[str]) -> tables.RecordResults:
         except OSError as error:
             raise RunError(f"{record} is not a complete record ({error!r}).") from error
     return results
+
+
+def _recount(record: Path, results: tables.RecordResults, folders: tuple[Path, ...]) -> str:
+    """Check what the runs have published beside their evidence, and say where the accuracies come from.
+
+    Raises:
+        RunError: predictions or pictures are not those of the logs, or another number of predictions is right.
+    """
+    runs = [(folder_of(record, arm.name, run.seed), run) for arm in results.arms for run in arm.runs]
+    publishing = [(folder, run) for folder, run in runs if run.published]
+    if not publishing:
+        return "accuracies by the log; no predictions published"
+    unknown = set()
+    for folder, run in publishing:
+        dataset = files.read_json(folder / "result.json")["dataset"]
+        split = public_data.find_split(dataset, folders)
+        predictions.recount(folder / PREDICTIONS_FILE, run.points, None if split is None else split.test_labels)
+        if split is None:
+            unknown.add(dataset["name"])
+        else:
+            asked = np.array(run.asked)
+            shown = split.pool_images[asked], split.pool_labels[asked]
+            gallery.compare(folder / GALLERY_FILE, *shown, dataset["class_names"])
+    if unknown:
+        return (
+            "accuracies by the log; published predictions have the signed hashes, but cannot be recounted: "
+            f"no folder here has the labels of {', '.join(sorted(unknown))}"
+        )
+    if len(publishing) < len(runs):
+        return (
+            f"accuracies of {len(publishing)} runs recounted from their predictions, of the others by the log; "
+            "no predictions published"
+        )
+    return "accuracies recounted from the published predictions and the public labels"
 
 
 def _is_drawn(picture: Path, results: tables.RecordResults) -> bool:
@@ -80,20 +137,34 @@ def _matplotlib_of(picture: str) -> str | None:
 
 
 def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
-    """Verify all records of a folder, by default `records`; print a line for each; return 1 if one does not hold."""
-    folder = Path(arguments[0] if arguments else "records")
-    found = sorted(path for path in folder.glob("*") if path.is_dir())
+    """Verify a record, or all records of a folder; print what each stands for; return 1 if one does not hold.
+
+    Args:
+        arguments: a record or a folder of records, by default `records`; then a folder of data to look in too.
+        programs: how the label service is started.
+    """
+    folder = Path(arguments[0] if arguments else RECORDS)
+    folders = (*map(Path, arguments[1:]), *public_data.FOLDERS)
+    is_record = (folder / RECORD_FILE).exists()
+    found = [folder] if is_record else sorted(path for path in folder.glob("*") if path.is_dir())
     if not found:
         print(f"make verify-records: there is no record in {folder}", file=sys.stderr)
         return 1
     failed = False
     for record in found:
         try:
-            print(f"verified  {record}: {verify(record, (programs or Programs()).service)}")
-        except (RunError, OSError) as error:
+            verdict, *numbers = verify(record, (programs or Programs()).service, folders)
+            lines = [f"verified  {record}: {verdict}", *(f"          {line}" for line in numbers)]
+        except (RunError, OSError, ValueError, RecursionError) as error:
             failed = True
-            print(f"FAILED    {record}: {error}")
+            lines = [f"FAILED    {record}: {error}"]
+        print("\n".join(map(_printable, lines)), flush=True)
     return int(failed)
+
+
+def _printable(line: str) -> str:
+    """Return a line that somebody else's record may be quoted in, without what could steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 if __name__ == "__main__":

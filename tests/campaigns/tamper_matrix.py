@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,12 @@ def edited(entries: list[str], at: int, **changes: Any) -> list[str]:
 
 def renumbered(entries: list[str]) -> list[str]:
     """Number entries by their places, as a careful forger would."""
-    return [canonical_json(json.loads(entry) | {"seq": seq}).decode() for seq, entry in enumerate(entries)]
+    documents = [json.loads(entry) for entry in entries]
+    times = accumulate((document["ts"] for document in documents), max)
+    return [
+        canonical_json(document | {"seq": seq, "ts": time}).decode()
+        for seq, (document, time) in enumerate(zip(documents, times, strict=True))
+    ]
 
 
 def swapped(entries: list[str], first: int) -> list[str]:

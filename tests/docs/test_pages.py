@@ -12,11 +12,15 @@ from typer.main import get_command
 
 from label_service.cli import app as service_app
 from scripts import counts
+from scripts.errors import RunError
 from scripts.options import MakeRunOptions, StudyOptions, read_options
 from scripts.results_page import PAGE, fill
+from scripts.study import published, tables
+from scripts.study.records import read_results
 from tests.docs import PAGES, ROOT, commands, read, rows
 from trainer.cli import app as trainer_app
 from trainer.records.progress import duration
+from trainer.records.run_records import read_result
 
 VARIABLES = {"run": MakeRunOptions, "study": StudyOptions}
 PROGRAMS = {"label_service": service_app, "trainer": trainer_app}
@@ -106,19 +110,96 @@ def test_a_changed_number_would_be_noticed():
     assert fill(page.replace("90.53 ±", "91.53 ±"), ROOT) == page
 
 
-def test_our_rows_of_the_readme_are_those_of_the_record():
-    """Mean, standard deviation and minutes: each is in the record's table, in the right row and column."""
-    arms = {"chosen": "uncertain-clusters", "random": "random"}
-    table = read(f"{LEARNING_CURVE}/table.md")
-    header = re.search(r"^\| \| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
-    pattern = rf"^\| \W*(\d+) (\w+)\W* \| \W*([\d.]+ ± [\d.]+)\W* \| (\d+) to (\d+) min.*{LEARNING_CURVE}"
-    ours = re.findall(pattern, read("README.md"), re.MULTILINE)
-    assert [row[:2] for row in ours] == [("400", "chosen"), ("100", "chosen"), ("400", "random")]
-    for labels, how, accuracy, shortest, longest in ours:
-        cells = re.search(rf"^\| {arms[how]} \| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
-        assert cells[header.index(labels)].startswith(f"{accuracy} (")
-        each = re.findall(rf"^- {arms[how]}, .*?[ ,]{labels}: [\d.]+% \((\d+) min\)", table, re.MULTILINE)
-        assert (min(each, key=int), max(each, key=int)) == (shortest, longest)
+def check_pages(root):
+    """Compare the pages of a folder with all records, as `make verify-records` does; return what each was found on."""
+    return {
+        path.parent.name: published.check(root, path.parent, read_results(path.parent))
+        for path in sorted(ROOT.glob("records/*/record.json"))
+    }
+
+
+def test_numbers_of_the_pages_are_those_of_the_records():
+    """Every record is on the page of results, and the README stands on two of them."""
+    found = check_pages(ROOT)
+    assert all("docs/results.md" in pages for pages in found.values())
+    assert [name for name, pages in found.items() if "README.md" in pages] == [
+        "2026-11-25_default-run",
+        "2026-11-25_learning-curve",
+    ]
+
+
+def own_numbers():
+    """Yield place and text of each decimal number of the README, but for those of other people's rows."""
+    for line in re.finditer(r"^.*$", read("README.md"), re.MULTILINE):
+        if line[0].startswith("|") and "](records/" not in line[0]:
+            continue
+        for number in re.finditer(r"(?<![\d./-])\d+\.\d+(?=%| ±|\*\*| \|)", line[0]):
+            yield line.start() + number.start(), number[0]
+
+
+@pytest.mark.parametrize(("place", "number"), list(own_numbers()))
+def test_a_changed_number_of_the_readme_is_noticed(tmp_path, place, number):
+    """An attacker's edit of any number of ours, by a little and by a lot."""
+    text = read("README.md")
+    for changed in (f"{float(number) + 2:.{len(number.partition('.')[2])}f}", number[:-1] + str(9 - int(number[-1]))):
+        (tmp_path / "README.md").write_text(text[:place] + changed + text[place + len(number) :])
+        with pytest.raises(RunError, match=r"README\.md"):
+            check_pages(tmp_path)
+
+
+CHANGES = {
+    "minutes of another profile": ("27 to 28 min, two CPU cores, profile `curve`", "profile `curve`", "profile `cpu`"),
+    "minutes": ("27 to 28 min", "27", "20"),
+    "number of labels": ("from 400 of its", "400", "300"),
+    "number of runs": ("the mean of five runs", "five", "ten"),
+    "number of seeds": ("default, 5 seeds", "5", "9"),
+    "no longer a mean": ("**A mean of 90.5%", "A mean of 90.5%", "More than 90.0%"),
+    "no headline": ("**A mean of 90.5%", "A mean of", "Up to"),
+    "minutes of a run": ("90.11%, 30 min", "30", "10"),
+    "an accuracy of no record": ("One part does not help", "One part", "Up to 95% is possible. One part"),
+    "a row in other words": ("27 to 28 min", "27 to 28 min", "quick"),
+}
+
+
+@pytest.mark.parametrize(("where", "old", "new"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_changed_word_of_the_readme_is_noticed(tmp_path, where, old, new):
+    """What the numbers are of."""
+    text = read("README.md")
+    assert where in text
+    (tmp_path / "README.md").write_text(text.replace(where, where.replace(old, new), 1))
+    with pytest.raises(RunError, match=r"README\.md"):
+        check_pages(tmp_path)
+
+
+def test_a_changed_number_of_the_results_is_noticed(tmp_path):
+    """In a table, and in the text beside it."""
+    text = read(PAGE)
+    (tmp_path / "docs").mkdir()
+    for old, new in (("| 90.53 ± 0.49 (5) |", "| 92.53 ± 0.49 (5) |"), ("mean is 89.92 to", "mean is 90.02 to")):
+        assert old in text
+        (tmp_path / PAGE).write_text(text.replace(old, new))
+        with pytest.raises(RunError, match=r"docs/results\.md"):
+            check_pages(tmp_path)
+
+
+def test_more_than_90_percent_is_claimed_of_a_mean_only():
+    """The 95% interval of the default's mean begins below 90, so a single run may be below; nothing may say more."""
+    default = read_results(ROOT / LEARNING_CURVE).arms[0]
+    assert tables.interval(list(default.percent_at(400).values()))[0] < 90
+    pages = [*PAGES, "Makefile", "pyproject.toml", "docker-compose.yml"]
+    pages += [path.relative_to(ROOT).as_posix() for room in ("label_service", "trainer", "scripts")
+              for path in (ROOT / room).rglob("*.py")]  # fmt: skip
+    for page in pages:
+        for sentence in re.split(r"(?<=[.:]) |\n\n", re.sub(r"\s*\n(?! *\n)", " ", read(page))):
+            claim = re.search(r"\b(above|over|more than|exceeds|beyond) 90\b(?!\.\d)", sentence, re.IGNORECASE)
+            assert not claim or "mean" in sentence, f"{page}: {sentence}"
+
+
+def test_half_an_hour_is_what_a_run_of_the_default_profile_took():
+    """The README's words for the time are of profile `cpu`, the default, and not of a part of another."""
+    arm = read_results(ROOT / "records/2026-11-25_default-run").arms[0]
+    assert (arm.profile, round(arm.runs[0].points[-1].seconds / 60)) == ("cpu", 30)
+    assert read("README.md").count("half an hour") == 2
 
 
 def test_closing_tables_are_those_of_the_records_run():
@@ -126,11 +207,11 @@ def test_closing_tables_are_those_of_the_records_run():
     (whole,), (part,) = (
         re.findall(r"```text\n(.*?)```", read(page), re.DOTALL) for page in ("docs/running.md", "README.md")
     )
-    result = counts.read_result(ROOT / "records/2026-11-25_default-run/runs/uncertain-clusters-seed41/result.json")
+    result = read_result(ROOT / "records/2026-11-25_default-run/runs/uncertain-clusters-seed41")
     shown = dict(re.split(r" {2,}", line.strip(), maxsplit=1) for line in whole.splitlines() if line.startswith("  "))
-    assert shown["test accuracy"] == counts.format_accuracy(result["evaluation"])
-    assert {name: shown[name] for name in result["stage_seconds"]} == {
-        name: duration(seconds) for name, seconds in result["stage_seconds"].items()
+    assert shown["test accuracy, by the log"] == counts.format_accuracy(result.evaluation)
+    assert {name: shown[name] for name in result.stage_seconds} == {
+        name: duration(seconds) for name, seconds in result.stage_seconds.items()
     }
     assert set(part.splitlines()) <= set(whole.splitlines())
 

@@ -11,9 +11,9 @@ import pytest
 
 from label_service.data.dataset import FILES, find_file
 from label_service.data.sources import DEBIAN_FOLDER, DEBIAN_PACKAGE
-from scripts import counts
 from tests.docs import ROOT, commands, console_blocks, read, section
 from tests.support import service_process
+from trainer.records.run_records import read_result
 
 MISSING = [tool for tool in ("bash", "curl", "jq") if shutil.which(tool) is None]
 HAS_DATA = all(find_file(DEBIAN_FOLDER, name) for name in FILES)
@@ -95,7 +95,7 @@ def test_stages_one_by_one_lead_to_a_report(data, service, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "runs/finetune"
     asked = len((out / "queries.jsonl").read_text().splitlines())
-    assert counts.read_result(out / "result.json")["queries_in_log"] == asked > 0
+    assert read_result(out).queries_in_log == asked > 0
     guide = section("docs/trainer.md", "Files in OUT")
     for path in [*(tmp_path / "runs/pretrain").iterdir(), *out.iterdir()]:
         assert f"`{path.name}{'/' * path.is_dir()}`" in guide

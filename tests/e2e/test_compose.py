@@ -11,6 +11,7 @@ import pytest
 
 from scripts import counts
 from tests.support.engine import PROJECT, Compose, find_engine, running_engine
+from trainer.records.run_records import read_queries, read_result
 
 ENGINE, WHY_NOT = find_engine()
 pytestmark = [
@@ -131,10 +132,11 @@ def test_service_is_published_on_the_loopback_address_only(service):
 def test_counts_of_trainer_and_log_agree(finished):
     """The smoke run's own count is what the log charged it for; the curl stands beside it."""
     (folder,) = finished.results.iterdir()
-    result = counts.read_result(folder / "result.json")
-    log = counts.count_log(read_log(finished), result["run_id"])
+    result = read_result(folder)
+    assert result is not None
+    log = counts.count_log(read_log(finished), result.run_id)
     assert log.queries > 0
-    assert counts.find_disagreements(result, counts.read_lines(folder / "queries.jsonl"), log) == []
+    assert counts.find_disagreements(result, read_queries(folder), log) == []
     assert log.elsewhere == {42}
 
 

@@ -108,7 +108,7 @@ def test_documented_command_verifies_the_run_and_finds_a_changed_one(finished, t
     """Offline, from three files; with one label's entry changed the same command names it and exits with 1."""
     folder, printed = finished
     page = (ROOT / "docs/verifying.md").read_text()
-    (command,) = re.findall(r"^\$ (python -m label_service verify .+)$", page, re.MULTILINE)
+    (command,) = re.findall(r"^\$ (python -m label_service verify .+ --receipts .+)$", page, re.MULTILINE)
     out = shutil.copytree(folder / "finished", tmp_path / "finished")
     (shown,) = re.findall(r"verify (\S+)/evidence\.json", command)
     command = command.replace("python ", f"{sys.executable} ", 1).replace(shown, str(out))
@@ -147,7 +147,7 @@ def test_changed_count_fails_the_command(finished):
     path.write_text(json.dumps(result | {"queries_counted_by_trainer": asked - 1}))
     code, printed = make_run(folder, "tampered")
     assert code != 0
-    assert f"{asked - 1} queries counted by the trainer, but {asked} charged in the log" in printed
+    assert f"{asked - 1} queries counted by the trainer in result.json, but {asked} charged in the log" in printed
 
 
 # The first is in the middle of pretraining, before anything but the settings is saved; the second between two rounds.

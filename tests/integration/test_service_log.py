@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from label_service.cli import app
 from label_service.errors import all_problems
 from label_service.log.entries import canonical_json
 from label_service.settings import Settings
@@ -123,7 +125,7 @@ def test_no_label_is_in_log_pages_metrics_or_errors(tmp_path: Path, service_sett
             assert not any(secret in record for secret in ("zebrafinch", "quokkatail", "axolotlfin"))
         for entry in running.entries():
             assert set(entry.get("detail", {})) <= {
-                "name", "evaluation_budgets", "evaluations_allowed",
+                "name", "evaluation_budgets", "evaluations_allowed", "test_commitment",
                 "evaluation", "evaluated_budget", "correct", "total", "predictions_sha256",
             }  # fmt: skip
         # The page names the classes once, in the list of all classes, whatever was revealed.
@@ -252,3 +254,26 @@ def test_sequential_queries_take_milliseconds(shared_service: RunningService) ->
     with httpx.Client(base_url=shared_service.base_url, headers=token) as client:
         seconds = sorted(client.get(f"/label/{label_id}").elapsed.total_seconds() for label_id in range(40))
     assert seconds[20] < 0.035
+
+
+def test_a_clock_set_back_is_marked_and_never_makes_an_entry_older(
+    start_service: Callable[..., RunningService], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The entry has the time of the one before it and says what the clock said; `verify` names it."""
+    running = start_service(workers=1)
+    running.client.get("/label/1")
+    early = "2020-01-01T00:00:00.000000Z"
+    with monkeypatch.context() as clock:
+        clock.setattr("label_service.ledger.append.now", lambda: early)
+        for label_id in (2, 2, 999):
+            running.client.get(f"/label/{label_id}")
+    running.client.get("/label/3")
+    entries = running.entries()
+    times = [entry["ts"] for entry in entries]
+    assert times == sorted(times) and times[0] > early
+    assert [entry.get("detail", {}).get("clock") for entry in entries[1:]] == [None, early, early, early, None]
+    bundle = tmp_path / "evidence.json"
+    bundle.write_text(running.client.get("/v1/log/evidence").text)
+    key = running.client.get("/v1/log/key").json()["key"]
+    done = CliRunner().invoke(app, ["verify", str(bundle), "--key", key])
+    assert done.exit_code == 0 and "clock went back at entry 2 and 2 later entries" in done.output

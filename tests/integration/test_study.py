@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 import re
@@ -18,6 +20,9 @@ from typing import Any
 import pytest
 import torch
 
+from label_service.log.merkle import MerkleTree, leaf_hash
+from label_service.log.signed_note import SigningKey
+from label_service.log.tree_head import TreeHead
 from scripts.errors import RunError
 from scripts.run import Programs
 from scripts.study import __main__ as study
@@ -82,7 +87,9 @@ def take_out(record: Path, arm: str, seed: int) -> None:
 
 
 def verify(folder: Path) -> int:
-    return verify_records.main([str(folder)], PROGRAMS)
+    """Verify a record, or all of a folder, with the data beside the records."""
+    data = next(parent / "data" for parent in (folder, *folder.parents) if (parent / "data").exists())
+    return verify_records.main([str(folder), str(data)], PROGRAMS)
 
 
 def test_a_record_has_a_table_a_picture_and_the_evidence_of_each_run(made: Path) -> None:
@@ -194,7 +201,9 @@ def test_a_run_that_another_record_has_is_taken_over(clone: Path, capsys: pytest
     assert contents(workspace(clone).record) == before
     results, source = records.read_results(_beside(clone).record), records.read_results(workspace(clone).record)
     assert [arm.name for arm in results.arms] == ["whole", "random choice"]
-    assert [arm.runs for arm in results.arms] == [arm.runs for arm in source.arms]
+    assert [run.points for arm in results.arms for run in arm.runs] == [
+        run.points for arm in source.arms for run in arm.runs
+    ]
     assert verify(clone / "records") == 0
 
 
@@ -427,6 +436,44 @@ def _evaluated_twice(bundle: Any) -> None:
     bundle["entries"] = [json.dumps(entry, separators=(",", ":"), sort_keys=True) for entry in entries]
 
 
+def _predictions(change: Callable[[list[list[int]]], object]) -> Callable[[Path], None]:
+    """Change the published predictions of a run."""
+
+    def damage(record: Path) -> None:
+        path = record / RUN / "predictions.jsonl.gz"
+        points = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        change(points)
+        lines = (json.dumps(point, separators=(",", ":")) + "\n" for point in points)
+        path.write_bytes(gzip.compress("".join(lines).encode()))
+
+    return damage
+
+
+def _other_accuracies(record: Path) -> None:
+    """Let every point have one right prediction fewer, in a log that was signed again and all that agrees with it."""
+    key = SigningKey.generate("labelmeter/forged")
+    bundle = json.loads((record / RUN / "evidence.json").read_text())
+    entries = [json.loads(text) for text in bundle["entries"]]
+    for entry in entries:
+        entry["log_id"] = "forged"
+        if entry["op"] == "evaluation":
+            entry["detail"]["correct"] -= 1
+    texts = [json.dumps(entry, separators=(",", ":"), sort_keys=True) for entry in entries]
+    head = TreeHead.sign(key, len(texts), MerkleTree(leaf_hash(text.encode()) for text in texts).root())
+    bundle |= {"key": key.verifier.vkey, "checkpoint": head.note, "entries": texts, "heads": []}
+    (record / RUN / "evidence.json").write_text(json.dumps(bundle))
+    (record / RUN / "log-key.txt").write_text(key.verifier.vkey)
+    result = json.loads((record / RUN / "result.json").read_text())
+    for point in result["points"]:
+        point["evaluation"]["correct"] -= 1
+    (record / RUN / "result.json").write_text(json.dumps(result))
+    record_writer.renew(record)
+
+
+def _another_gallery(record: Path) -> None:
+    shutil.copyfile(record / "runs/random-seed1/asked.png", record / RUN / "asked.png")
+
+
 def _never_opened(bundle: Any) -> None:
     bundle["entries"] = [text for text in bundle["entries"] if '"run-opened"' not in text]
 
@@ -472,18 +519,41 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no picture at all": (lambda record: (record / "curve.svg").write_text("<svg/>"), "is not what the evidence draws"),
     "a missing picture": (lambda record: (record / "curve.svg").unlink(), "curve.svg"),
+    "a prediction": (
+        _predictions(lambda points: points[1].__setitem__(0, 2 - points[1][0] or 1)),
+        "does not hold the predictions that the log has with 6 labels",
+    ),
+    "a point without predictions": (_predictions(lambda points: points.pop()), "does not have one line for each"),
+    "predictions that are no file of gzip": (
+        lambda record: (record / RUN / "predictions.jsonl.gz").write_text("[1]"),
+        "predictions.jsonl.gz cannot be read",
+    ),
+    "predictions thrown away": (
+        lambda record: (record / RUN / "predictions.jsonl.gz").unlink(),
+        "is not what the evidence adds up to",
+    ),
+    "accuracies signed anew by who holds the key": (_other_accuracies, "predictions are right, and the log has "),
+    "images of another run": (_another_gallery, "asked.png does not show the images that the log has"),
+    "official images by its own word": (
+        _in_json(f"{RUN}/result.json", lambda result: result["dataset"].update(official=True)),
+        "is wrong about whether its images are the official ones",
+    ),
+    "a record nested too deep": (
+        lambda record: (record / RUN / "evidence.json").write_text("[" * 100_000),
+        "is not a complete record",
+    ),
+    "a file that is no text": (lambda record: (record / "table.md").write_bytes(b"\xff"), "can't decode byte"),
     "a missing file": (lambda record: (record / RUN / "result.json").unlink(), "is not a complete record"),
 }
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_record_is_named(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], message: str
+    clone: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], message: str
 ) -> None:
     """Whatever is changed, the check fails and says where."""
-    shutil.copytree(made / "records", tmp_path / "records")
-    damage(tmp_path / "records" / "2020-01-01_tiny")
-    assert verify(tmp_path / "records") == 1
+    damage(workspace(clone).record)
+    assert verify(clone / "records") == 1
     out = capsys.readouterr().out
     assert out.startswith("FAILED")
     assert message in out
@@ -494,7 +564,55 @@ def test_a_picture_of_another_matplotlib_is_not_compared(clone: Path, capsys: py
     picture = workspace(clone).record / "curve.svg"
     picture.write_text(re.sub(r"Matplotlib v[0-9.]+", "Matplotlib v1.0.0", picture.read_text()))
     assert verify(clone / "records") == 0
-    assert "3 runs; its picture was drawn by another Matplotlib and was not compared" in capsys.readouterr().out
+    assert "; its picture was drawn by another Matplotlib and was not compared\n" in capsys.readouterr().out
+
+
+def test_predictions_are_published_as_the_log_has_them(made: Path) -> None:
+    """What the records' page tells an outsider to do: unpack, take a line, hash it, compare with the entry."""
+    run = workspace(made).record / RUN
+    entries = [json.loads(text) for text in json.loads((run / "evidence.json").read_text())["entries"]]
+    signed = [entry["detail"]["predictions_sha256"] for entry in entries if entry["op"] == "evaluation"]
+    lines = gzip.decompress((run / "predictions.jsonl.gz").read_bytes()).splitlines()
+    assert [hashlib.sha256(line).hexdigest() for line in lines] == signed
+    assert len(signed) == 3
+
+
+def test_a_record_says_whether_its_accuracies_were_recounted(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the labels, without them, and a record that has published nothing; each prints what it stands for."""
+    record = workspace(clone).record
+    assert verify(record) == 0
+    out = capsys.readouterr().out
+    assert "3 runs; accuracies recounted from the published predictions and the public labels\n" in out
+    assert f"  default: 3 labels {tables.mean_and_sd(list(_percents(record).values()))}, 6 labels " in out
+    assert verify(clone / "records") == 0
+    assert capsys.readouterr().out == out
+    assert verify_records.main([str(record)], PROGRAMS) == 0
+    assert "cannot be recounted: no folder here has the labels of synthetic bars\n" in capsys.readouterr().out
+    for name in records.PUBLISHED:
+        (record / RUN / name).unlink()
+    record_writer.renew(record)
+    assert verify(record) == 0
+    assert "2 runs recounted from their predictions, of the others by the log; no predict" in capsys.readouterr().out
+    for path in [path for name in records.PUBLISHED for path in record.rglob(name)]:
+        path.unlink()
+    record_writer.renew(record)
+    assert verify(record) == 0
+    assert "3 runs; accuracies by the log; no predictions published\n" in capsys.readouterr().out
+
+
+def _percents(record: Path) -> dict[int, float]:
+    return records.read_results(record).arms[0].percent_at(3)
+
+
+def test_a_run_whose_files_are_not_those_of_its_log_is_not_recorded(made: Path, clone: Path) -> None:
+    """Predictions and queried images of the trainer's folder are compared with the log before they are published."""
+    shutil.copytree(made / "runs", clone / "runs")
+    take_out(workspace(clone).record, "random", 1)
+    frozen = clone / "runs/tiny/random-seed1/trainer/predictions-at-3.json"
+    content = json.loads(frozen.read_text())
+    frozen.write_text(json.dumps(content | {"predictions": content["predictions"][::-1]}))
+    with pytest.raises(RunError, match=r"at-3.json does not hold the predictions that were evaluated with 3 labels"):
+        study.carry_out(TINY_STUDY, workspace(clone), replace(PROGRAMS, trainer=("false",)))
 
 
 def test_a_folder_that_is_no_record_is_no_success(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -517,10 +635,10 @@ def test_what_others_got_from_a_run_s_log_is_in_the_table(clone: Path) -> None:
 
     _in_json(f"{RUN}/evidence.json", another_run_s)(workspace(clone).record)
     table = tables.render(records.read_results(workspace(clone).record))
-    assert "; 18 labels on its log were given to others; 3 accuracies on its log were told to others\n" in table
+    assert "; 18 labels on its log were given to others; 3 accuracies on its log were told to others (" in table
 
 
 def test_no_record_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An empty folder verifies nothing, and says so."""
-    assert verify(tmp_path) == 1
+    assert verify_records.main([str(tmp_path)], PROGRAMS) == 1
     assert "there is no record" in capsys.readouterr().err

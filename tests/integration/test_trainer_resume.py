@@ -34,7 +34,7 @@ from trainer.oracle.client import LabelClient
 from trainer.oracle.transport import Transport, _TryAgain
 from trainer.records.run_records import QUERIES_FILE, RESULT_FILE, RunResult
 from trainer.run import active_loop, evaluate, pipeline
-from trainer.run import questions as oracle
+from trainer.run import label_oracle as oracle
 
 pytestmark = pytest.mark.usefixtures("tiny_profiles")
 

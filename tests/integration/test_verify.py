@@ -79,7 +79,7 @@ def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -
         ({"label_commitment": None}, "must be text is not"),
         ({"op": "gift"}, "unknown kind, gift"),
         ({"outcome": "evaluated"}, "do not match|detail lacks"),
-        ({"more": 1}, "not the fields"),
+        ({"more": 1}, "not those of an entry"),
     ],
     ids=str,
 )
@@ -135,8 +135,11 @@ def test_each_point_of_a_curve_is_evaluated_once(
 def test_new_labels_after_the_end_are_named(case: Case) -> None:
     """A reveal after the evaluation and the seal breaks the rules, even if it is signed."""
     source = json.loads(next(entry for entry in case.evidence.entries if '"ids":[4,5,6]' in entry))
-    late = canonical_json(source | {"seq": LAST + 1, "ids": [8], "charged": 1, "spent": 7}).decode()
-    with pytest.raises(VerificationError, match=rf"^entry {LAST + 1}: it reveals new labels to a run that had ended"):
+    newest = json.loads(case.evidence.entries[-1])["ts"]
+    late = canonical_json(source | {"seq": LAST + 1, "ts": newest, "ids": [8], "charged": 1, "spent": 7}).decode()
+    with pytest.raises(
+        VerificationError, match=rf"^entry {LAST + 1}: it reveals new labels to an evaluated or sealed run"
+    ):
         verify(case.forge([*case.evidence.entries, late], signed=True), case.key)
 
 
@@ -193,3 +196,15 @@ def test_damaged_receipts_are_refused_in_a_sentence(case: Case, tmp_path: Path, 
     kept.write_text(content + "\n")
     code, printed = run_command(case, tmp_path, "--receipts", str(kept))
     assert code == 1 and f"line 1 of {kept} is not an answer of the service" in printed
+
+
+def test_an_entry_older_than_the_one_before_is_refused(case: Case) -> None:
+    """A log that commits to its test labels promises it; an older log wrote the clock as it was, and is named."""
+    entries = edited(case.evidence.entries, 5, ts="2020-01-01T00:00:00.000000Z")
+    with pytest.raises(VerificationError, match=r"^entry 5: it is older than the entry before it"):
+        verify(case.forge(entries, signed=True), case.key)
+    for seq, entry in enumerate(entries):
+        document = json.loads(entry)
+        document.get("detail", {}).pop("test_commitment", None)
+        entries[seq] = canonical_json(document).decode()
+    assert verify(case.forge(entries, signed=True), case.key).clock_set_back == (5,)

@@ -28,25 +28,40 @@ def prepare(options):
         card.write_text(json.dumps({"name": name, "files": files, "redraw_seed": None}))
 
 
+def summary(log):
+    entries = [json.loads(line) for line in log.splitlines()]
+    ids = {label_id for entry in entries for label_id in entry["ids"]}
+    counts = {"queries": sum(entry["charged"] for entry in entries), "evaluations": 1, "entries": len(entries)}
+    run = {"run_id": "run-1", "distinct_labels": len(ids), **counts}
+    return {"runs": [run], "distinct_labels_revealed_to_anybody": len(ids), **counts}
+
+
 class Handler(BaseHTTPRequestHandler):
     log = Path()
 
     def do_GET(self):
         content = self.log.read_bytes() if self.log.exists() else b""
         bundle = {"key": KEY, "entries": content.decode().splitlines()}
-        answers = {"/v1/log/evidence": json.dumps(bundle).encode(), "/v1/log/key": json.dumps({"key": KEY}).encode()}
-        self._answer(answers.get(self.path, b"{}"))
+        answers = {"/v1/log/evidence": bundle, "/v1/log/key": {"key": KEY}, "/v1/log/summary": summary(content)}
+        self._answer(json.dumps(answers.get(self.path, {})).encode())
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "op" in asked:
+            self._append(asked | {"ids": [], "charged": 0})
+            return
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         held = {i for entry in map(json.loads, lines) if entry["run"] == asked["run"] for i in entry["ids"]}
         new = [i for i in asked["ids"] if i not in held]
         entry = {"op": "query", "run": asked["run"], "ids": asked["ids"], "charged": len(new)}
         entry["outcome"] = "revealed" if new else "replayed"
+        self._append(entry, charged=len(new), labels=[{"id": i, "label": i % 3} for i in asked["ids"]])
+
+    def _append(self, entry, **answer):
+        text = json.dumps(entry)
         with self.log.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        self._answer(json.dumps({"charged": len(new)}).encode())
+            file.write(text + "\n")
+        self._answer(json.dumps(answer | {"receipt": {"entry": text}}).encode())
 
     def _answer(self, content):
         self.send_response(200)

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 
 from trainer.errors import ServiceProtocolError, first_mistake
 
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+T = TypeVar("T")
+# The first wrong item is enough: a kilobyte for each of a million would take the memory.
+Items = Annotated[tuple[T, ...], FailFast()]
 
 
 class Answer(BaseModel):
@@ -42,7 +45,7 @@ class DatasetInfo(Answer):
     official: bool
     pool_size: Annotated[int, Field(ge=1)]
     test_size: Count
-    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
+    class_names: Annotated[Items[str], Field(min_length=2)]
     fingerprint: Name | None
     redraw_seed: int | None = None
 
@@ -85,7 +88,7 @@ class QueryAnswer(Answer):
         receipt: The log's proof, for the witness (`receipts.Receipt`).
     """
 
-    labels: tuple[RevealedLabel, ...]
+    labels: Items[RevealedLabel]
     charged: Count
     queries: Count
     remaining: Count
@@ -149,7 +152,7 @@ class RunCounts(Answer):
 class LogSummary(Answer):
     """The log's counts of all runs; `distinct_labels_revealed_to_anybody` is the union over the runs."""
 
-    runs: tuple[RunCounts, ...]
+    runs: Items[RunCounts]
     queries: Count
     distinct_labels_revealed_to_anybody: Count
     evaluations: Count
@@ -177,7 +180,7 @@ class LogKeyAnswer(Answer):
 class ConsistencyAnswer(Answer):
     """The consistency proof between two sizes of the log, as base64 hashes. Roots in the answer are ignored."""
 
-    proof: tuple[str, ...]
+    proof: Items[str]
 
 
 class Problem(Answer):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import FailFast, Field, JsonValue, ValidationError
 
 from trainer.errors import first_mistake
 from trainer.oracle.answers import A, Answer, Count, Evaluation, OpenedRun, QueryAnswer, RevealedLabel
@@ -36,7 +36,7 @@ class Receipt(Answer):
 
     entry: str
     index: Count
-    inclusion_proof: list[str]
+    inclusion_proof: Annotated[list[str], FailFast()]
     checkpoint: str
 
 
@@ -44,7 +44,7 @@ class LabelOpening(Answer):
     """What opens the commitment to one label: its leaf's salt and its inclusion proof."""
 
     salt: Annotated[str, Field(pattern=_SALT)]
-    proof: list[str]
+    proof: Annotated[list[str], FailFast()]
 
 
 class Evidence(Answer):
@@ -52,7 +52,7 @@ class Evidence(Answer):
 
     key: str
     checkpoint: str
-    entries: list[str]
+    entries: Annotated[list[str], FailFast()]
 
 
 class Entry(Answer):
@@ -62,7 +62,7 @@ class Entry(Answer):
     seq: Count
     run: str
     op: str
-    ids: list[int]
+    ids: Annotated[list[int], FailFast()]
     outcome: str
     charged: Count
     spent: Count

@@ -5,6 +5,9 @@ bytes under the same Idempotency-Key, so a service that restarts in the middle c
 other failure is an error without a second try. tenacity repeats the tries; the pauses grow exponentially with jitter,
 respect Retry-After, and end when the patience is spent.
 
+The service is not trusted: an attempt has a deadline as a whole (`connection`), an answer has bounds of size and of
+nesting, and an answer that is packed is refused, because its size is not known before it is unpacked.
+
 The transport knows nothing of labels, and neither logs nor repeats a token.
 """
 
@@ -18,6 +21,7 @@ import ssl
 import time
 from collections.abc import Mapping
 
+import httpcore
 import httpx
 from pydantic import ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
@@ -34,12 +38,13 @@ from trainer.errors import (
     UnknownLabelId,
 )
 from trainer.oracle.answers import Problem
+from trainer.oracle.connection import DeadlineBackend
 
 logger = logging.getLogger(__name__)
 
 # Longest wait for a connection, and for the next bytes of an answer.
 TIMEOUT_S = 10.0
-# Limit of a whole try, in timeouts. httpx's own timeout restarts with every byte, so a trickle never exceeds it.
+# Limit of a whole attempt, in timeouts. The timeout itself restarts with every byte, so a trickle never exceeds it.
 _TIMEOUTS_OF_A_TRY = 6
 # Upper bound of the jitter after the first failure; it doubles with each failure up to the second bound.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
@@ -47,6 +52,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
 SILENT_WAIT_S = 2.0
 # The evidence of a long run is the largest answer, some megabytes.
 _LONGEST_BODY_BYTES = 64 * 1024 * 1024
+# An answer has a few arrays and objects for each label, entry or run. Parsed, even an empty one takes 500 bytes.
+_MOST_CONTAINERS = 250_000
 
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _REFUSALS: Mapping[str, type[RequestRefused]] = {
@@ -95,9 +102,10 @@ class Transport:
         self._retrying = Retrying(
             retry=retry_if_exception_type(_TryAgain), wait=self._pause_s, sleep=time.sleep, reraise=True
         )
-        # trust_env=False: the service is on this machine or on the compose network, where a proxy of the environment
-        # would only get in the way, and a .netrc must not replace the run's token.
-        self._http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False)
+        # httpcore, the layer below httpx: it heeds no proxy or .netrc of the environment, follows no redirect, unpacks
+        # nothing, and takes a network backend. It refuses a line or a head of an answer longer than 100 KiB.
+        self._backend = DeadlineBackend()
+        self._http = httpcore.ConnectionPool(network_backend=self._backend, keepalive_expiry=5.0)
 
     def close(self) -> None:
         """Close the connections."""
@@ -120,7 +128,7 @@ class Transport:
             ServiceProtocolError: The answer does not come from a label service.
             RequestRefused: The service refused; the subclass names the reason.
         """
-        headers = {"Accept": "application/json, application/problem+json"}
+        headers = {"Accept": "application/json, application/problem+json", "Accept-Encoding": "identity"}
         content = None
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -129,9 +137,8 @@ class Transport:
         if body is not None:
             headers["Content-Type"] = "application/json"
             content = json.dumps(body, separators=(",", ":")).encode()
-        request = self._http.build_request(
-            method, self.base_url + path, headers=headers, content=content, params=params or None
-        )
+        url = httpx.URL(self.base_url + path, params=params or None)
+        request = httpx.Request(method, url, headers=headers, content=content)
         self._told = False
         answer = self._retrying(self._attempt, request, f"{method} {path}")
         if self._told:
@@ -166,52 +173,61 @@ class Transport:
 
     def _attempt(self, request: httpx.Request, name: str) -> bytes:
         """Send once."""
-        deadline = time.monotonic() + _TIMEOUTS_OF_A_TRY * TIMEOUT_S
+        url = request.url
+        sent = httpcore.Request(
+            request.method,
+            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.read(),
+            extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_S)},
+        )
+        self._backend.begin_attempt(_TIMEOUTS_OF_A_TRY * TIMEOUT_S)
         try:
-            with contextlib.closing(self._http.send(request, stream=True)) as response:
-                body = self._read(response, deadline, name)
-        except httpx.TimeoutException as error:
-            raise _TryAgain(f"no answer within {TIMEOUT_S:g} s") from error
-        except httpx.RemoteProtocolError as error:
-            # h11 says "illegal" of bytes that are not HTTP, and other words of a connection that was cut.
-            if "illegal" in str(error).lower():
-                raise ServiceProtocolError(
-                    f"what answers at {self.base_url} does not speak HTTP; check the address of the label service."
-                ) from error
-            raise _TryAgain("the connection was cut before the answer was complete") from error
-        except httpx.LocalProtocolError as error:
+            with contextlib.closing(self._http.handle_request(sent)) as response:
+                body = self._read(response, name)
+        except httpcore.TimeoutException as error:
+            slow = self._backend.left_s() <= 0
+            raise _TryAgain("the answer came too slowly" if slow else f"no answer within {TIMEOUT_S:g} s") from error
+        except httpcore.RemoteProtocolError as error:
+            if self._backend.peer_closed:
+                raise _TryAgain("the connection was cut before the answer was complete") from error
+            raise ServiceProtocolError(
+                f"what answers at {self.base_url} does not speak HTTP as a label service does; check the address."
+            ) from error
+        except httpcore.LocalProtocolError as error:
             # The text of the error may hold the header, and with it the token.
             raise ConfigError("the token or idempotency key cannot be sent as an HTTP header.") from error
-        except httpx.DecodingError as error:
-            raise ServiceProtocolError(
-                f"the answer to {name} cannot be unpacked; check for a proxy in between."
-            ) from error
-        except httpx.TransportError as error:
+        except httpcore.NetworkError as error:
             cause = _root_cause(error)
             if isinstance(cause, ssl.SSLError):
                 raise ServiceProtocolError(
                     f"no TLS connection to {self.base_url} ({cause.reason}); check https and the certificate."
                 ) from error
             raise _TryAgain(_in_words(cause)) from error
-        return _accept(response, body, name, self.base_url)
+        headers = httpx.Headers(response.headers)
+        encoding = headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity" and response.status not in _RETRIED_STATUSES:
+            raise ServiceProtocolError(
+                f"the answer to {name} is packed ({encoding}), though a plain one was asked for; look for a proxy."
+            )
+        return _accept(response.status, headers, body, name, self.base_url)
 
-    def _read(self, response: httpx.Response, deadline: float, name: str) -> bytes:
-        """Read a body within bounds of time and size."""
-        parts: list[bytes] = []
-        size = 0
-        for part in response.iter_bytes():
-            parts.append(part)
-            size += len(part)
-            if size > _LONGEST_BODY_BYTES:
+    def _read(self, response: httpcore.Response, name: str) -> bytes:
+        """Read a body within bounds of size."""
+        body = bytearray()
+        for part in response.iter_stream():
+            body += part
+            if len(body) > _LONGEST_BODY_BYTES:
                 raise ServiceProtocolError(f"the answer to {name} is longer than {_LONGEST_BODY_BYTES} bytes.")
-            if time.monotonic() > deadline:
-                raise _TryAgain("the answer came too slowly")
-        return b"".join(parts)
+        if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS:
+            raise ServiceProtocolError(
+                f"the answer to {name} has more than {_MOST_CONTAINERS} arrays and objects, as no label service's has."
+            )
+        return bytes(body)
 
 
-def _accept(response: httpx.Response, body: bytes, name: str, base_url: str) -> bytes:
+def _accept(status: int, headers: httpx.Headers, body: bytes, name: str, base_url: str) -> bytes:
     """Return the body of a 2xx answer; raise the error of any other answer."""
-    status = response.status_code
     if 200 <= status < 300:
         return body
     try:
@@ -220,9 +236,9 @@ def _accept(response: httpx.Response, body: bytes, name: str, base_url: str) -> 
         problem = None
     if status in _RETRIED_STATUSES:
         reason = f"status {status}" + (f" {problem.code}: {problem.detail}" if problem else "")
-        raise _TryAgain(reason.rstrip(".: "), retry_after_s=_retry_after_s(response))
+        raise _TryAgain(reason.rstrip(".: "), retry_after_s=_retry_after_s(headers))
     if problem is None:
-        kind = response.headers.get("content-type", "no content type").split(";")[0]
+        kind = headers.get("content-type", "no content type").split(";")[0]
         raise ServiceProtocolError(
             f"{base_url} answered {name} with {status} and {kind}, which no label service does; check --service."
         )
@@ -231,9 +247,9 @@ def _accept(response: httpx.Response, body: bytes, name: str, base_url: str) -> 
     raise refusal(message, status=status, code=problem.code, detail=problem.detail)
 
 
-def _retry_after_s(response: httpx.Response) -> float:
+def _retry_after_s(headers: httpx.Headers) -> float:
     """Return the seconds that Retry-After asks for (RFC 9110 section 10.2.3), 0 where it is absent or unreadable."""
-    value = response.headers.get("retry-after", "").strip()
+    value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)
     try:

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from trainer.errors import RecordsUnwritable
+from trainer.errors import RecordsUnwritable, printable
 from trainer.records.files import read_file, replace_file
 from trainer.records.run_records import MetricRecord, append_metric, read_metrics
 
@@ -48,7 +48,21 @@ class _ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
-class _ConsoleFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """A line for each message, and an indented one for each line of a traceback, in printable characters.
+
+    A message may repeat what the label service sent: it must not move a cursor or look like another message.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is the standard library's
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802, ANN401 - the standard library's own signature
+        return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
+
+
+class _ConsoleFormatter(_Formatter):
     """The message alone; warnings and errors begin with their level."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -71,7 +85,7 @@ def setup_logging(out_dir: Path, verbose: bool = False) -> Iterator[None]:
         to_file = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise RecordsUnwritable(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter = _Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     to_file.setFormatter(formatter)
     to_console = _ConsoleHandler(logging.DEBUG if verbose else logging.INFO)

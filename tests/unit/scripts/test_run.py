@@ -79,10 +79,10 @@ def test_run_ends_with_a_table_of_both_counts(tmp_path):
     assert table["queries counted by the trainer"].strip() == "10"
     assert table["queries of the run, by the log"].strip() == "10"
     assert table["labels revealed to anybody else"].strip() == "0"
-    assert "90.62%  (95% interval 90.03% to 91.18%; 9,062 of 10,000)" in table["test accuracy"]
+    assert "90.62%  (95% interval 90.03% to 91.18%; 9,062 of 10,000)" in table["test accuracy, by the log"]
     assert "1 min 5 s" in table["wall time of the trainer"]
     folder = tmp_path / "runs" / "auto-seed1"
-    assert (folder / "query-log.ndjson").read_text().count("\n") == 10
+    assert (folder / "query-log.ndjson").read_text().count("\n") == 12
     assert not is_served(service_url(out))
 
 
@@ -147,8 +147,8 @@ def tamper_ids(folder):
 @pytest.mark.parametrize(
     ("tamper", "says"),
     [
-        (tamper_result, "9 queries counted by the trainer, but 10 charged in the log"),
-        (tamper_log, "10 queries counted by the trainer, but 9 charged in the log"),
+        (tamper_result, "9 queries counted by the trainer in result.json, but 10 charged in the log"),
+        (tamper_log, "o/query-log.ndjson is not the log that o/evidence.json holds"),
         (tamper_ids, "id 3 is in only one of queries.jsonl and the log"),
     ],
 )
@@ -166,7 +166,7 @@ def test_evidence_is_verified_under_the_key_pinned_before_the_first_query(tmp_pa
     """The closing table says what was verified; a bundle of another key fails the command."""
     code, out, _ = run(tmp_path, "OUT=o")
     assert code == 0
-    assert "verified 10 entries (o/evidence.json)" in out
+    assert "verified 12 entries (o/evidence.json)" in out
     assert (tmp_path / "o/log-key.txt").read_text() == "stand-in+0+key\n"
     bundle = tmp_path / "o/evidence.json"
     bundle.write_text(bundle.read_text().replace("+0+", "+1+"))
@@ -192,15 +192,6 @@ def test_run_does_not_go_on_with_another_log(tmp_path):
     code, _, err = run(tmp_path, "OUT=o", FAKE_KEY="stand-in+2+key")
     assert code == 1
     assert "the log's key is not the one pinned in o/log-key.txt" in err
-
-
-def test_finished_run_of_an_unsigned_log_says_that_there_is_no_evidence(tmp_path):
-    """Results of an older version are still shown, and not called verified."""
-    assert run(tmp_path, "OUT=o")[0] == 0
-    (tmp_path / "o/evidence.json").unlink()
-    code, out, _ = run(tmp_path, "OUT=o")
-    assert code == 0
-    assert "none: the run was made by a version that did not sign its log" in out
 
 
 def test_taken_port_is_one_sentence_and_starts_nothing(tmp_path):

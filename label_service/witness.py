@@ -1,0 +1,218 @@
+"""A witness: it keeps the signed heads of a log on another machine, and finds a log that does not grow from them.
+
+Who holds the signing key and the database can put an older copy back and sign another history. Clients see that only if
+they come again. A witness comes again and again: each head must be signed by the pinned key, and a proof must show that
+it begins with the entries of the head before. Everything else that the service says is not believed.
+
+The file has a JSON object a line: when the head was seen (`at`), the pinned key, the signed note, and what was wrong
+with it (`fault`, else null). Two notes that contradict each other are the evidence of a fork.
+
+Sources: RFC 9162, section 2.1.4 (consistency); c2sp.org/tlog-witness (what a witness promises).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from label_service.errors import SetupError
+from label_service.log.merkle import VerificationError, verify_consistency
+from label_service.log.signed_note import Verifier, decode_base64
+from label_service.log.tree_head import TreeHead
+
+# From connecting to the last byte. A service that answers slower, however slowly, is one that does not answer.
+DEADLINE_S = 30.0
+# A head has under 300 characters, and a proof at most 64 hashes.
+_MAX_ANSWER_BYTES = 100_000
+
+
+class NoAnswer(SetupError):  # noqa: N818 - says what happened
+    """Raised when the service gives no usable answer: that shows nothing about its log."""
+
+
+class Witness:
+    """Compares the heads of one log with those that it has kept.
+
+    Attributes:
+        newest: the largest head so far, None before the first.
+    """
+
+    def __init__(self, url: str, path: Path, vkey: str | None = None) -> None:
+        """Read the kept heads.
+
+        Args:
+            url: address of the service.
+            path: file of the heads, begun if it is not there.
+            vkey: the log's key, pinned before; without it the service's own word is pinned at the first contact.
+
+        Raises:
+            SetupError: the address or the file cannot be used.
+            VerificationError: the file was begun with another key, or a key is none.
+        """
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise SetupError(f"{url} is not the address of a service: it begins with http:// or https://.")
+        self._url, self._path = url.rstrip("/"), path
+        kept = self._read()
+        pinned = kept[-1]["key"] if kept else vkey
+        if vkey is not None and pinned != vkey:
+            raise VerificationError(f"the heads in {path} are of the key {pinned}, and {vkey} was given")
+        self._key = None if pinned is None else Verifier.from_vkey(pinned)
+        good = [line["checkpoint"] for line in kept if line["fault"] is None]
+        self.newest = TreeHead.open(good[-1], self._key) if good and self._key else None
+
+    def look(self) -> TreeHead:
+        """Compare the service's newest head with the newest kept one, and keep it if it is larger.
+
+        Returns:
+            The service's head, which holds.
+
+        Raises:
+            NoAnswer: the service does not answer, or not with a head.
+            SetupError: the head cannot be kept.
+            VerificationError: the head does not hold; it is kept as evidence.
+        """
+        if self._key is None:
+            answer = _parse(self._get("/v1/log/key")).get("key")
+            if not isinstance(answer, str):
+                raise NoAnswer(f"{self._url} does not say the key of its log.")
+            self._key = Verifier.from_vkey(answer)
+        note = self._get("/v1/log/checkpoint").decode("utf-8", errors="replace")
+        try:
+            head = TreeHead.open(note, self._key)
+            self._compare(head)
+        except VerificationError as error:
+            self._keep(note, str(error))
+            raise
+        if head != self.newest:
+            self._keep(note, None)
+            self.newest = head
+        return head
+
+    def _compare(self, head: TreeHead) -> None:
+        """Have it proved that the log of this head begins with the log of the newest kept one.
+
+        Raises:
+            VerificationError: it is smaller, it is another log, or the service does not prove it.
+        """
+        if self.newest is None or self.newest.size == 0:
+            return
+        if head.size < self.newest.size:
+            raise VerificationError(
+                f"the log shrank: its key signed {self.newest.size:,} entries before, and now {head.size:,}"
+            )
+        proof: list[bytes] = []
+        if head.size > self.newest.size:
+            path = f"/v1/log/proof/consistency?first={self.newest.size}&second={head.size}"
+            nodes = _parse(self._get(path, may_refuse=True)).get("proof")
+            if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
+                raise VerificationError(
+                    f"the service does not prove that its {head.size:,} entries begin with the {self.newest.size:,} "
+                    "that its key signed before"
+                )
+            proof = [decode_base64(node, "a hash of the proof") for node in nodes]
+        try:
+            verify_consistency(self.newest.size, head.size, self.newest.root, head.root, proof)
+        except VerificationError as error:
+            raise VerificationError(f"the log was forked: {error}") from error
+
+    def _get(self, path: str, may_refuse: bool = False) -> bytes:
+        """Return what the service answers, at the deadline at the latest.
+
+        Args:
+            path: what to ask for.
+            may_refuse: a refusal of the request is an answer too; that the service is out of order never is.
+
+        Raises:
+            NoAnswer: it does not answer in time, or not with what was asked for, or with too much.
+        """
+        answers: queue.SimpleQueue[tuple[int, bytes] | Exception] = queue.SimpleQueue()
+        # A socket's own timeout begins anew with each byte. This thread ends with the program, whatever the peer does.
+        threading.Thread(target=_fetch, args=(f"{self._url}{path}", answers), daemon=True).start()
+        try:
+            answer = answers.get(timeout=DEADLINE_S)
+        except queue.Empty:
+            raise NoAnswer(f"{self._url} did not answer within {DEADLINE_S:.0f} seconds.") from None
+        if isinstance(answer, Exception):
+            raise NoAnswer(f"{self._url} does not answer ({answer}).") from answer
+        status, body = answer
+        if len(body) > _MAX_ANSWER_BYTES:
+            raise NoAnswer(f"{self._url}{path} answers more than a witness reads.")
+        if status != HTTPStatus.OK and not (may_refuse and status < HTTPStatus.TOO_MANY_REQUESTS):
+            raise NoAnswer(f"{self._url}{path} answers with the status {status}.")
+        return body
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Return the lines of the file; one that a crash cut off at its end does not count.
+
+        Raises:
+            SetupError: the file cannot be read, or is another kind of file.
+        """
+        try:
+            lines = self._path.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise SetupError(f"{self._path} cannot be read ({getattr(error, 'strerror', 'not text')}).") from error
+        try:
+            kept = [json.loads(line) for line in lines[:-1] if line]
+            if all({"key", "checkpoint", "fault"} <= line.keys() for line in kept):
+                return kept
+        except (ValueError, AttributeError):
+            pass
+        raise SetupError(f"{self._path} is not a file of kept heads; name another with --heads.")
+
+    def _keep(self, note: str, fault: str | None) -> None:
+        """Append a head, durably.
+
+        Raises:
+            SetupError: the file cannot be written.
+        """
+        assert self._key is not None
+        line = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "key": self._key.vkey,
+            "checkpoint": note,
+            "fault": fault,
+        }
+        try:
+            with self._path.open("a+b") as file:
+                # Cut off what a crash left of a line.
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+                file.write(json.dumps(line).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SetupError(f"{self._path} cannot be written ({error.strerror or error}).") from error
+
+
+def _fetch(url: str, answers: queue.SimpleQueue[tuple[int, bytes] | Exception]) -> None:
+    """Put status and body of what a URL answers into a queue, or why it does not answer."""
+    try:
+        try:
+            response = urllib.request.urlopen(url, timeout=DEADLINE_S)  # noqa: S310 - the scheme was checked
+        except urllib.error.HTTPError as refusal:
+            response = refusal
+        with response:
+            answers.put((response.status, response.read(_MAX_ANSWER_BYTES + 1)))
+    # Whatever a peer causes, the queue is not left empty.
+    except Exception as error:
+        answers.put(error)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    """Return a JSON object; an empty one for anything else."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return answer if isinstance(answer, dict) else {}
