@@ -19,6 +19,7 @@ from scripts.results_page import BLOCK, PAGE, tables_of
 from scripts.study import tables
 from scripts.study.records import folder_of
 from scripts.study.tables import ArmResults, Point, RecordResults
+from trainer.records.run_records import read_result
 
 README = Path("README.md")
 ROW = re.compile(r"^\|.*\]\((records/[^/)]+)/.*$", re.MULTILINE)
@@ -30,7 +31,7 @@ CELLS = re.compile(
 HEADLINE = re.compile(r"\*\*(A mean of|Above|More than) ([\d.]+)% on Fashion-MNIST from ([\d,]+) of its 60,000 labels")
 SENTENCE = re.compile(r"It reaches ([\d.]+)% on the official test set .*? the mean of (\w+) runs")
 SEED = re.compile(r"\[(seed (\d+), [^\]]*)\]\((records/[^/)]+)/")
-CLOSING = re.compile(r"^ *test accuracy +(.*)$", re.MULTILINE)
+CLOSING = re.compile(r"^ *test accuracy, by the log +(.*)$", re.MULTILINE)
 ACCURACY = re.compile(r"\d+(?:\.\d+)?(?=\s?%| ±|\*\*)")
 NUMBER = re.compile(r"\b\d\d\.\d\d\b")
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -130,9 +131,10 @@ def _check_run(text: str, words: str, seed: int, record: Path, results: RecordRe
     last = run.points[-1]
     recorded = f"seed {seed}, {last.percent:.2f}%, {_minutes(last)} min, profile `{arm.profile}`"
     _compare("a run", words, recorded)
-    result = counts.read_result(folder_of(record, arm.name, seed) / "result.json")
+    result = read_result(folder_of(record, arm.name, seed))
+    assert result is not None, "read_results has read it"
     closing = CLOSING.search(text)
-    _compare("closing table", closing and closing[1].strip(), counts.format_accuracy(result["evaluation"]))
+    _compare("closing table", closing and closing[1].strip(), counts.format_accuracy(result.evaluation))
 
 
 def _check_results_page(text: str, name: str, record: Path, results: RecordResults) -> bool:

@@ -87,7 +87,7 @@ def test_smoke_run_ends_with_counts_that_agree(finished):
     assert table["queries of the run, by the log"] == f"{asked:,}"
     assert table["distinct labels of the run, by the log"] == f"{asked:,}"
     assert table["labels revealed to anybody else"] == "0"
-    assert "95% interval" in table["test accuracy"]
+    assert "95% interval" in table["test accuracy, by the log"]
     assert table["data set"] == "Fashion-MNIST"
     assert "The trainer's count and the log's agree." in printed
     assert Path(table["report"]).is_file()
