@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from label_service.log.entries import DONE, ENTRY_VERSION, canonical_json
+from label_service.log.entries import DONE, ENTRY_VERSION, GUEST, canonical_json
 from label_service.log.merkle import VerificationError
 
 _COUNT_FIELDS = frozenset(("v", "seq", "charged", "spent", "budget"))
@@ -62,6 +62,7 @@ class RunAccount:
         refusals: entries that refused something.
         evaluated_at: the point of each evaluation made, None without declared points.
         sealed: the run has ended.
+        opened_with: name of the token that allowed to open it, None if it was opened without one.
         entries: number of its entries.
     """
 
@@ -74,6 +75,7 @@ class RunAccount:
     refusals: int = 0
     evaluated_at: list[int | None] = field(default_factory=list)
     sealed: bool = False
+    opened_with: str | None = None
     entries: int = 0
 
     @property
@@ -99,6 +101,8 @@ class Account:
         labels: ids of the labels revealed to anybody.
         queries: labels charged to all runs together.
         evaluations: of all runs together.
+        tokenless_queries: labels charged to all runs that were opened without a token.
+        tokenless_evaluations: of all runs that were opened without a token.
     """
 
     log_id: str
@@ -112,6 +116,8 @@ class Account:
     labels: set[int] = field(default_factory=set)
     queries: int = 0
     evaluations: int = 0
+    tokenless_queries: int = 0
+    tokenless_evaluations: int = 0
 
     def add(self, entry: dict[str, Any]) -> set[int]:
         """Check the next entry by the rules of the log and add it up.
@@ -153,8 +159,12 @@ class Account:
         self.uncommitted += commitment is None
         self.entries += 1
         self.labels |= new
+        evaluated = entry["outcome"] == "evaluated"
         self.queries += entry["charged"]
-        self.evaluations += entry["outcome"] == "evaluated"
+        self.evaluations += evaluated
+        if entry["run"] != GUEST and self.runs[entry["run"]].opened_with is None:
+            self.tokenless_queries += entry["charged"]
+            self.tokenless_evaluations += evaluated
         return new
 
 
@@ -215,6 +225,8 @@ def _parse(data: bytes) -> dict[str, Any]:
     _require(needed is None or _is_count(detail.get(needed)), f"its detail lacks {needed}")
     named = detail.get("test_commitment")
     _require(named is None or isinstance(named, str), "its commitment to the test labels is no text")
+    named = detail.get("opened_with")
+    _require(named is None or isinstance(named, str), "the name of the token that it was opened with is no text")
     points = detail.get("evaluation_budgets", [])
     _require(isinstance(points, list) and all(map(_is_count, points)), "its evaluation budgets are not counts")
     return dict(entry)
@@ -230,7 +242,8 @@ def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
     if op == "run-opened":
         _require(name not in runs, f"run {name} is opened a second time")
         points = tuple(detail.get("evaluation_budgets", ()))
-        runs[name] = RunAccount(entry["budget"], detail["evaluations_allowed"], points)
+        opened_with = detail.get("opened_with")
+        runs[name] = RunAccount(entry["budget"], detail["evaluations_allowed"], points, opened_with=opened_with)
     _require(name in runs, f"run {name} was never opened")
     run = runs[name]
     if op == "budget-changed":

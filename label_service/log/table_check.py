@@ -91,6 +91,7 @@ class TableCheck:
                 or (run.budget, run.spent) != (account.budget, account.queries)
                 or run.evaluation_budgets != json.dumps(list(account.evaluation_budgets))
                 or run.evaluations_allowed != account.evaluations_allowed
+                or run.opened_with != account.opened_with
                 or (run.sealed_at is not None) != account.sealed
             ):
                 raise _changed("runs", None)

@@ -52,8 +52,9 @@ def read_entries(
 )
 def export_log(service: Service) -> StreamingResponse:
     """Answer the whole log, one entry a line, exactly as stored. Nothing is logged."""
-    lines = (entry + b"\n" for entry in service.reader.export())
-    return StreamingResponse(lines, media_type="application/x-ndjson", headers=NO_STORE)
+    # A page at a time, because each piece takes a trip to another thread.
+    pages = (b"".join(entry + b"\n" for entry in page) for page in service.reader.pages())
+    return StreamingResponse(pages, media_type="application/x-ndjson", headers=NO_STORE)
 
 
 @router.get("/evidence", responses=problems("log-not-writable"))
