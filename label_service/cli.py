@@ -6,6 +6,7 @@ An expected failure is one sentence and exit code 1; a proof that fails for `wit
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from pydantic import ValidationError
 
 from label_service.errors import DatabaseRefused, SetupError
 from label_service.settings import Settings
+
+ENV_PREFIX, FIELDS = "LABEL_SERVICE_", frozenset(Settings.model_fields)
 
 app = typer.Typer(
     help="The label database: prepares data, reveals labels over HTTP, charges and logs every query.",
@@ -56,8 +59,11 @@ def load_settings(**given: Any) -> Settings:  # noqa: ANN401 - each setting has 
     """Return the settings: environment, overridden by the flags that were given.
 
     Raises:
-        SetupError: a value does not fit its setting.
+        SetupError: a value does not fit its setting, or there is no such setting.
     """
+    for name in os.environ:
+        if name.upper().startswith(ENV_PREFIX) and name.upper().removeprefix(ENV_PREFIX).lower() not in FIELDS:
+            raise SetupError(f"The service has no setting {name}; correct the name or unset it, see serve --help.")
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

@@ -5,7 +5,8 @@
     │   ├── DataRefused                 a data folder or file that cannot be used
     │   │   └── DataMissing             there are no label files in it
     │   ├── DatabaseRefused             the database cannot be opened, is in use, or holds other data
-    │   └── PortTaken                   the address cannot be listened on
+    │   ├── PortTaken                   the address cannot be listened on
+    │   └── RegistrationTokenRefused    the file of the registration token cannot be used
     ├── LogChanged                      the database does not hold what was signed or committed to: nothing is written
     │   └── FileReplaced                its file was deleted or replaced while it is open
     └── Problem                         a client sees it: RFC 9457 problem details, one class for each code
@@ -42,6 +43,10 @@ class DatabaseRefused(SetupError):  # noqa: N818 - says what happened, as its si
 
 class PortTaken(SetupError):  # noqa: N818 - says what happened, as its siblings do
     """Raised when the service cannot listen on the address it was given."""
+
+
+class RegistrationTokenRefused(SetupError):  # noqa: N818 - says what happened, as its siblings do
+    """Raised when the file of the registration token cannot be made or read, or when the token is set twice."""
 
 
 class LogChanged(LabelServiceError):  # noqa: N818 - says what happened, as its siblings do
@@ -227,6 +232,24 @@ class RunSealed(Problem):
     status, code = 410, "run-sealed"
 
 
+class CrossSite(Problem):
+    """A page of another site made a browser ask; nothing was charged."""
+
+    status, code = 403, "cross-site"
+
+
+class HostNotAllowed(Problem):
+    """The Host header is none of the service's names."""
+
+    status, code = 421, "host-not-allowed"
+
+
+class RequestTooSlow(Problem):
+    """The client took too long to send its request."""
+
+    status, code = 408, "request-too-slow"
+
+
 class BodyTooLarge(Problem):
     """The body is larger than the service reads."""
 
@@ -237,6 +260,18 @@ class TooManyRequests(Problem):
     """The operator's rate limit holds the run back; Retry-After says for how long."""
 
     status, code = 429, "too-many-requests"
+
+
+class HeadersTooLarge(Problem):
+    """The URL and the headers are larger than the service reads."""
+
+    status, code = 431, "headers-too-large"
+
+
+class TooManyConnections(Problem):
+    """The service, or the client's address, has as many connections as it may have; try again later."""
+
+    status, code = 503, "too-many-connections"
 
 
 class InternalError(Problem):

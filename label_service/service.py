@@ -19,6 +19,7 @@ from label_service.data.seed import DatasetInfo, load_info, read_label_files, se
 from label_service.ledger import ledger, runs
 from label_service.ledger.append import Rules
 from label_service.ledger.limits import TokenBucket
+from label_service.ledger.tokens import read_registration_token, token_hash
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.ledger.writer import Work, Writer
 from label_service.log.answer_key import open_answer_key
@@ -50,6 +51,7 @@ class LabelService:
         log: the signed log.
         metrics: this service's counters.
         shared: other workers write to the same database.
+        registration_token_sha256: hash of the token that opening a run needs, None if it needs none.
         database_version: product and version.
     """
 
@@ -61,6 +63,7 @@ class LabelService:
     log: SignedLog
     metrics: Metrics
     shared: bool
+    registration_token_sha256: str | None
     database_version: str
     _token_hashes: dict[str, str] = field(default_factory=dict, init=False)
     _buckets: dict[str, TokenBucket] = field(default_factory=dict, init=False)
@@ -96,7 +99,13 @@ class LabelService:
         return answer
 
     async def open_run(
-        self, request_id: str, name: str, budget: int | None, evaluation_budgets: Sequence[int]
+        self,
+        request_id: str,
+        name: str,
+        budget: int | None,
+        evaluation_budgets: Sequence[int],
+        opened_with: str | None,
+        key: str | None,
     ) -> runs.Opened:
         """Open a run; see `runs.open_run`.
 
@@ -105,18 +114,30 @@ class LabelService:
             name: what the client calls the run.
             budget: labels the run may be charged; None takes the operator's default.
             evaluation_budgets: ascending.
+            opened_with: name of the token that allows it, None if none was needed.
+            key: the Idempotency-Key, None if none was sent.
 
         Raises:
             Problem: the run is not opened; see `runs.refuse_opening`.
         """
         settings = self.settings
-        granted = settings.default_run_budget if budget is None else budget
-        refusal = runs.refuse_opening(granted, evaluation_budgets, settings.max_run_budget, settings.max_evaluations)
+        limits = [settings.max_run_budget, settings.tokenless_budget if opened_with is None else None]
+        largest = min((limit for limit in limits if limit is not None), default=None)
+        default = settings.default_run_budget
+        granted = (default if largest is None else min(default, largest)) if budget is None else budget
+        refusal = runs.refuse_opening(granted, evaluation_budgets, largest, settings.max_evaluations)
         if refusal is not None:
             raise refusal
         opened = await self._write(
             lambda unit: runs.open_run(
-                unit, self.rules, request_id, name=name, budget=granted, evaluation_budgets=evaluation_budgets
+                unit,
+                self.rules,
+                request_id,
+                name=name,
+                budget=granted,
+                evaluation_budgets=evaluation_budgets,
+                opened_with=opened_with,
+                key=key,
             )
         )
         self.metrics.runs_opened.inc()
@@ -265,7 +286,9 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
     Raises:
         DatabaseRefused: the database cannot be used, or holds another data set than the folder.
         DataRefused: the database is empty and the data folder cannot fill it.
+        RegistrationTokenRefused: the file of the registration token cannot be used.
     """
+    token_sha256 = _registration_token_hash(settings)
     database = find_database(settings)
     with ExitStack() as stack:
         stack.enter_context(database.hold())
@@ -289,7 +312,9 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
             "%s: %d labels in %s, log %s, key %s, %s",
             *(dataset.name, dataset.pool_size, database.name, dataset.log_id, log.verifier.vkey, version),
         )
-        yield LabelService(settings, dataset, rules, reader, writer, log, metrics, database.shared, version)
+        yield LabelService(
+            settings, dataset, rules, reader, writer, log, metrics, database.shared, token_sha256, version
+        )
 
 
 def begin_log(engine: Engine, settings: Settings, database: Database) -> tuple[DatasetInfo, Rules, SignedLog]:
@@ -308,7 +333,15 @@ def begin_log(engine: Engine, settings: Settings, database: Database) -> tuple[D
     with engine.begin() as connection:
         dataset = _seed(connection, settings)
         key = open_answer_key(connection)
-    rules = Rules(dataset.log_id, key, dataset.pool_size, settings.total_budget, settings.total_evaluations)
+    rules = Rules(
+        dataset.log_id,
+        key,
+        dataset.pool_size,
+        total_budget=settings.total_budget,
+        total_evaluations=settings.total_evaluations,
+        tokenless_budget=settings.tokenless_budget,
+        tokenless_evaluations=settings.tokenless_evaluations,
+    )
     keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
     log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared)
     log.require_answer_key(key)
@@ -318,6 +351,16 @@ def begin_log(engine: Engine, settings: Settings, database: Database) -> tuple[D
     except (errors.LogChanged, OSError) as error:
         raise errors.DatabaseRefused(f"The log cannot be begun ({error}).") from error
     return dataset, rules, log
+
+
+def _registration_token_hash(settings: Settings) -> str | None:
+    """Return the hash of the token that opening a run needs, None if it needs none."""
+    given, file = settings.registration_token, settings.registration_token_file
+    if given is not None and file is not None:
+        raise errors.RegistrationTokenRefused("The registration token is set twice, by itself and by a file; set one.")
+    if file is not None:
+        return token_hash(read_registration_token(file))
+    return None if given is None else token_hash(given.get_secret_value())
 
 
 def _seed(connection: Connection, settings: Settings) -> DatasetInfo:

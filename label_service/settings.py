@@ -47,17 +47,38 @@ class Settings(BaseSettings):
     other_data: bool = Field(False, description="Accept label files that are not the known Fashion-MNIST files.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    allowed_hosts: str | None = Field(
+        None,
+        description="Names, separated by commas, under which clients reach the service beside localhost, its own "
+        "addresses and HOST.",
+    )
     guest_budget: int = Field(100, ge=0, description="Labels that queries without a token may reveal; 0 closes them.")
     default_run_budget: int = Field(1000, ge=0, description="Budget of a run that names none.")
     max_run_budget: int | None = Field(None, ge=0, description="Largest budget a run may have; empty: no limit.")
     total_budget: int | None = Field(None, ge=0, description="Labels charged over all runs together; empty: no limit.")
     max_evaluations: int = Field(16, ge=1, description="Most evaluations one run may declare.")
-    total_evaluations: int | None = Field(None, ge=0, description="Evaluations of all runs together; empty: no limit.")
+    # An accuracy tells up to 13 bits about the test labels, which hold 33,000 for 10,000 images in ten classes.
+    total_evaluations: int = Field(256, ge=0, description="Evaluations of all runs together.")
+    tokenless_budget: int = Field(
+        5000, ge=0, description="Labels charged over all runs together that were opened without a token."
+    )
+    tokenless_evaluations: int = Field(
+        32, ge=0, description="Evaluations of all runs together that were opened without a token."
+    )
     registration_token: SecretStr | None = Field(
-        None, description="If set, opening a run needs this bearer token (environment only: process lists show flags)."
+        None,
+        min_length=1,
+        description="If set, opening a run needs this bearer token (environment only: process lists show flags).",
+    )
+    registration_token_file: Path | None = Field(
+        None, description="File of the registration token; made with a fresh token if it is missing."
     )
     rate_limit_labels_per_minute: int | None = Field(
         None, ge=1, description="Ids one run may ask for in a minute, charged or not; empty: no limit."
+    )
+    max_connections: int = Field(512, ge=1, description="Connections at a time; each worker counts its own.")
+    max_connections_per_address: int = Field(
+        256, ge=1, description="Connections at a time from one address; behind a reverse proxy all are the proxy's."
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
     queue_size: int = Field(1024, ge=1, description="Requests that may wait for the writer before new ones get 503.")

@@ -52,19 +52,22 @@ def choose_port(wanted: int) -> int:
 
 
 @contextlib.contextmanager
-def running_service(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
+def running_service(
+    command: Sequence[str], url: str, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Run the service while the block runs: wait until it is ready, and stop it whatever happens.
 
     Args:
         command: the whole command line.
         url: where it will answer.
         log: file that takes its output, appended.
+        environment: None for this process's own.
 
     Raises:
         RunError: it ended before it was ready, or was not ready in time; the message has the end of its output.
     """
     begin = log.stat().st_size if log.exists() else 0
-    service = start(command, log)
+    service = start(command, log, environment)
     try:
         _wait_until_ready(service, url, log, begin)
         yield
@@ -125,15 +128,8 @@ def start(
 
 
 def environment_without(*prefixes: str) -> dict[str, str]:
-    """Return this process's environment without the variables of these prefixes.
-
-    TRAINER_REGISTRATION_TOKEN stays: the token must not stand on a command line.
-    """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name == "TRAINER_REGISTRATION_TOKEN" or not name.startswith(prefixes)
-    }
+    """Return this process's environment without the variables of these prefixes."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,7 @@ trainer's and prepare's own codes are passed on.
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +24,15 @@ from scripts.errors import RunError
 from scripts.finished_run import CheckedRun
 from scripts.options import MakeRunOptions, read_options
 from trainer.errors import RecordsUnwritable, printable
-from trainer.records.files import replace_file
+from trainer.records.files import OWNER_ONLY, replace_file
 from trainer.records.progress import duration
 from trainer.records.run_records import RunResult
 
 DEFAULT_DATA = Path("data")
 # Written by `prepare` to describe a data folder. A copy in the results folder tells which data the run began with.
 CARD_FILE = "dataset.json"
+# Beside the service's database. It is passed on in the environment, because process lists show a command line.
+TOKEN_FILE = "registration.token"  # noqa: S105 - the name of a file
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,14 @@ def run(options: MakeRunOptions, programs: Programs) -> None:
         service_log = out / "service" / "service.log"
         service_log.parent.mkdir(exist_ok=True)
         _announce("service", f"starting the label service on {url} (its output: {service_log})")
-        with processes.running_service(_serve_command(options, programs, data, url), url, service_log):
+        token = _registration_token(service_log.parent / TOKEN_FILE)
+        environment = processes.environment_without("LABEL_SERVICE_REGISTRATION_TOKEN")
+        environment["LABEL_SERVICE_REGISTRATION_TOKEN"] = token
+        command = _serve_command(options, programs, data, url)
+        with processes.running_service(command, url, service_log, environment):
             evidence.pin_key(url, out)
             if not _is_trained(out):
-                _train(options, programs, data, url)
+                _train(options, programs, data, url, token)
             _announce("log", f"saving the query log to {out / evidence.LOG_FILE}")
             evidence.save_log(url, out)
         _announce("service", "stopped")
@@ -140,7 +147,14 @@ def _serve_command(options: MakeRunOptions, programs: Programs, data: Path, url:
     return [*command, "--host", processes.HOST, "--port", url.rpartition(":")[2], *_data_flags(options)]
 
 
-def _train(options: MakeRunOptions, programs: Programs, data: Path, url: str) -> None:
+def _registration_token(path: Path) -> str:
+    """Return the token with which this run's trainer, and nobody else, may open a run; made the first time."""
+    if not path.exists():
+        replace_file(path, secrets.token_urlsafe(32), mode=OWNER_ONLY)
+    return path.read_text()
+
+
+def _train(options: MakeRunOptions, programs: Programs, data: Path, url: str, token: str) -> None:
     """Run the trainer to its end.
 
     Raises:
@@ -154,6 +168,7 @@ def _train(options: MakeRunOptions, programs: Programs, data: Path, url: str) ->
     _announce("trainer", "going on from where it stopped" if is_begun else "starting")
     # The trainer knows nothing of the service but its address, and takes its options from the command line alone.
     environment = processes.environment_without("LABEL_SERVICE_", "TRAINER_")
+    environment["TRAINER_REGISTRATION_TOKEN"] = token
     processes.run_to_its_end("the trainer", command, environment, advice=" The same command goes on from here.")
     if not _is_trained(options.folder):
         raise RunError(f"the trainer ended without an error but left no result.json and report.html in {folder}.")

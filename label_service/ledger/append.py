@@ -22,6 +22,8 @@ class Rules:
         pool_size: labels that can be asked for; ids run from 0 to pool_size - 1.
         total_budget: labels that all runs together may be charged, None for no limit.
         total_evaluations: evaluations that all runs together may make, None for no limit.
+        tokenless_budget: labels that all runs opened without a token may be charged together, None for no limit.
+        tokenless_evaluations: evaluations that all runs opened without a token may make together, None for no limit.
     """
 
     log_id: str
@@ -29,6 +31,8 @@ class Rules:
     pool_size: int
     total_budget: int | None = None
     total_evaluations: int | None = None
+    tokenless_budget: int | None = None
+    tokenless_evaluations: int | None = None
 
 
 def append(

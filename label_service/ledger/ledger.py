@@ -18,11 +18,13 @@ from sqlalchemy import insert, select, update
 from label_service.errors import LogChanged, Problem, UnknownId
 from label_service.ledger.append import Rules, append
 from label_service.ledger.idempotency import bind_key, find_key, keep_key
-from label_service.ledger.limits import Totals, refuse_ended, refuse_evaluation, refuse_reveal
+from label_service.ledger.limits import RunState, Total, refuse_ended, refuse_evaluation, refuse_reveal
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.entries import Entry, canonical_json, now
 from label_service.log.log_reader import Evaluation
 from label_service.store import tables
+
+ALL_RUNS, TOKENLESS_RUNS = "All runs", "All runs opened without a token"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,11 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
         # Before the commit: a label that was changed in the database is neither charged nor answered.
         rules.answer_key.require(label_id, label)
     new = [label_id for label_id in known if label_id not in revealed_by]
-    refusal = refuse_ended(run) or _refuse_unknown(unknown, rules) or refuse_reveal(run, _totals(unit, rules), len(new))
+    refusal = (
+        refuse_ended(run)
+        or _refuse_unknown(unknown, rules)
+        or refuse_reveal(run, _labels_used(unit, rules, run), len(new))
+    )
     if refusal is not None:
         # The ids themselves would let a client fill the log with what it was refused.
         detail = {"asked": len(asked), "asked_sha256": _sha256(asked)}
@@ -159,7 +165,7 @@ def evaluate(
         return earlier
     refusal = refuse_ended(run)
     if refusal is None and earlier is None:
-        refusal = refuse_evaluation(run, _totals(unit, rules), budget)
+        refusal = refuse_evaluation(run, _evaluations_used(unit, rules, run), budget)
     if refusal is not None:
         append(unit, rules, run, request.request_id, "evaluation", refusal.code)
         return refusal
@@ -219,10 +225,26 @@ def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def _totals(unit: UnitOfWork, rules: Rules) -> Totals:
-    if rules.total_budget is None and rules.total_evaluations is None:
-        return Totals(0, 0)  # without a limit the sums are not needed
-    return Totals(unit.spent, unit.evaluations, rules.total_budget, rules.total_evaluations)
+def _labels_used(unit: UnitOfWork, rules: Rules, run: RunState) -> list[Total]:
+    account, now = unit.log.account, unit.used
+    totals = []
+    if rules.total_budget is not None:
+        totals.append(Total(ALL_RUNS, account.queries + now.spent, rules.total_budget))
+    if rules.tokenless_budget is not None and run.is_tokenless:
+        used = account.tokenless_queries + now.tokenless_spent
+        totals.append(Total(TOKENLESS_RUNS, used, rules.tokenless_budget))
+    return totals
+
+
+def _evaluations_used(unit: UnitOfWork, rules: Rules, run: RunState) -> list[Total]:
+    account, now = unit.log.account, unit.used
+    totals = []
+    if rules.total_evaluations is not None:
+        totals.append(Total(ALL_RUNS, account.evaluations + now.evaluations, rules.total_evaluations))
+    if rules.tokenless_evaluations is not None and run.is_tokenless:
+        used = account.tokenless_evaluations + now.tokenless_evaluations
+        totals.append(Total(TOKENLESS_RUNS, used, rules.tokenless_evaluations))
+    return totals
 
 
 def _refuse_unknown(unknown: Sequence[int], rules: Rules) -> Problem | None:

@@ -7,11 +7,13 @@ is `None` (allowed) or the `Problem` that refuses.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from label_service import errors
+from label_service.log import entries
 
-GUEST = "guest"
+GUEST = entries.GUEST
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class RunState:
         evaluations_allowed: evaluations it may make.
         evaluated_at: the budget that each evaluation so far was for (None if the client named none).
         sealed: whether the run has ended.
+        opened_with: name of the token that allowed to open it, None if it was opened without one.
     """
 
     run_id: str
@@ -35,6 +38,12 @@ class RunState:
     evaluations_allowed: int = 1
     evaluated_at: tuple[int | None, ...] = ()
     sealed: bool = False
+    opened_with: str | None = None
+
+    @property
+    def is_tokenless(self) -> bool:
+        """Whether somebody opened the run without a token; nobody opened the guest run."""
+        return self.opened_with is None and self.run_id != GUEST
 
     @property
     def remaining(self) -> int:
@@ -48,13 +57,17 @@ class RunState:
 
 
 @dataclass(frozen=True)
-class Totals:
-    """What all runs have used together, and the operator's limits on it (None: no limit)."""
+class Total:
+    """What several runs have used together, labels or evaluations, and the operator's limit on it."""
 
-    spent: int
-    evaluations: int
-    total_budget: int | None = None
-    total_evaluations: int | None = None
+    runs: str
+    used: int
+    limit: int
+
+    @property
+    def left(self) -> int:
+        """What is left; 0 if the operator lowered the limit below what was used."""
+        return max(0, self.limit - self.used)
 
 
 def refuse_ended(run: RunState) -> errors.Problem | None:
@@ -64,12 +77,12 @@ def refuse_ended(run: RunState) -> errors.Problem | None:
     return None
 
 
-def refuse_reveal(run: RunState, totals: Totals, new: int) -> errors.Problem | None:
+def refuse_reveal(run: RunState, totals: Sequence[Total], new: int) -> errors.Problem | None:
     """Decide whether `new` labels that the run does not have yet may be charged to it.
 
     Args:
         run: the run as it stands.
-        totals: what all runs have used.
+        totals: the labels charged to each group of runs that this one belongs to and that has a limit.
         new: labels that would be charged; 0 (a replay) is never refused for lack of budget.
 
     Returns:
@@ -91,22 +104,22 @@ def refuse_reveal(run: RunState, totals: Totals, new: int) -> errors.Problem | N
             "ask for fewer, or open a run with a larger budget.",
             extras=extras,
         )
-    if totals.total_budget is not None and totals.spent + new > totals.total_budget:
-        left = max(0, totals.total_budget - totals.spent)
-        return errors.TotalBudgetExhausted(
-            f"All runs together have {left} of {totals.total_budget} labels left and this request needs {new}; "
-            "the operator can raise the total.",
-            extras=extras,
-        )
+    for total in totals:
+        if new > total.left:
+            return errors.TotalBudgetExhausted(
+                f"{total.runs} together have {total.left} of {total.limit} labels left and this request needs {new}; "
+                "the operator can raise the total.",
+                extras=extras,
+            )
     return None
 
 
-def refuse_evaluation(run: RunState, totals: Totals, budget: int | None) -> errors.Problem | None:
+def refuse_evaluation(run: RunState, totals: Sequence[Total], budget: int | None) -> errors.Problem | None:
     """Decide whether the run may see one more test accuracy.
 
     Args:
         run: the run as it stands.
-        totals: what all runs have used.
+        totals: the evaluations of each group of runs that this one belongs to and that has a limit.
         budget: the point of the learning curve that this evaluation is for. A run that declared points must name one
             that is left; a run that declared none may name any or none.
 
@@ -122,12 +135,12 @@ def refuse_evaluation(run: RunState, totals: Totals, budget: int | None) -> erro
             "declare more as evaluation_budgets when opening a run.",
             extras=extras,
         )
-    if totals.total_evaluations is not None and totals.evaluations >= totals.total_evaluations:
-        return errors.EvaluationsExhausted(
-            f"All runs together have used the {totals.total_evaluations} evaluation(s) of this service; "
-            "the operator can raise the total.",
-            extras=extras,
-        )
+    for total in totals:
+        if not total.left:
+            return errors.EvaluationsExhausted(
+                f"{total.runs} together have used their {total.limit} evaluation(s); the operator can raise the total.",
+                extras=extras,
+            )
     left = [point for point in run.evaluation_budgets if point not in run.evaluated_at]
     if run.evaluation_budgets and budget not in left:
         return errors.EvaluationNotDeclared(

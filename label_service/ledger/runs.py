@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field
 from sqlalchemy import insert, select, update
 
-from label_service.errors import InvalidRequest, Problem, RunBudgetTooLarge, TooManyEvaluations
+from label_service.errors import (
+    IdempotencyKeyReused,
+    InvalidRequest,
+    LogChanged,
+    Problem,
+    RunBudgetTooLarge,
+    TooManyEvaluations,
+)
 from label_service.ledger.append import Rules, append
 from label_service.ledger.limits import GUEST, RunState
-from label_service.ledger.tokens import new_run_id, new_token, token_hash
+from label_service.ledger.tokens import matches, new_nonce, new_run_id, new_token, token_hash, token_of_key
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.entries import Entry, now
+from label_service.log.entries import Entry, canonical_json, now
 from label_service.log.log_reader import RunInfo, describe_run
 from label_service.store import tables
 
@@ -67,8 +76,10 @@ def open_run(
     name: str,
     budget: int,
     evaluation_budgets: Sequence[int] = (),
-) -> Opened:
-    """Open a run and log it.
+    opened_with: str | None = None,
+    key: str | None = None,
+) -> Opened | IdempotencyKeyReused:
+    """Open a run and log it; a repeat under the same key returns the same run and logs nothing.
 
     Args:
         unit: the writer's transaction.
@@ -77,13 +88,67 @@ def open_run(
         name: what the client calls the run.
         budget: labels the run may be charged.
         evaluation_budgets: ascending, at most `budget`; a run that declares none may be evaluated once.
+        opened_with: name of the token that allows it, None if none was needed.
+        key: the Idempotency-Key, None if none was sent.
     """
     declared = tuple(evaluation_budgets)
-    run = RunState(new_run_id(), budget, 0, evaluation_budgets=declared, evaluations_allowed=max(1, len(declared)))
-    token = new_token(run.run_id)
+    request_sha256 = _sha256([name, budget, declared])
+    earlier = None if key is None else _find_opening(unit, request_sha256, opened_with, key)
+    if earlier is not None:
+        return earlier
+    allowed = max(1, len(declared))
+    run = RunState(
+        new_run_id(),
+        budget,
+        0,
+        evaluation_budgets=declared,
+        evaluations_allowed=allowed,
+        opened_with=opened_with,
+    )
+    nonce = new_nonce()
+    token = new_token(run.run_id) if key is None else token_of_key(run.run_id, nonce, key)
     entry = _open(unit, rules, request_id, run, name, token_hash(token))
-    row = unit.connection.execute(select(tables.runs).where(tables.runs.c.run_id == run.run_id)).one()
+    if key is not None:
+        unit.connection.execute(
+            insert(tables.opening_keys).values(
+                key_sha256=_sha256([key, opened_with]),
+                request_sha256=request_sha256,
+                nonce=nonce,
+                run_id=run.run_id,
+            )
+        )
+    return _describe(unit, run.run_id, token, entry)
+
+
+def _find_opening(
+    unit: UnitOfWork, request_sha256: str, opened_with: str | None, key: str
+) -> Opened | IdempotencyKeyReused | None:
+    """Return the run that was opened under a key, None if none was, or the refusal."""
+    keys = tables.opening_keys
+    found = unit.connection.execute(select(keys).where(keys.c.key_sha256 == _sha256([key, opened_with]))).one_or_none()
+    if found is None:
+        return None
+    entries = select(tables.entries).where(tables.entries.c.run_id == found.run_id).order_by(tables.entries.c.seq)
+    opening, *later = unit.connection.execute(entries.limit(2)).all()
+    # Receipts name the key, and may be published: a token is not given away again once it was used.
+    if found.request_sha256 != request_sha256 or later:
+        return IdempotencyKeyReused(
+            "This Idempotency-Key opened another run, or one that was used since; send a fresh key."
+        )
+    token = token_of_key(found.run_id, found.nonce, key)
+    unit.log.mac.require(opening)
+    if not matches(token, opening.bound_sha256):
+        raise LogChanged(f"The key that opened run {found.run_id} is not the one of entry {opening.seq}.")
+    return _describe(unit, found.run_id, token, Entry(opening.seq, bytes(opening.entry)))
+
+
+def _describe(unit: UnitOfWork, run_id: str, token: str, entry: Entry) -> Opened:
+    row = unit.connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one()
     return Opened(**dict(describe_run(row)), token=token, entry=entry)
+
+
+def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int) -> None:
@@ -110,6 +175,7 @@ def _open(
             budget=run.budget,
             evaluation_budgets=json.dumps(declared),
             evaluations_allowed=run.evaluations_allowed,
+            opened_with=run.opened_with,
             opened_at=now(),
         )
     )
@@ -120,4 +186,6 @@ def _open(
         "pool_size": rules.pool_size,
         "test_commitment": rules.answer_key.test_commitment,
     }
+    if run.opened_with is not None:
+        detail["opened_with"] = run.opened_with
     return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail, bound_sha256=token_sha256)

@@ -6,12 +6,19 @@ plain hash is enough (a slow one protects guessable passwords only).
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+import os
 import secrets
+from pathlib import Path
+
+from label_service.errors import RegistrationTokenRefused
 
 SECRET_BYTES = 32
 RUN_ID_BYTES = 6
+# The name, in the log, of the operator's registration token.
+REGISTRATION = "registration"
 
 
 def new_run_id() -> str:
@@ -21,7 +28,42 @@ def new_run_id() -> str:
 
 def new_token(run_id: str) -> str:
     """Return a fresh token for a run."""
-    return f"{run_id}.{secrets.token_urlsafe(SECRET_BYTES)}"
+    return f"{run_id}.{new_nonce()}"
+
+
+def new_nonce() -> str:
+    """Return 256 random bits as text."""
+    return secrets.token_urlsafe(SECRET_BYTES)
+
+
+def token_of_key(run_id: str, nonce: str, key: str) -> str:
+    """Return the token of a run that was opened under an Idempotency-Key: only who knows the key can make it again."""
+    secret = hmac.new(nonce.encode(), f"{run_id} {key}".encode(), hashlib.sha256).digest()
+    return f"{run_id}.{base64.urlsafe_b64encode(secret).decode().rstrip('=')}"
+
+
+def read_registration_token(path: Path) -> str:
+    """Return the registration token that a file holds; a missing file is made, with a fresh token.
+
+    The owner's group may read it, so that a trainer of another user can be given the token.
+
+    Raises:
+        RegistrationTokenRefused: the file cannot be made or read, or is empty.
+    """
+    try:
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
+        except FileExistsError:
+            pass
+        else:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{secrets.token_urlsafe(SECRET_BYTES)}\n")
+        token = path.read_text().strip()
+    except (OSError, UnicodeError) as error:
+        raise RegistrationTokenRefused(f"The registration token cannot be read from {path} ({error}).") from error
+    if not token:
+        raise RegistrationTokenRefused(f"The file of the registration token, {path}, is empty; remove it.")
+    return token
 
 
 def run_of(token: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, update
@@ -56,6 +56,23 @@ class OutcomeUnknown(LabelServiceError):  # noqa: N818 - says what happened, as 
     """Raised when a transaction may be in the log and could not be finished, so nothing of it may be answered."""
 
 
+@dataclass
+class Used:
+    """What a transaction has charged and evaluated so far, written or not; no entry of it is in the log's account."""
+
+    spent: int = 0
+    evaluations: int = 0
+    tokenless_spent: int = 0
+    tokenless_evaluations: int = 0
+
+    def add(self, charged: int, evaluated: bool, tokenless: bool) -> None:
+        """Add what an entry charges, and whether it evaluates, to a run that was opened without a token or not."""
+        self.spent += charged
+        self.evaluations += evaluated
+        self.tokenless_spent += charged if tokenless else 0
+        self.tokenless_evaluations += evaluated and tokenless
+
+
 class UnitOfWork:
     """One transaction of the writer (M. Fowler, "Patterns of Enterprise Application Architecture", 2002)."""
 
@@ -68,8 +85,7 @@ class UnitOfWork:
         """
         self._connection = connection
         self.log = log
-        # Charged and evaluated by this transaction, written or not.
-        self._spent_now = self._evaluated_now = 0
+        self.used = Used()
         self._revealed_now: set[tuple[str, int]] = set()
         # Time of the newest entry.
         self.newest_time = log.account.newest_time
@@ -143,16 +159,6 @@ class UnitOfWork:
                 self._compared.add(run_id)
         return self._runs[run_id]
 
-    @property
-    def spent(self) -> int:
-        """Labels charged to all runs together, by the log and this transaction."""
-        return self.log.account.queries + self._spent_now
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of all runs together, by the log and this transaction."""
-        return self.log.account.evaluations + self._evaluated_now
-
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
         """Return the label of each id, and for ids that the run has already, the entry that charged each of them.
 
@@ -192,8 +198,9 @@ class UnitOfWork:
         self._entries.append(row)
         if row["op"] == "run-opened":
             self._compared.add(row["run_id"])
-        self._spent_now += row["charged"]
-        self._evaluated_now += row["outcome"] == "evaluated"
+        evaluated = row["outcome"] == "evaluated"
+        if row["charged"] or evaluated:
+            self.used.add(row["charged"], evaluated, self.run(row["run_id"]).is_tokenless)
         self._entry_ids += [{"label_id": label_id, "seq": seq} for label_id in label_ids]
 
     def reveal(self, run_id: str, label_ids: Sequence[int], seq: int) -> None:
@@ -216,6 +223,7 @@ class UnitOfWork:
             evaluations_allowed=row.evaluations_allowed,
             evaluated_at=tuple(evaluated),
             sealed=row.sealed_at is not None,
+            opened_with=row.opened_with,
         )
 
     def _compare(self, run: RunState) -> None:
@@ -228,6 +236,7 @@ class UnitOfWork:
             evaluations_allowed=account.evaluations_allowed,
             evaluated_at=tuple(account.evaluated_at),
             sealed=account.sealed,
+            opened_with=account.opened_with,
         )
         if run != said:
             raise LogChanged(f"Run {run.run_id} is not as the log says: the database was changed.")

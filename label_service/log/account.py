@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from label_service.log.entries import DONE, ENTRY_VERSION, canonical_json
+from label_service.log.entries import DONE, ENTRY_VERSION, GUEST, canonical_json
 from label_service.log.merkle import HASH_BYTES, VerificationError
 from label_service.log.signed_note import decode_base64
 
@@ -65,6 +65,7 @@ class RunAccount:
         refusals: entries that refused something.
         results: the detail of each evaluation made.
         sealed: the run has ended.
+        opened_with: name of the token that allowed to open it, None if it was opened without one.
         entries: number of its entries.
     """
 
@@ -77,6 +78,7 @@ class RunAccount:
     refusals: int = 0
     results: list[dict[str, Any]] = field(default_factory=list)
     sealed: bool = False
+    opened_with: str | None = None
     entries: int = 0
 
     @property
@@ -113,6 +115,8 @@ class Account:
         labels: ids of the labels revealed to anybody.
         queries: labels charged to all runs together.
         evaluations: of all runs together.
+        tokenless_queries: labels charged to all runs that were opened without a token.
+        tokenless_evaluations: of all runs that were opened without a token.
     """
 
     log_id: str
@@ -127,6 +131,8 @@ class Account:
     labels: set[int] = field(default_factory=set)
     queries: int = 0
     evaluations: int = 0
+    tokenless_queries: int = 0
+    tokenless_evaluations: int = 0
 
     def add(self, entry: dict[str, Any]) -> set[int]:
         """Check the next entry by the rules of the log and add it up.
@@ -141,7 +147,8 @@ class Account:
             EntryError: it does not follow from those before it.
         """
         try:
-            _require(entry["seq"] == self.entries, f"it is numbered {entry['seq']}")
+            if entry["seq"] != self.entries:
+                raise _Invalid(f"it is numbered {entry['seq']}")
             _require(entry["log_id"] == self.log_id, "it is of another log")
             commitment, known = entry.get("label_commitment"), self.label_commitment
             _require(known is None or commitment == known, "it binds another answer key")
@@ -171,8 +178,12 @@ class Account:
         self.uncommitted += commitment is None
         self.entries += 1
         self.labels |= new
+        evaluated = entry["outcome"] == "evaluated"
         self.queries += entry["charged"]
-        self.evaluations += entry["outcome"] == "evaluated"
+        self.evaluations += evaluated
+        if entry["run"] != GUEST and self.runs[entry["run"]].opened_with is None:
+            self.tokenless_queries += entry["charged"]
+            self.tokenless_evaluations += evaluated
         return new
 
 
@@ -238,6 +249,8 @@ def _check_detail(entry: dict[str, Any], *, refused: bool) -> None:
     _require(needed is None or _is_count(detail.get(needed)), f"its detail lacks {needed}")
     named = detail.get("test_commitment")
     _require(named is None or isinstance(named, str), "its commitment to the test labels is no text")
+    named = detail.get("opened_with")
+    _require(named is None or isinstance(named, str), "the name of the token that it was opened with is no text")
     points = detail.get("evaluation_budgets", [])
     _require(isinstance(points, list) and all(map(_is_count, points)), "its evaluation budgets are not counts")
     _require(detail.get("pool_size", 1) != 0 and _is_count(detail.get("pool_size", 1)), "its pool size is not a count")
@@ -269,7 +282,8 @@ def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
     if op == "run-opened":
         _require(name not in runs, f"run {name} is opened a second time")
         points = tuple(detail.get("evaluation_budgets", ()))
-        runs[name] = RunAccount(detail.get("name"), entry["budget"], detail["evaluations_allowed"], points)
+        opened_with, allowed = detail.get("opened_with"), detail["evaluations_allowed"]
+        runs[name] = RunAccount(detail.get("name"), entry["budget"], allowed, points, opened_with=opened_with)
     _require(name in runs, f"run {name} was never opened")
     run = runs[name]
     if op == "budget-changed":

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 ENTRY_VERSION = 2
 
+# The run that requests without a token belong to.
+GUEST = "guest"
+
 Op = Literal["run-opened", "run-sealed", "budget-changed", "query", "evaluation"]
 
 # Outcomes of requests that were granted; any other outcome is the code of the error that refused the request.

@@ -122,14 +122,18 @@ class LogReader:
         with self._engine.connect() as connection:
             return [json.loads(entry) for entry in connection.execute(newest).scalars()]
 
-    def runs(self) -> list[RunInfo]:
-        """Return the state of every run, oldest first."""
+    def runs(self, run_ids: Sequence[str] | None = None) -> list[RunInfo]:
+        """Return the state of every run, oldest first; or of these runs alone."""
+        runs, of_runs = tables.runs.c, tables.evaluations.c.run_id
+        rows_of, made_of = (select(tables.runs), _EVALUATIONS)
+        if run_ids is not None:
+            rows_of, made_of = rows_of.where(runs.run_id.in_(run_ids)), made_of.where(of_runs.in_(run_ids))
         with self._engine.connect() as connection:
-            rows = connection.execute(select(tables.runs).order_by(tables.runs.c.opened_at, tables.runs.c.run_id)).all()
-            made = connection.execute(_EVALUATIONS).all()
-        return [
-            describe_run(row, [evaluation for evaluation in made if evaluation.run_id == row.run_id]) for row in rows
-        ]
+            rows = connection.execute(rows_of.order_by(runs.opened_at, runs.run_id)).all()
+            made: dict[str, list[Row[Any]]] = {}
+            for evaluation in connection.execute(made_of):
+                made.setdefault(evaluation.run_id, []).append(evaluation)
+        return [describe_run(row, made.get(row.run_id, ())) for row in rows]
 
     def run(self, run_id: str) -> RunInfo | None:
         """Return the state of one run, or None if there is no such run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, select
@@ -50,23 +50,26 @@ class TableCheck:
         Raises:
             LogChanged: a table says something else; the sentence names it.
         """
-        seq, run, op = row.seq, entry["run"], entry["op"]
-        if (row.run_id, row.op, row.outcome, row.charged) != (run, op, entry["outcome"], entry["charged"]):
+        # By position: this is done for every entry of the log.
+        values: Sequence[Any] = row
+        seq, bound, run, op = values[0], values[3], entry["run"], entry["op"]
+        if values[4:] != (run, op, entry["outcome"], entry["charged"]):
             raise _changed("entries", seq)
-        self._require("reveals", seq, {(run, label_id, seq) for label_id in revealed})
-        asked = {(label_id, seq) for label_id in entry["ids"] if 0 <= label_id < self._pool_size}
+        self._require("reveals", seq, [(run, label_id, seq) for label_id in revealed])
+        asked = [(label_id, seq) for label_id in entry["ids"] if 0 <= label_id < self._pool_size]
         self._require("entry_ids", seq, asked)
-        made = set()
+        made: list[tuple[Any, ...]] = []
         if entry["outcome"] == "evaluated":
             detail = entry["detail"]
-            made = {(run, detail["evaluation"], detail["evaluated_budget"], detail["correct"], detail["total"], seq)}
+            made = [(run, detail["evaluation"], detail["evaluated_budget"], detail["correct"], detail["total"], seq)]
         self._require("evaluations", seq, made)
         if op == "run-opened":
-            self._openings[run] = (entry["detail"]["name"], row.bound_sha256)
+            self._openings[run] = (entry["detail"]["name"], bound)
+            bound = None
         keys = self._rows["idempotency_keys"].take(seq)
-        bound = {hash_key(stored.run_id, stored.key, stored.request_sha256) for stored in keys}
-        expected = {row.bound_sha256} if row.bound_sha256 is not None and op != "run-opened" else set()
-        if bound != expected or len(keys) != len(expected):
+        if [hash_key(stored.run_id, stored.key, stored.request_sha256) for stored in keys] != (
+            [bound] if bound else []
+        ):
             raise _changed("idempotency_keys", seq)
 
     def finish(self) -> None:
@@ -88,6 +91,7 @@ class TableCheck:
                 or (run.budget, run.spent) != (account.budget, account.queries)
                 or run.evaluation_budgets != json.dumps(list(account.evaluation_budgets))
                 or run.evaluations_allowed != account.evaluations_allowed
+                or run.opened_with != account.opened_with
                 or (run.sealed_at is not None) != account.sealed
             ):
                 raise _changed("runs", None)
@@ -97,9 +101,10 @@ class TableCheck:
         for rows in self._rows.values():
             rows.close()
 
-    def _require(self, name: str, seq: int, expected: set[tuple[Any, ...]]) -> None:
+    def _require(self, name: str, seq: int, expected: list[tuple[Any, ...]]) -> None:
         rows = self._rows[name].take(seq)
-        if len(rows) != len(expected) or set(map(tuple, rows)) != expected:
+        # Most entries have one row or none, which need no sets.
+        if len(rows) != len(expected) or (rows != expected and set(map(tuple, rows)) != set(expected)):
             raise _changed(name, seq)
 
 
@@ -109,15 +114,19 @@ class _RowsBySeq:
     def __init__(self, connection: Connection, table: Table) -> None:
         ordered = select(table).order_by(table.c.seq)
         self._result = connection.execute(ordered, execution_options={"yield_per": ROWS_AT_ONCE})
-        self._rows: Iterator[Row[Any]] = iter(self._result)
-        self._next = next(self._rows, None)
+        self._seq_at = list(table.c).index(table.c.seq)
+        self._rows: list[Row[Any]] = []
+        self._at = 0
+        self._next_seq: object = None
+        self._step()
 
     def take(self, seq: int) -> list[Row[Any]]:
         """Return the rows of an entry. Rows of an earlier entry, which nobody took, stay and show as left."""
         taken = []
-        while self._next is not None and self._next.seq == seq:
-            taken.append(self._next)
-            self._next = next(self._rows, None)
+        while self._next_seq == seq and self.left():
+            taken.append(self._rows[self._at])
+            self._at += 1
+            self._step()
         return taken
 
     def close(self) -> None:
@@ -126,7 +135,13 @@ class _RowsBySeq:
 
     def left(self) -> bool:
         """Return whether there are rows that nobody took."""
-        return self._next is not None
+        return bool(self._rows)
+
+    def _step(self) -> None:
+        """Read more rows if all were taken, and look at the next."""
+        if self._at == len(self._rows):
+            self._rows, self._at = list(self._result.fetchmany(ROWS_AT_ONCE)), 0
+        self._next_seq = self._rows[self._at][self._seq_at] if self._rows else None
 
 
 def hash_key(run_id: str, key: str, request_sha256: str) -> str:

@@ -68,6 +68,7 @@ runs = Table(
     Column("budget", Integer, nullable=False),
     Column("evaluation_budgets", Text, nullable=False),  # JSON list
     Column("evaluations_allowed", Integer, nullable=False),
+    Column("opened_with", Text),  # the name of the token that allowed it; null if it needed none
     Column("spent", Integer, nullable=False, server_default="0"),
     Column("opened_at", Text, nullable=False),
     Column("sealed_at", Text),
@@ -133,6 +134,17 @@ idempotency_keys = Table(
     Column("key", Text, primary_key=True),
     Column("request_sha256", Text, nullable=False),
     Column("seq", Integer, ForeignKey("entries.seq"), nullable=False),
+)
+
+# Who repeats the opening of a run under its key gets its token again: an HMAC of the key under `nonce`. Neither the key
+# nor the token stands here.
+opening_keys = Table(
+    "opening_keys",
+    metadata,
+    Column("key_sha256", Text, primary_key=True),  # of the key, and of the token that allowed the opening
+    Column("request_sha256", Text, nullable=False),
+    Column("nonce", Text, nullable=False),
+    Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False),
 )
 
 # The readiness check writes here, because only a write shows that writing works.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
@@ -14,7 +14,7 @@ from starlette.routing import Route
 from label_service import __version__
 from label_service.errors import InternalError, InvalidRequest, LogNotReadable, MethodNotAllowed, NotFound, Problem
 from label_service.service import LabelService
-from label_service.web.callers import problem_headers
+from label_service.web.callers import admit, problem_headers
 from label_service.web.middleware import RequestFrame
 from label_service.web.openapi import DESCRIPTION, PROBLEM_MEDIA_TYPE, describe
 from label_service.web.routes import dashboard, health, labels, log, runs
@@ -33,6 +33,7 @@ def create_app(service: LabelService) -> FastAPI:
         description=DESCRIPTION,
         # A path with an extra slash does not exist, so it gets 404 and no redirect.
         redirect_slashes=False,
+        dependencies=[Depends(admit)],
     )
     app.state.service = service
     for router in ROUTERS:

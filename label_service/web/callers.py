@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from ipaddress import ip_address
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -10,7 +12,7 @@ from fastapi import Depends, Request
 from label_service import errors
 from label_service.ledger import ledger
 from label_service.ledger.limits import GUEST
-from label_service.ledger.tokens import matches, run_of, token_hash
+from label_service.ledger.tokens import REGISTRATION, matches, run_of
 from label_service.log.log_reader import RunInfo
 from label_service.service import LabelService
 
@@ -46,13 +48,65 @@ def bearer_token(request: Request) -> str | None:
     return found.group(1)
 
 
+# async for the same reason as above.
+async def admit(request: Request) -> None:
+    """Refuse a request that was sent to another name, or has a query parameter that the path does not take.
+
+    A page that a browser took from the service's own address under a foreign name (DNS rebinding) sends that name.
+
+    Raises:
+        HostNotAllowed: the Host header is none of the service's names.
+        InvalidRequest: a query parameter is unknown, or sent twice.
+    """
+    settings = cast(LabelService, request.app.state.service).settings
+    host = request.headers.get("host", "localhost" if request.scope["http_version"] == "1.0" else "")
+    if not is_own_name(host, settings.host, settings.allowed_hosts or ""):
+        raise errors.HostNotAllowed(
+            "The service does not go by the name in the Host header; the operator can allow it with "
+            "LABEL_SERVICE_ALLOWED_HOSTS."
+        )
+    if request.scope["query_string"]:
+        known = {field.alias for field in request.scope["route"].dependant.query_params}
+        sent = [name for name, _ in request.query_params.multi_items()]
+        if not known.issuperset(sent) or len(set(sent)) < len(sent):
+            takes = f"each of these once: {', '.join(sorted(known))}" if known else "none"
+            raise errors.InvalidRequest(f"Of query parameters this path takes {takes}.")
+
+
+@lru_cache(maxsize=256)
+def is_own_name(host: str, listens_on: str, allowed_hosts: str) -> bool:
+    """Return whether a Host header names the service: localhost, its address, or a name that the operator allows."""
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    names = {"localhost", listens_on, *(allowed.strip() for allowed in allowed_hosts.split(",") if allowed.strip())}
+    if name.lower() in {known.lower() for known in names}:
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    # A service on all addresses does not know which of them it has; foreign names are no addresses.
+    return address.is_loopback or listens_on in ("0.0.0.0", "::")  # noqa: S104 - a comparison
+
+
+def refuse_cross_site(request: Request) -> None:
+    """Refuse what a page of another site makes a browser ask, which would be charged to the guest.
+
+    Raises:
+        CrossSite: the browser says so (Fetch Metadata, https://www.w3.org/TR/fetch-metadata/).
+    """
+    if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        raise errors.CrossSite("Another site's page sent this request; open the address itself, or use a program.")
+
+
 # async, because only the first request of a run needs a thread, to read its token from the database.
 async def caller(request: Request, service: Service) -> str:
     """Return the run id of the caller: the token's run, or `guest` if no token was sent.
 
     Raises:
         InvalidToken: the token is unknown; never a fall-back to guest.
+        CrossSite: another site's page made a browser ask.
     """
+    refuse_cross_site(request)
     token = bearer_token(request)
     if token is None:
         request.state.run_id = GUEST
@@ -98,20 +152,26 @@ def own_run(service: Service, run_id: str, caller_id: Caller) -> str:
     raise errors.NotYourRun(f"The token belongs to another run than {run_id}; send the token of that run.")
 
 
-def may_open_run(request: Request, service: Service) -> None:
+def registration(request: Request, service: Service) -> str | None:
     """Let a caller open a run: anybody, unless the operator set a registration token.
+
+    Returns:
+        The name of the token that allows it, None if none was needed.
 
     Raises:
         RegistrationClosed: the operator's registration token is missing or wrong.
+        CrossSite: another site's page made a browser ask.
     """
-    expected = service.settings.registration_token
+    refuse_cross_site(request)
+    expected = service.registration_token_sha256
     if expected is None:
-        return
+        return None
     token = bearer_token(request)
-    if token is None or not matches(token, token_hash(expected.get_secret_value())):
+    if token is None or not matches(token, expected):
         raise errors.RegistrationClosed(
             "Opening a run needs the operator's registration token as the bearer token here."
         )
+    return REGISTRATION
 
 
 def ledger_request(request: Request, run_id: str) -> ledger.Request:
@@ -120,10 +180,21 @@ def ledger_request(request: Request, run_id: str) -> ledger.Request:
     Raises:
         InvalidRequest: the Idempotency-Key is empty, too long, or not printable ASCII.
     """
+    return ledger.Request(run_id, request.state.request_id, idempotency_key(request))
+
+
+def idempotency_key(request: Request, shortest: int = 1) -> str | None:
+    """Return the Idempotency-Key that was sent, if any.
+
+    Raises:
+        InvalidRequest: the Idempotency-Key is too short, too long, or not printable ASCII.
+    """
     key = request.headers.get("idempotency-key")
-    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
-        raise errors.InvalidRequest("The Idempotency-Key must be 1 to 255 printable ASCII characters without spaces.")
-    return ledger.Request(run_id, request.state.request_id, key)
+    if key is not None and not (IDEMPOTENCY_KEY.fullmatch(key) and len(key) >= shortest):
+        raise errors.InvalidRequest(
+            f"The Idempotency-Key must be {shortest} to 255 printable ASCII characters without spaces."
+        )
+    return key
 
 
 def label_headers(budget: int, remaining: int) -> dict[str, str]:
@@ -142,4 +213,5 @@ def problem_headers(problem: errors.Problem) -> dict[str, str]:
     return headers
 
 
+Registration = Annotated[str | None, Depends(registration)]
 OwnRun = Annotated[str, Depends(own_run)]

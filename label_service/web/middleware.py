@@ -25,6 +25,8 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # After an early 413 the service reads and drops the rest of the body for this long. A client that is still sending then
 # gets the answer and not a reset connection.
 DRAIN_S = 1.0
+# Stands for a body that did not arrive whole: such a request is not carried out.
+_CUT_OFF = b"(cut off)"
 
 
 class RequestFrame:
@@ -58,6 +60,8 @@ class RequestFrame:
 
         try:
             body = await self._read_body(headers, receive)
+            if body is _CUT_OFF:
+                return
             if body is None:
                 await self._refuse_body(request_id, receive, send_framed, b"expect" in headers)
             else:
@@ -66,7 +70,7 @@ class RequestFrame:
             self._record(scope, status, time.monotonic() - started_s, request_id)
 
     async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """Return the whole body, or None as soon as it is known to be too large."""
+        """Return the whole body, None as soon as it is known to be too large, or `_CUT_OFF` if the client went."""
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared[:20]) > self._max_body_bytes:
             return None
@@ -78,7 +82,9 @@ class RequestFrame:
             body += message.get("body", b"")
             if len(body) > self._max_body_bytes:
                 return None
-            if message["type"] != "http.request" or not message.get("more_body"):
+            if message["type"] != "http.request":
+                return _CUT_OFF
+            if not message.get("more_body"):
                 return bytes(body)
 
     async def _refuse_body(self, request_id: str, receive: Receive, send: Send, expects_continue: bool) -> None:

@@ -24,7 +24,10 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 # Codes of the errors that every route can answer.
-_ANYWHERE = ("invalid-request", "body-too-large", "log-not-readable", "internal-error")
+_ANYWHERE = (
+    "body-too-large", "headers-too-large", "host-not-allowed", "internal-error", "invalid-request", "log-not-readable",
+    "request-too-slow", "too-many-connections",
+)  # fmt: skip
 _KINDS = {kind.code: kind for kind in all_problems()}
 
 

@@ -27,6 +27,8 @@ MAX_NAME = 100
 # Budgets above the largest 32-bit number are mistakes.
 MAX_BUDGET = 2**31 - 1
 MAX_SEQ = 2**53 - 1
+# The characters of Unicode's property Bidi_Control.
+_TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def _path_integer(value: object) -> object:
@@ -38,7 +40,8 @@ def _path_integer(value: object) -> object:
 
 
 def _printable(name: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+    # Characters that turn the direction of the text around them could make one name look like another.
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS for character in name):
         raise ValueError("must not contain control characters")
     return name
 

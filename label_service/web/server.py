@@ -7,6 +7,7 @@ those that die, and stops them. Each worker is a whole service of its own on the
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import signal
@@ -15,7 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,6 +26,7 @@ from label_service.errors import PortTaken, SetupError
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
 from label_service.web.app import create_app
+from label_service.web.connections import ConnectionLimits, LimitedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +66,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def configure(app: Any, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - what uvicorn takes: an app, or what makes one
+def configure(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - an app, or what makes one
     """Return uvicorn's configuration. uvicorn itself logs only warnings."""
+    limits = ConnectionLimits(settings.max_connections, settings.max_connections_per_address)
     return uvicorn.Config(
         app,
+        # uvicorn takes whatever makes a protocol. A partial travels to the workers by pickle.
+        http=cast("type[asyncio.Protocol]", partial(LimitedConnection, limits=limits)),
+        ws="none",
         access_log=False,
         log_config=None,
         log_level="warning",
@@ -81,7 +87,7 @@ def configure(app: Any, **more: Any) -> uvicorn.Config:  # noqa: ANN401 - what u
 
 def make_server(service: LabelService) -> uvicorn.Server:
     """Return the uvicorn server of an open service."""
-    return uvicorn.Server(configure(create_app(service), lifespan="off"))
+    return uvicorn.Server(configure(create_app(service), service.settings, lifespan="off"))
 
 
 def open_worker(settings: Settings) -> FastAPI:
@@ -150,6 +156,7 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
     # argument.
     config = configure(
         partial(open_worker, settings),
+        settings,
         factory=True,
         lifespan="on",
         workers=settings.workers,

@@ -98,7 +98,8 @@ def test_rows_counts_terms_and_sequence_cannot_be_bent(engine: Engine, settings:
     """Rows are written once, a run only goes forward, the log has no gap, labels are complete, a seal holds."""
     _, rules, log = begin_log(engine, settings, find_database(settings))
     with UnitOfWork.begin(engine, log) as unit:
-        opened = runs.open_run(unit, rules, "r", name="x", budget=5)
+        opened = runs.open_run(unit, rules, "r", name="x", budget=5, key="opened once")
+        assert isinstance(opened, runs.Opened)
         ledger.reveal(unit, rules, ledger.Request(opened.run_id, "r", key="k"), [1, 2])
         ledger.evaluate(unit, rules, ledger.Request(opened.run_id, "r"), [0] * 50, None)
         unit.connection.execute(insert(tables.heads).values(size=1, signature="x"))

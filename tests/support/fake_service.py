@@ -74,6 +74,8 @@ def serve(options):
     if os.environ.get("FAKE_SERVICE") == "die":
         sys.exit("the database is on fire")
     print("settings seen:", sorted(name for name in os.environ if name.startswith("LABEL_SERVICE_")), flush=True)
+    token = os.environ.get("LABEL_SERVICE_REGISTRATION_TOKEN", "")
+    print("registration token", hashlib.sha256(token.encode()).hexdigest(), flush=True)
     Handler.log = Path(options.database_url.removeprefix("sqlite:///")).with_suffix(".log")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     ThreadingHTTPServer((options.host, options.port), Handler).serve_forever()

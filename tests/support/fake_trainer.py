@@ -36,6 +36,7 @@ if given.out.exists() != given.resume:
 given.out.mkdir(exist_ok=True)
 seen = {
     "environment": sorted(os.environ),
+    "registration_token": os.environ.get("TRAINER_REGISTRATION_TOKEN"),
     "data": [path.name for path in given.data.iterdir()],
     "of": given.data.name,
     "pid": os.getpid(),

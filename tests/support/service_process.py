@@ -19,7 +19,9 @@ def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Pope
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = {"data": data, "other_data": True, "port": port} | settings
+    # What campaigns and benchmarks ask for is above what strangers get by default.
+    unlimited = dict.fromkeys(("tokenless_budget", "tokenless_evaluations", "total_evaluations"), 10**9)
+    given = {"data": data, "other_data": True, "port": port} | unlimited | settings
     given.setdefault("database_url", f"sqlite:///{folder / 'service' / 'labels.sqlite3'}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
     environment |= {f"LABEL_SERVICE_{name.upper()}": str(value) for name, value in given.items()}

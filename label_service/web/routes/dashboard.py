@@ -7,8 +7,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from label_service.errors import all_problems
-from label_service.log.entries import DONE
-from label_service.log.log_reader import summarise
+from label_service.log.entries import DONE, GUEST
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import first_line, problems
 
@@ -28,15 +27,14 @@ SHOWN_RUNS = 50
 @router.get("/", responses=problems())
 def overview(request: Request, service: Service) -> HTMLResponse:
     """Show the data set, the runs and the latest entries of the log."""
-    summary, runs = summarise(service.log.account), service.reader.runs()
-    counts = {run.run_id: run for run in summary.runs}
+    account = service.log.account
+    opened = [run_id for run_id in list(account.runs) if run_id != GUEST]
+    shown = [GUEST, *opened[1 - SHOWN_RUNS :]]
     page = _templates.get_template("dashboard.html").render(
         dataset=service.dataset,
-        summary=summary,
-        counts=counts,
-        # A run opened between the two reads has no counts yet; the next look shows it.
-        runs=[run for run in runs if run.run_id in counts][-SHOWN_RUNS:],
-        hidden_runs=max(0, len(runs) - SHOWN_RUNS),
+        account=account,
+        runs=service.reader.runs(shown),
+        hidden_runs=len(opened) + 1 - len(shown),
         latest=service.reader.latest(SHOWN_ENTRIES),
         done=DONE,
         base_url=request.base_url,

@@ -17,8 +17,8 @@ from label_service.web.schemas import Label, LabelAnswer, LabelQuery, LabelsAnsw
 router = APIRouter(tags=["labels"])
 
 _PROBLEMS = problems(
-    "guest-closed", "idempotency-key-reused", "invalid-token", "label-budget-exhausted", "log-not-writable",
-    "querying-closed", "run-sealed", "too-many-requests", "total-budget-exhausted", "unknown-id",
+    "cross-site", "guest-closed", "idempotency-key-reused", "invalid-token", "label-budget-exhausted",
+    "log-not-writable", "querying-closed", "run-sealed", "too-many-requests", "total-budget-exhausted", "unknown-id",
 )  # fmt: skip
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from label_service.errors import NotYourRun
 from label_service.ledger.limits import GUEST
 from label_service.log.log_reader import RunInfo
-from label_service.web.callers import NO_STORE, OwnRun, Service, find_run, ledger_request, may_open_run
+from label_service.web.callers import NO_STORE, OwnRun, Registration, Service, find_run, idempotency_key, ledger_request
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
     EvaluationAnswer,
@@ -31,8 +31,11 @@ register_url_convertor("run_id", _RunIdConvertor())
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
+# Who repeats an opening under its key gets the run's token.
+OPENING_KEY_CHARACTERS = 16
+
 # Codes of the errors of every call that a run makes about itself.
-_OF_OWN_RUN = ("invalid-token", "log-not-writable", "not-your-run", "token-required", "unknown-run")
+_OF_OWN_RUN = ("cross-site", "invalid-token", "log-not-writable", "not-your-run", "token-required", "unknown-run")
 _EVALUATING = (
     *_OF_OWN_RUN, "evaluation-not-declared", "evaluations-exhausted", "guest-has-no-evaluations",
     "idempotency-key-reused", "invalid-predictions", "run-sealed",
@@ -42,14 +45,32 @@ _EVALUATING = (
 @router.post(
     "",
     status_code=201,
-    dependencies=[Depends(may_open_run)],
     responses=problems(
-        "invalid-token", "log-not-writable", "registration-closed", "run-budget-too-large", "too-many-evaluations"
+        "cross-site",
+        "idempotency-key-reused",
+        "invalid-token",
+        "log-not-writable",
+        "registration-closed",
+        "run-budget-too-large",
+        "too-many-evaluations",
     ),
 )
-async def open_run(body: RunRequest, request: Request, response: Response, service: Service) -> RunOpenedAnswer:
-    """Open a run and answer its token, once. 201 is logged; the errors are not."""
-    opened = await service.open_run(request.state.request_id, body.name, body.budget, body.evaluation_budgets)
+async def open_run(
+    body: RunRequest, request: Request, response: Response, service: Service, opened_with: Registration
+) -> RunOpenedAnswer:
+    """Open a run and answer its token, once. 201 is logged; the errors are not.
+
+    A repeat under the same Idempotency-Key (16 characters or more, which nobody can guess) answers the same run and
+    token, until the run is first used.
+    """
+    opened = await service.open_run(
+        request.state.request_id,
+        body.name,
+        body.budget,
+        body.evaluation_budgets,
+        opened_with,
+        idempotency_key(request, shortest=OPENING_KEY_CHARACTERS),
+    )
     response.headers.update({**NO_STORE, "Location": f"/v1/runs/{opened.run_id}"})
     return RunOpenedAnswer(**dict(opened), dataset=service.dataset, receipt=service.log.receipt(opened.entry))
 

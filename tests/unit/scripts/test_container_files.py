@@ -34,9 +34,10 @@ def test_trainer_sits_on_the_internal_network_only(name):
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_trainer_mounts_its_results_and_not_the_database(name):
-    """The volumes of the database and of the signed heads are the service's alone."""
-    assert sources(SERVICES[name]) == ["${LABELMETER_RESULTS:-./runs/compose}"]
-    assert sources(SERVICES["label_service"]) == ["database", "heads"]
+    """The volumes of the database and of the signed heads are the service's alone; a trainer reads the token."""
+    assert sources(SERVICES[name]) == ["registration", "${LABELMETER_RESULTS:-./runs/compose}"]
+    assert SERVICES[name]["volumes"][0].endswith(":ro")
+    assert sources(SERVICES["label_service"]) == ["database", "heads", "registration"]
 
 
 def test_service_is_published_on_the_loopback_address_only():

@@ -13,7 +13,7 @@ def run(folder, **settings):
     """Run the script with a `python` that only prints what it was called with."""
     python = folder / "bin/python"
     python.parent.mkdir(exist_ok=True)
-    python.write_text('#!/bin/sh\necho "called: $*"\n')
+    python.write_text('#!/bin/sh\necho "called: $*${TRAINER_REGISTRATION_TOKEN:+ with $TRAINER_REGISTRATION_TOKEN}"\n')
     python.chmod(0o755)
     environment = {
         "PATH": f"{python.parent}:{os.environ['PATH']}",
@@ -34,6 +34,13 @@ def test_empty_settings_are_the_trainers_defaults(tmp_path):
     """Compose passes settings that are not set as empty strings."""
     called = run(tmp_path, TRAINER_PROFILE="", TRAINER_SEED="", TRAINER_BUDGET="").stdout
     assert called == f"called: -m trainer run --out {tmp_path}/results/auto-seed1\n"
+
+
+def test_trainer_gets_the_registration_token(tmp_path):
+    """The script reads the token out of its file, so that no command line and no compose file holds it."""
+    (tmp_path / "token").write_text("secret\n")
+    called = run(tmp_path, TRAINER_REGISTRATION_TOKEN_FILE=str(tmp_path / "token")).stdout
+    assert called.endswith("/results/auto-seed1 with secret\n")
 
 
 def test_run_that_was_cut_off_is_resumed(tmp_path):

@@ -1,5 +1,6 @@
 """`make run`'s orchestration, with stand-ins for the two programs: fast, and able to misbehave on demand."""
 
+import hashlib
 import json
 import os
 import signal
@@ -94,6 +95,19 @@ def test_trainer_gets_the_images_folder_and_no_setting_of_the_service(tmp_path):
     assert seen["log_key"] == "stand-in+0+key"
     assert not [name for name in seen["environment"] if name.startswith("LABEL_SERVICE_")]
     assert "LABEL_SERVICE_GUEST_BUDGET" in (tmp_path / "o/service/service.log").read_text()
+
+
+def test_run_makes_a_token_for_its_own_trainer(tmp_path):
+    """Service and trainer get one registration token, which only the owner can read, whatever the shell has set."""
+    code, _, _ = run(tmp_path, "OUT=o", LABEL_SERVICE_REGISTRATION_TOKEN="old", TRAINER_REGISTRATION_TOKEN="old")
+    file = tmp_path / "o/service/registration.token"
+    token = file.read_text()
+    assert (code, file.stat().st_mode & 0o777, len(token) > 40) == (0, 0o600, True)
+    assert json.loads((tmp_path / "o/trainer/seen.json").read_text())["registration_token"] == token
+    assert (
+        f"registration token {hashlib.sha256(token.encode()).hexdigest()}"
+        in (tmp_path / "o/service/service.log").read_text()
+    )
 
 
 def test_finished_run_prints_its_table_again_and_starts_nothing(tmp_path):

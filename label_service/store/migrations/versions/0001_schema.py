@@ -54,6 +54,7 @@ def upgrade() -> None:
         "a run's terms are fixed and its count only grows",
         "NEW.run_id <> OLD.run_id OR NEW.name <> OLD.name OR NEW.token_sha256 IS DISTINCT FROM OLD.token_sha256"
         " OR NEW.evaluation_budgets <> OLD.evaluation_budgets OR NEW.evaluations_allowed <> OLD.evaluations_allowed"
+        " OR NEW.opened_with IS DISTINCT FROM OLD.opened_with"
         " OR NEW.opened_at <> OLD.opened_at OR NEW.spent < OLD.spent"
         " OR (NEW.spent > OLD.spent AND NEW.spent > NEW.budget)"
         " OR (NEW.budget <> OLD.budget AND OLD.run_id <> 'guest')"

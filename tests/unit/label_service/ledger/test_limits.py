@@ -11,7 +11,7 @@ from label_service.ledger.limits import (
     GUEST,
     RunState,
     TokenBucket,
-    Totals,
+    Total,
     refuse_ended,
     refuse_evaluation,
     refuse_reveal,
@@ -19,7 +19,7 @@ from label_service.ledger.limits import (
 
 RUN = RunState("run-1", budget=10, spent=7)
 CURVE = replace(RUN, evaluation_budgets=(5, 10), evaluations_allowed=2)
-FREE = Totals(spent=0, evaluations=0)
+FREE: list[Total] = []
 
 
 @pytest.mark.parametrize(
@@ -33,15 +33,15 @@ FREE = Totals(spent=0, evaluations=0)
         (replace(RUN, spent=12), FREE, 1, errors.LabelBudgetExhausted),
         (replace(RUN, evaluated_at=(None,)), FREE, 1, errors.QueryingClosed),
         (replace(RUN, evaluated_at=(None,)), FREE, 0, None),
-        (RUN, Totals(8, 0, total_budget=10), 2, None),
-        (RUN, Totals(8, 0, total_budget=10), 3, errors.TotalBudgetExhausted),
-        (RUN, Totals(8, 0, total_budget=5), 1, errors.TotalBudgetExhausted),
+        (RUN, [Total("All runs", 8, 10)], 2, None),
+        (RUN, [Total("All runs", 8, 10)], 3, errors.TotalBudgetExhausted),
+        (RUN, [Total("All runs", 8, 5)], 1, errors.TotalBudgetExhausted),
         (RunState(GUEST, 0, 0), FREE, 1, errors.GuestClosed),
         (RunState(GUEST, 1, 0), FREE, 1, None),
     ],
 )
 def test_reveals_are_granted_or_refused_for_the_right_reason(
-    run: RunState, totals: Totals, new: int, refusal: type[errors.Problem] | None
+    run: RunState, totals: list[Total], new: int, refusal: type[errors.Problem] | None
 ) -> None:
     """The whole table: replays are free, and each limit refuses by its own name."""
     found = refuse_reveal(run, totals, new)
@@ -54,8 +54,8 @@ def test_reveals_are_granted_or_refused_for_the_right_reason(
         (RUN, FREE, None, None),
         (RUN, FREE, 5, None),
         (replace(RUN, evaluated_at=(None,)), FREE, None, errors.EvaluationsExhausted),
-        (RUN, Totals(0, 3, total_evaluations=3), None, errors.EvaluationsExhausted),
-        (RUN, Totals(0, 2, total_evaluations=3), None, None),
+        (RUN, [Total("All runs", 3, 3)], None, errors.EvaluationsExhausted),
+        (RUN, [Total("All runs", 2, 3)], None, None),
         (RunState(GUEST, 5, 0, evaluations_allowed=0), FREE, None, errors.GuestHasNoEvaluations),
         (CURVE, FREE, 5, None),
         (CURVE, FREE, None, errors.EvaluationNotDeclared),
@@ -64,7 +64,7 @@ def test_reveals_are_granted_or_refused_for_the_right_reason(
     ],
 )
 def test_evaluations_are_granted_or_refused_for_the_right_reason(
-    run: RunState, totals: Totals, budget: int | None, refusal: type[errors.Problem] | None
+    run: RunState, totals: list[Total], budget: int | None, refusal: type[errors.Problem] | None
 ) -> None:
     """Declared points once each, undeclared runs once, the guest never, the operator's total always."""
     found = refuse_evaluation(run, totals, budget)
