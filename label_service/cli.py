@@ -201,8 +201,7 @@ def export(
     engine = database.open_reading_engine()
     try:
         with out.open("wb") if out is not None else nullcontext(sys.stdout.buffer) as target:
-            for entry in LogReader(engine).export():
-                target.write(entry + b"\n")
+            target.writelines(LogReader(engine).export())
     except (SQLAlchemyError, OSError) as error:
         raise DatabaseRefused(f"The log of {database.name} cannot be exported ({reason_of(error)}).") from error
     finally:
@@ -211,32 +210,38 @@ def export(
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Evidence bundle: what sealing a run answers, or OUT/evidence.json.")],
+    bundle: Annotated[Path, typer.Argument(help="Evidence bundle: GET /v1/log/evidence, or OUT/evidence.json.")],
     key: Annotated[str, typer.Option(help="The log's verifier key, pinned before the first query (GET /v1/log/key).")],
     receipts: Annotated[
         Path | None, typer.Option(help="receipts.jsonl that the trainer kept: finds forks and cut ends too.")
     ] = None,
 ) -> None:
     """Verify an evidence bundle offline: signature, tree, and every entry by the rules. Exit code 1 if it fails."""
+    from label_service.log.kept_answers import read_receipts
     from label_service.log.merkle import VerificationError
     from label_service.log.signed_note import Verifier
-    from label_service.log.verify import read_bundle, read_receipts
+    from label_service.log.verify import read_bundle
     from label_service.log.verify import verify as check
 
     try:
         kept = read_receipts(receipts) if receipts is not None else []
         verdict = check(read_bundle(bundle), Verifier.from_vkey(key), kept)
     except VerificationError as error:
-        typer.echo(f"not verified: {error}")
+        typer.echo(printable(f"not verified: {error}"))
         raise typer.Exit(1) from error
     typer.echo(f"{verdict.origin}: {verdict.entries:,} entries, {len(verdict.labels):,} distinct labels to anybody")
     for name, run in verdict.runs.items():
+        opened = "" if receipts is None else f", {len(verdict.opened.get(name, ())):,} labels in the receipts"
         typer.echo(
-            f"  {name}: {run.queries:,} queries, {len(run.labels):,} distinct labels, {run.replays:,} replays, "
-            f"{run.refusals:,} refusals, {run.evaluations:,} evaluations"
+            printable(
+                f"  {name}: {run.queries:,} queries, {len(run.labels):,} distinct labels, {run.replays:,} replays, "
+                f"{run.refusals:,} refusals, {run.evaluations:,} evaluations{opened}"
+            )
         )
     if verdict.uncommitted:
         typer.echo(f"  {verdict.uncommitted:,} entries are older than the commitment to the answer key")
+    if not verdict.signed_pool_size:
+        typer.echo("  the number of labels in the answer key is the bundle's word: no entry of this log names it")
     if verdict.clock_set_back:
         first, *more = verdict.clock_set_back
         others = f" and {len(more):,} later entries" if more else ""

@@ -24,8 +24,8 @@ from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.ledger.writer import Work, Writer
 from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import Entry
-from label_service.log.evidence import Evidence
-from label_service.log.log_reader import LogReader, Summary, summarise
+from label_service.log.evidence import EvidencePage
+from label_service.log.log_reader import EXPORT_PAGE, LogReader, Summary, summarise
 from label_service.log.signed_log import SignedLog, open_signed_log
 from label_service.log.tree_head import TreeHead
 from label_service.metrics import Metrics
@@ -147,16 +147,36 @@ class LabelService:
         """End a run; return the entry that ended it."""
         return await self._write(lambda unit: ledger.seal(unit, self.rules, request))
 
-    def evidence(self) -> Evidence:
-        """Return the whole log under its newest signed head."""
-        head = self.log.head
-        return Evidence(
+    def evidence_page(self, head: TreeHead, first: int, limit: int) -> EvidencePage:
+        """Return up to `limit` entries under a head from number `first` on, and the earlier heads that end in them."""
+        end = min(first + limit, head.size)
+        return EvidencePage(
+            bundle=1,
             key=self.log.verifier.vkey,
             pool_size=self.dataset.pool_size,
             checkpoint=head.note,
-            entries=[entry.decode("ascii") for entry in self.reader.export(head.size)],
-            heads=self.reader.heads(head.size),
+            entries=[entry.decode("ascii") for entry in self.reader.between(first, end)],
+            heads=self.reader.heads(first, min(end, head.size - 1)),
+            next=end - 1 if end < head.size else None,
         )
+
+    def evidence(self) -> Iterator[str]:
+        """Yield the whole log under its newest signed head: the JSON of `Evidence`, in parts of bounded size."""
+        head = self.log.head
+        firsts = range(0, head.size, EXPORT_PAGE)
+        empty = self.evidence_page(head, head.size, 0).model_dump_json(exclude={"entries", "heads", "next"})
+        yield empty.removesuffix("}") + ',"entries":['
+        for first in firsts:
+            page = self.evidence_page(head, first, EXPORT_PAGE).entries
+            yield ("," if first else "") + json.dumps(page, separators=(",", ":"))[1:-1]
+        yield '],"heads":['
+        separator = ""
+        for first in firsts:
+            heads = self.reader.heads(first, min(first + EXPORT_PAGE, head.size - 1))
+            if heads:
+                yield separator + ",".join(earlier.model_dump_json() for earlier in heads)
+                separator = ","
+        yield "]}"
 
     async def token_hash(self, run_id: str) -> str | None:
         """Return the stored hash of a run's token; None if the run is unknown or has no token."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ KEY_FILE = "log-key.txt"
 BUNDLE_FILE = "evidence.json"
 LOG_FILE = "query-log.ndjson"
 SUMMARY_FILE = "query-log-summary.json"
-# A thousand queries make a log of well under a megabyte, and the service is on this machine.
+# The longest wait for the next part of an answer; the service is on this machine.
 EXPORT_TIMEOUT_S = 60.0
 
 
@@ -54,9 +55,13 @@ def save_log(url: str, out: Path) -> None:
     Raises:
         RunError: the service does not answer.
     """
-    summary, bundle = _get(url, "/v1/log/summary"), _get(url, "/v1/log/evidence")
-    entries: list[str] = json.loads(bundle)["entries"]
-    replace_file(out / BUNDLE_FILE, bundle)
+    summary = _get(url, "/v1/log/summary")
+    unfinished = out / f"{BUNDLE_FILE}.part"
+    with _reading(url, "/v1/log/evidence") as bundle, unfinished.open("wb") as file:
+        # A long log does not fit into memory.
+        file.writelines(bundle.iter_bytes())
+    entries: list[str] = json.loads(unfinished.read_bytes())["entries"]
+    unfinished.replace(out / BUNDLE_FILE)
     replace_file(out / LOG_FILE, "".join(f"{entry}\n" for entry in entries))
     replace_file(out / SUMMARY_FILE, summary)
 
@@ -107,15 +112,25 @@ def verify_bundle(service: Sequence[str], folder: Path, *flags: str) -> str:
 
 
 def _get(url: str, path: str) -> bytes:
-    """Return what the service answers.
+    """Return what the service answers; raises as `_reading`."""
+    with _reading(url, path) as answer:
+        return answer.read()
+
+
+@contextmanager
+def _reading(url: str, path: str) -> Iterator[httpx.Response]:
+    """Ask the service, and let its answer be read as it comes.
 
     Raises:
-        RunError: it does not answer.
+        RunError: it does not answer, or not to the end.
     """
     # trust_env=False: a proxy setting must not come between two programs on one machine.
     try:
-        with httpx.Client(base_url=url, trust_env=False, timeout=EXPORT_TIMEOUT_S) as client:
-            return client.get(path).raise_for_status().content
+        with (
+            httpx.Client(base_url=url, trust_env=False, timeout=EXPORT_TIMEOUT_S) as client,
+            client.stream("GET", path) as answer,
+        ):
+            yield answer.raise_for_status()
     except httpx.HTTPError as error:
         raise RunError(
             f"{path} of the service cannot be read from {url} ({error}); run the same command again."

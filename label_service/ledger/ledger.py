@@ -111,7 +111,9 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
         or refuse_reveal(run, _labels_used(unit, rules, run), len(new))
     )
     if refusal is not None:
-        append(unit, rules, run, request.request_id, "query", refusal.code, ids=asked)
+        # The ids themselves would let a client fill the log with what it was refused.
+        detail = {"asked": len(asked), "asked_sha256": _sha256(asked)}
+        append(unit, rules, run, request.request_id, "query", refusal.code, detail=detail)
         return refusal
     outcome = "revealed" if new else "replayed"
     bound = bind_key(request.run_id, request.key, fingerprint) if earlier is None else None
@@ -168,9 +170,10 @@ def evaluate(
         append(unit, rules, run, request.request_id, "evaluation", refusal.code)
         return refusal
     if earlier is not None:
-        made = earlier.entry["detail"]
-        number, correct, total = made["evaluation"], made["correct"], made["total"]
-        entry = append(unit, rules, run, request.request_id, "evaluation", "replayed")
+        detail = {name: value for name, value in earlier.entry["detail"].items() if name != "clock"}
+        number, correct, total = detail["evaluation"], detail["correct"], detail["total"]
+        # The repeat says the result again, so that its receipt proves it.
+        entry = append(unit, rules, run, request.request_id, "evaluation", "replayed", detail=detail)
     else:
         truth = rules.answer_key.read_test_labels(unit.connection)
         correct = sum(guess == label for guess, label in zip(predictions, truth, strict=True))

@@ -183,6 +183,7 @@ def _open(
         "name": name,
         "evaluation_budgets": declared,
         "evaluations_allowed": run.evaluations_allowed,
+        "pool_size": rules.pool_size,
         "test_commitment": rules.answer_key.test_commitment,
     }
     if run.opened_with is not None:

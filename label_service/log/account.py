@@ -6,17 +6,20 @@ the same answer key.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from label_service.log.entries import DONE, ENTRY_VERSION, GUEST, canonical_json
-from label_service.log.merkle import VerificationError
+from label_service.log.merkle import HASH_BYTES, VerificationError
+from label_service.log.signed_note import decode_base64
 
 _COUNT_FIELDS = frozenset(("v", "seq", "charged", "spent", "budget"))
 _TEXT_FIELDS = frozenset(("ts", "log_id", "run", "op", "outcome", "request_id"))
 # The text fields of each version. Entries of version 1 are older than the commitment to the answer key.
 _TEXT_FIELDS_OF_VERSION = {1: _TEXT_FIELDS, ENTRY_VERSION: _TEXT_FIELDS | {"label_commitment"}}
+_SHA256 = re.compile("[0-9a-f]{64}")
 # The outcomes that each kind of entry may have, and the count that the detail of some outcomes must have.
 _OUTCOMES = {
     "run-opened": ("opened",),
@@ -53,35 +56,45 @@ class RunAccount:
     """What the entries of one run add up to.
 
     Attributes:
+        name: what its client called it.
         budget: labels that the run may be charged.
         evaluations_allowed: evaluations that it may make.
         evaluation_budgets: points of its learning curve, declared when it was opened.
         labels: ids of the labels revealed to it.
-        queries: labels charged to it.
         replays: entries that charged nothing because the run had the labels already.
         refusals: entries that refused something.
-        evaluated_at: the point of each evaluation made, None without declared points.
+        results: the detail of each evaluation made.
         sealed: the run has ended.
         opened_with: name of the token that allowed to open it, None if it was opened without one.
         entries: number of its entries.
     """
 
+    name: object
     budget: int
     evaluations_allowed: int
     evaluation_budgets: tuple[int, ...] = ()
     labels: set[int] = field(default_factory=set)
-    queries: int = 0
     replays: int = 0
     refusals: int = 0
-    evaluated_at: list[int | None] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
     sealed: bool = False
     opened_with: str | None = None
     entries: int = 0
 
     @property
+    def queries(self) -> int:
+        """Number of labels charged to it."""
+        return len(self.labels)
+
+    @property
     def evaluations(self) -> int:
         """Number of evaluations made."""
-        return len(self.evaluated_at)
+        return len(self.results)
+
+    @property
+    def evaluated_at(self) -> list[int | None]:
+        """The point of each evaluation made, None without declared points."""
+        return [result.get("evaluated_budget") for result in self.results]
 
 
 @dataclass
@@ -92,6 +105,7 @@ class Account:
         runs: by run id.
         log_id: the id of the log.
         label_commitment: root of the answer key that the entries name, base64; None if no entry does.
+        pool_size: number of labels in the answer key that the openings name; None if no opening does.
         uncommitted: number of entries before the first that names it.
         test_commitment: commitment to the test labels and the names of the classes that every opening names, base64;
             None in a log that was begun before there was one.
@@ -108,6 +122,7 @@ class Account:
     log_id: str
     runs: dict[str, RunAccount] = field(default_factory=dict)
     label_commitment: str | None = None
+    pool_size: int | None = None
     uncommitted: int = 0
     test_commitment: str | None = None
     newest_time: str = ""
@@ -137,10 +152,14 @@ class Account:
             _require(entry["log_id"] == self.log_id, "it is of another log")
             commitment, known = entry.get("label_commitment"), self.label_commitment
             _require(known is None or commitment == known, "it binds another answer key")
+            _require(known is not None or commitment is None or _is_root(commitment), "its commitment is no hash")
             if entry["op"] == "run-opened":
                 named = entry["detail"].get("test_commitment")
                 _require(not self.runs or named == self.test_commitment, "it binds other test labels or class names")
                 self.test_commitment = named
+                pool_size = entry["detail"].get("pool_size", self.pool_size)
+                _require(self.pool_size in (None, pool_size), "it names another size of the pool")
+                self.pool_size = pool_size
             older = entry["ts"] < self.newest_time
             # A log that commits to the test labels promises this too; older logs wrote the clock as it was.
             _require(not older or self.test_commitment is None, "it is older than the entry before it")
@@ -220,6 +239,11 @@ def _parse(data: bytes) -> dict[str, Any]:
     # A refusal's outcome is the code of an error; only queries and evaluations have entries for refusals.
     refused = entry["outcome"] not in DONE and entry["op"] in ("query", "evaluation")
     _require(refused or entry["outcome"] in _OUTCOMES[entry["op"]], "its kind and outcome do not match")
+    _check_detail(entry, refused=refused)
+    return dict(entry)
+
+
+def _check_detail(entry: dict[str, Any], *, refused: bool) -> None:
     detail, needed = entry.get("detail", {}), _DETAIL_COUNT.get(entry["outcome"])
     _require(isinstance(detail, dict), "its detail is no object")
     _require(needed is None or _is_count(detail.get(needed)), f"its detail lacks {needed}")
@@ -229,7 +253,23 @@ def _parse(data: bytes) -> dict[str, Any]:
     _require(named is None or isinstance(named, str), "the name of the token that it was opened with is no text")
     points = detail.get("evaluation_budgets", [])
     _require(isinstance(points, list) and all(map(_is_count, points)), "its evaluation budgets are not counts")
-    return dict(entry)
+    _require(detail.get("pool_size", 1) != 0 and _is_count(detail.get("pool_size", 1)), "its pool size is not a count")
+    if entry["outcome"] == "evaluated":
+        correct, total = detail.get("correct"), detail.get("total")
+        _require(_is_count(correct) and _is_count(total) and correct <= total != 0, "its evaluation has no result")
+    if refused and entry["op"] == "query":
+        # A refusal names the count and the hash of the ids asked for; before there was the hash, it named the ids.
+        asked, digest = detail.get("asked", 0), detail.get("asked_sha256")
+        hashed = _is_count(asked) and asked > 0 and isinstance(digest, str) and bool(_SHA256.fullmatch(digest))
+        named = bool(entry["ids"]) and not detail
+        _require(named or (hashed and not entry["ids"]), "it does not say what it refused")
+
+
+def _is_root(text: str) -> bool:
+    try:
+        return len(decode_base64(text, "the commitment")) == HASH_BYTES
+    except VerificationError:
+        return False
 
 
 def _is_count(value: object) -> bool:
@@ -242,8 +282,8 @@ def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
     if op == "run-opened":
         _require(name not in runs, f"run {name} is opened a second time")
         points = tuple(detail.get("evaluation_budgets", ()))
-        opened_with = detail.get("opened_with")
-        runs[name] = RunAccount(entry["budget"], detail["evaluations_allowed"], points, opened_with=opened_with)
+        opened_with, allowed = detail.get("opened_with"), detail["evaluations_allowed"]
+        runs[name] = RunAccount(detail.get("name"), entry["budget"], allowed, points, opened_with=opened_with)
     _require(name in runs, f"run {name} was never opened")
     run = runs[name]
     if op == "budget-changed":
@@ -253,6 +293,9 @@ def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
     new = _add_labels(run, entry)
     if outcome == "evaluated":
         _add_evaluation(run, detail)
+    elif (op, outcome) == ("evaluation", "replayed"):
+        # Entries of former versions repeat an evaluation without its result.
+        _require(not detail or detail in run.results, "it repeats an evaluation that the run never made")
     _require(op != "run-sealed" or not run.sealed, "the run was sealed before")
     run.sealed |= op == "run-sealed"
     run.replays += outcome == "replayed"
@@ -269,7 +312,6 @@ def _add_labels(run: RunAccount, entry: dict[str, Any]) -> set[int]:
     _require(entry["outcome"] != "revealed" or bool(new), "it reveals nothing new")
     _require(not new or not (run.sealed or run.evaluations), "it reveals new labels to an evaluated or sealed run")
     run.labels |= new
-    run.queries += len(new)
     _require(spent == run.queries, f"it says {spent} spent, and the entries make {run.queries}")
     _require(not new or run.queries <= run.budget, "it reveals more than the run's budget")
     return new
@@ -280,6 +322,7 @@ def _add_evaluation(run: RunAccount, detail: dict[str, Any]) -> None:
     if run.evaluation_budgets:
         _require(point in run.evaluation_budgets, f"it evaluates {point} labels, a point that the run never declared")
         _require(point not in run.evaluated_at, f"it evaluates {point} labels a second time")
-    run.evaluated_at.append(point)
+    _require(not run.sealed, "it evaluates a run that was sealed")
+    run.results.append(detail)
     _require(run.evaluations <= run.evaluations_allowed, "the run had no evaluation left")
     _require(detail["evaluation"] == run.evaluations, "its evaluation has the wrong number")

@@ -5,14 +5,18 @@ that a client keeps is therefore defined here and nowhere else. Hashes are base6
 the leaf's sibling up (RFC 6962, section 2.1).
 """
 
-from typing import Literal
-
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from label_service.log.entries import canonical_json
 
 
-class Receipt(BaseModel):
+class _Strict(BaseModel):
+    """No type is converted and no unknown field is ignored: what is verified has one reading."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Receipt(_Strict):
     """Proof that the entry of this request is in the log: hash the entry, follow the proof, compare the root."""
 
     entry: str = Field(description="The entry's exact text: the leaf of the tree.")
@@ -21,17 +25,17 @@ class Receipt(BaseModel):
     checkpoint: str = Field(description="The signed head the proof leads to (C2SP tlog-checkpoint).")
 
 
-class EarlierHead(BaseModel):
+class EarlierHead(_Strict):
     """The signature of the tree head at an earlier size of the log. The root is not kept: the entries give it."""
 
     size: int
     signature: str = Field(description="Key id and Ed25519 signature, base64, as in a signed note.")
 
 
-class Evidence(BaseModel):
+class Evidence(_Strict):
     """The whole log under one signed head: all that offline verification needs beside the pinned key."""
 
-    bundle: Literal[1] = 1
+    bundle: int = Field(ge=1, le=1, description="Version of this format.")
     key: str = Field(description="The log's verifier key. Compare it with the one you pinned.")
     pool_size: int = Field(description="Number of labels that the service committed to.")
     checkpoint: str
@@ -39,7 +43,13 @@ class Evidence(BaseModel):
     heads: list[EarlierHead] = Field(description="One for each commit; they narrow down a changed entry.")
 
 
-class LabelOpening(BaseModel):
+class EvidencePage(Evidence):
+    """A part of the evidence. The parts of one size, put together in order, are the whole."""
+
+    next: int | None = Field(None, description="Pass as `after` for the next page; null: this was the last.")
+
+
+class LabelOpening(_Strict):
     """Proof that a label is the one committed to before the first query.
 
     The leaf is `{"id":…,"label":…,"salt":"…"}` without white space; its tree's root is the entry's `label_commitment`.
@@ -55,24 +65,6 @@ class OpenedLabel(BaseModel):
     id: int
     label: int
     opening: LabelOpening
-
-
-class KeptAnswer(BaseModel):
-    """What verification reads of an answer that a client kept: its receipt and its labels."""
-
-    receipt: Receipt
-    labels: list[OpenedLabel] = Field(default_factory=list)
-    # An answer about a single label has these three fields in place of `labels`.
-    id: int | None = None
-    label: int | None = None
-    opening: LabelOpening | None = None
-
-    @property
-    def opened_labels(self) -> list[OpenedLabel]:
-        """Every label of the answer."""
-        if self.id is None or self.label is None or self.opening is None:
-            return self.labels
-        return [OpenedLabel(id=self.id, label=self.label, opening=self.opening)]
 
 
 def label_leaf(label_id: int, label: int, salt: str) -> bytes:

@@ -95,31 +95,26 @@ class LogReader:
         page = rows[:limit]
         return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
 
-    def export(self, size: int | None = None) -> Iterator[bytes]:
-        """Yield the exact bytes of the first `size` entries, in order; None means all that there are now."""
-        for page in self.pages(size):
-            yield from page
+    def between(self, first: int, end: int) -> list[bytes]:
+        """Return the exact bytes of the entries numbered from `first` to `end` - 1, in order."""
+        with self._engine.connect() as connection:
+            return [row.entry for row in connection.execute(_query(first - 1).limit(end - first))]
 
-    def pages(self, size: int | None = None) -> Iterator[list[bytes]]:
-        """Yield what `export` does, many entries at a time.
+    def export(self) -> Iterator[bytes]:
+        """Yield all entries that there are now, one a line, in pages.
 
-        The entries are read page by page, because one long transaction would keep SQLite from truncating its journal.
+        One long transaction would keep SQLite from truncating its journal.
         """
-        with self._engine.connect() as connection:
-            last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one() if size is None else size - 1
-        after = -1
-        while last is not None and after < last:
-            with self._engine.connect() as connection:
-                rows = connection.execute(_query(after).limit(min(EXPORT_PAGE, last - after))).all()
-            yield [row.entry for row in rows]
-            after = rows[-1].seq
+        size = self.size()
+        for first in range(0, size, EXPORT_PAGE):
+            yield b"".join(entry + b"\n" for entry in self.between(first, min(first + EXPORT_PAGE, size)))
 
-    def heads(self, size: int) -> list[EarlierHead]:
-        """Return the heads that were signed over fewer than `size` entries, in order."""
+    def heads(self, first: int, end: int) -> list[EarlierHead]:
+        """Return the heads whose last entry is numbered from `first` to `end` - 1, in order."""
         heads = tables.heads.c
-        earlier = select(heads.size, heads.signature).where(heads.size < size).order_by(heads.size)
+        wanted = select(heads.size, heads.signature).where(heads.size > first, heads.size <= end).order_by(heads.size)
         with self._engine.connect() as connection:
-            return [EarlierHead(size=row.size, signature=row.signature) for row in connection.execute(earlier)]
+            return [EarlierHead(size=row.size, signature=row.signature) for row in connection.execute(wanted)]
 
     def latest(self, count: int) -> list[dict[str, Any]]:
         """Return the latest entries, newest first, as parsed JSON."""

@@ -165,6 +165,15 @@ class SignedLog:
         self._heads.remember(self.head.note)
         self._is_remembered = True
 
+    def head_over(self, size: int) -> TreeHead:
+        """Return the signed head over the first `size` entries; signing a size again gives the same bytes.
+
+        Raises:
+            ValueError: fewer entries are signed.
+        """
+        self._require_signed(size)
+        return TreeHead.sign(self._key, size, self._tree.root(size))
+
     def receipt(self, entry: Entry) -> Receipt:
         """Prove that a committed entry is in the log under its newest head."""
         head = self.head

@@ -42,8 +42,8 @@ class Verifier:
 
     def __post_init__(self) -> None:
         """Refuse a name or key that a note cannot carry."""
-        if not self.name or "+" in self.name or self.name.split() != [self.name]:
-            raise VerificationError("a key name must be one word without a plus sign")
+        if not self.name.isprintable() or "+" in self.name or self.name.split() != [self.name]:
+            raise VerificationError("a key name must be one printable word without a plus sign")
         if len(self.public_key) != _KEY_BYTES:
             raise VerificationError(f"an Ed25519 key has {_KEY_BYTES} bytes, not {len(self.public_key)}")
 

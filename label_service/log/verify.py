@@ -6,17 +6,22 @@ and that each entry follows from those before it under the rules of the log.
 The receipts that a client kept show more: that this log is the one the client was shown, and that each label is the one
 committed to before the client's first query. They reveal a fork, an older database put back, or a cut end, even if the
 forger holds the signing key.
+
+Whatever the files hold, a failure is a `VerificationError` of one sentence. What is not looked at, `docs/verifying.md`
+lists, and `tests/campaigns/fuzz.py` checks the list.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from label_service.log.account import EntryError, RunAccount, audit
-from label_service.log.evidence import EarlierHead, Evidence, KeptAnswer, Receipt, label_leaf
+from label_service.log.evidence import EarlierHead, Evidence, Receipt
+from label_service.log.kept_answers import KeptAnswer, check_answer, find_charges, parse_json
 from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash, verify_inclusion
 from label_service.log.signed_note import Verifier, decode_base64
 from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead, head_text
@@ -29,9 +34,10 @@ class Verdict:
     Attributes:
         entries: number of entries.
         runs: the account of each run, by run id.
-        receipts: number of receipts checked.
-        openings: number of labels checked against the commitment.
+        receipts: number of entries whose receipts were checked.
+        opened: the ids of the labels that the receipts open and that were committed to, by run id.
         uncommitted: number of entries that are older than the commitment to the answer key.
+        signed_pool_size: an entry names the size of the pool; former versions left it to the bundle.
         origin: identity of the log.
         clock_set_back: numbers of the entries at which the service's clock stood behind the entry before.
     """
@@ -39,10 +45,16 @@ class Verdict:
     entries: int
     runs: dict[str, RunAccount]
     receipts: int
-    openings: int
+    opened: dict[str, set[int]]
     uncommitted: int
+    signed_pool_size: bool
     origin: str
     clock_set_back: tuple[int, ...] = ()
+
+    @property
+    def openings(self) -> int:
+        """Number of labels, by run, that were checked against the commitment."""
+        return sum(map(len, self.opened.values()))
 
     @property
     def labels(self) -> set[int]:
@@ -68,23 +80,33 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
     comparison = _Comparison(key, [_to_bytes(text) for text in evidence.entries])
     comparison.add_receipts([answer.receipt for answer in answers])
     comparison.add_head(head)
+    comparison.add_earlier_heads(evidence.heads, head.size)
     broken: EntryError | None = None
     try:
         account = audit(comparison.entries, key.name.removeprefix(ORIGIN_PREFIX))
     except EntryError as error:
         broken = error
     if broken is not None or comparison.differences:
-        comparison.add_earlier_heads(evidence.heads)
         raise comparison.first_failure(broken)
-    openings = sum(_check_labels(answer, account.label_commitment, evidence.pool_size) for answer in answers)
+    if account.pool_size not in (None, evidence.pool_size):
+        raise VerificationError(
+            f"the bundle says that the pool has {evidence.pool_size} labels, and the log says {account.pool_size}"
+        )
+    kept_entries = [json.loads(comparison.entries[answer.receipt.index]) for answer in answers]
+    charges = find_charges(comparison.entries, {entry["run"] for entry in kept_entries})
+    opened: dict[str, set[int]] = {}
+    for answer, entry in zip(answers, kept_entries, strict=True):
+        ids = check_answer(answer, entry, account, charges.get(entry["run"], {}), evidence.pool_size)
+        opened.setdefault(entry["run"], set()).update(ids)
     return Verdict(
-        len(comparison.entries),
-        account.runs,
-        len(answers),
-        openings,
-        account.uncommitted,
-        head.origin,
-        tuple(account.clock_set_back),
+        entries=len(comparison.entries),
+        runs=account.runs,
+        receipts=len({answer.receipt.index for answer in answers}),
+        opened=opened,
+        uncommitted=account.uncommitted,
+        signed_pool_size=account.pool_size is not None,
+        origin=head.origin,
+        clock_set_back=tuple(account.clock_set_back),
     )
 
 
@@ -95,32 +117,11 @@ def read_bundle(path: Path) -> Evidence:
         VerificationError: the file cannot be read or is no bundle.
     """
     try:
-        return Evidence.model_validate_json(path.read_bytes())
+        return Evidence.model_validate(parse_json(path.read_bytes()))
     except OSError as error:
         raise VerificationError(f"{path} cannot be read ({error.strerror})") from error
-    except ValidationError as error:
+    except (ValidationError, ValueError) as error:
         raise VerificationError(f"{path} is not an evidence bundle") from error
-
-
-def read_receipts(path: Path) -> list[KeptAnswer]:
-    """Read the answers in a trainer's receipts.jsonl. Answers without a receipt are skipped.
-
-    Raises:
-        VerificationError: the file cannot be read, or one of its lines is not an answer of the service.
-    """
-    kept = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VerificationError(f"{path} cannot be read ({getattr(error, 'strerror', 'not text')})") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            answer = json.loads(line)["answer"]
-            if answer.get("receipt") is not None:
-                kept.append(KeptAnswer.model_validate(answer))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise VerificationError(f"line {number} of {path} is not an answer of the service") from error
-    return kept
 
 
 class _Comparison:
@@ -153,7 +154,7 @@ class _Comparison:
         for receipt in receipts:
             head = heads[receipt.checkpoint]
             proof = _decode_proof(receipt.inclusion_proof, f"entry {receipt.index}: its receipt's proof")
-            entry = receipt.entry.encode()
+            entry = _to_bytes(receipt.entry)
             verify_inclusion(leaf_hash(entry), receipt.index, head.size, proof, head.root)
             if receipt.index < self._tree.size and self.entries[receipt.index] != entry:
                 self.differences.append((receipt.index, "it is not the one that the receipt was given for"))
@@ -185,19 +186,27 @@ class _Comparison:
         elif head.root != self._tree.root():
             self.differences.append((size - 1, "it is not the one that the head was signed over"))
 
-    def add_earlier_heads(self, heads: Sequence[EarlierHead]) -> None:
+    def add_earlier_heads(self, heads: Sequence[EarlierHead], size: int) -> None:
         """Compare with the heads of earlier commits, which narrow down where the first changed entry is.
 
+        Args:
+            heads: in the order of their sizes.
+            size: of the bundle's own head.
+
         Raises:
-            VerificationError: a signature is not base64.
+            VerificationError: the heads are out of order, or a signature is not base64.
         """
+        sizes = [head.size for head in heads]
+        if heads and any(later <= earlier for earlier, later in pairwise([0, *sizes, size])):
+            raise VerificationError("the earlier heads of the bundle are not in order below its own head")
         for head in heads:
-            if 0 < head.size <= self._tree.size:
-                text = head_text(self._key.name, head.size, self._tree.root(head.size))
-                if self._key.has_signed(text, decode_base64(head.signature, "a head's signature")):
-                    self._matching_sizes.add(head.size)
-                else:
-                    self.differences.append((head.size - 1, "it is not the one that a head was signed over"))
+            signature = decode_base64(head.signature, "a head's signature")
+            if head.size > self._tree.size:
+                continue  # the end of the log is missing, which `add_head` has found
+            if self._key.has_signed(head_text(self._key.name, head.size, self._tree.root(head.size)), signature):
+                self._matching_sizes.add(head.size)
+            else:
+                self.differences.append((head.size - 1, "it is not the one that a head was signed over"))
 
     def first_failure(self, broken: EntryError | None) -> EntryError:
         """Return the first entry that does not hold, or the range of entries that it is in.
@@ -210,30 +219,6 @@ class _Comparison:
         if broken is not None and (not reason or broken.seq < last):
             return broken
         return EntryError(last, reason, since=max(size for size in self._matching_sizes if size <= last))
-
-
-def _check_labels(answer: KeptAnswer, commitment: str | None, pool_size: int) -> int:
-    """Check the labels of an answer against its entry and the answer key, and return how many there are.
-
-    Raises:
-        VerificationError: a label is not the one charged for or not the one committed to.
-    """
-    labels, seq = answer.opened_labels, answer.receipt.index
-    if not labels:
-        return 0
-    if sorted(label.id for label in labels) != sorted(json.loads(answer.receipt.entry)["ids"]):
-        raise VerificationError(f"entry {seq}: the labels of its answer are not those it was charged for")
-    if commitment is None:
-        raise VerificationError(f"entry {seq}: its labels come with proofs, but the log commits to no labels")
-    answer_root = decode_base64(commitment, "the commitment to the answer key")
-    for label in labels:
-        leaf = leaf_hash(label_leaf(label.id, label.label, label.opening.salt))
-        proof = _decode_proof(label.opening.proof, f"entry {seq}: the opening of label {label.id}")
-        try:
-            verify_inclusion(leaf, label.id, pool_size, proof, answer_root)
-        except VerificationError as error:
-            raise VerificationError(f"entry {seq}: label {label.id} is not the one committed to ({error})") from error
-    return len(labels)
 
 
 def _decode_proof(hashes: Sequence[str], what: str) -> list[bytes]:

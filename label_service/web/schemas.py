@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from label_service.data.seed import DatasetInfo
 from label_service.ledger.ledger import Evaluated
 from label_service.ledger.runs import Opened
-from label_service.log.evidence import Evidence, OpenedLabel, Receipt
+from label_service.log.evidence import OpenedLabel, Receipt
 from label_service.log.log_reader import RunInfo
 from label_service.settings import MAX_IDS_PER_BATCH
 
@@ -158,7 +158,6 @@ class RunSealedAnswer(RunInfo):
     """A run that has ended."""
 
     receipt: Receipt
-    evidence: Evidence
 
 
 class EvaluationAnswer(Evaluated):

@@ -22,7 +22,8 @@ from typing import Any
 
 import httpx
 
-from label_service.log.evidence import Evidence, KeptAnswer
+from label_service.log.evidence import Evidence
+from label_service.log.kept_answers import KeptAnswer
 from label_service.log.signed_note import Verifier
 from label_service.log.verify import verify
 from tests.support.datasets import make_idx_dataset

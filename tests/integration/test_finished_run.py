@@ -139,9 +139,9 @@ DAMAGES: dict[str, list[tuple[Damage, str]]] = {
     ],
     "trainer/receipts.jsonl": [
         (Path.unlink, "is missing"),
-        (lambda path: path.write_text(""), "has receipts for 0 of the 18 labels in queries.jsonl"),
+        (lambda path: path.write_text(""), "holds no receipt"),
         (drop_line, "has receipts for 12 of the 18 labels in queries.jsonl"),
-        (forget_receipts, "has receipts for 0 of the 18 labels in queries.jsonl"),
+        (forget_receipts, "is not an answer of the service"),
         (replace(r'"salt":"[0-9a-f]{4}', '"salt":"0000'), "does not hold: not verified"),
         (lambda path: path.write_text("nonsense\n"), "does not hold: not verified"),
     ],

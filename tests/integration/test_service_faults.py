@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from label_service.log.evidence import Evidence, KeptAnswer
+from label_service.log.evidence import Evidence
+from label_service.log.kept_answers import KeptAnswer
 from label_service.log.signed_note import Verifier
 from label_service.log.verify import verify
 from tests.campaigns.crash_campaign import Tally, check

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
 import pytest
 
+from label_service.log.entries import canonical_json
 from label_service.settings import Settings
 from tests.support.datasets import read_pool_labels
 from tests.support.services import RunningService, run_service
@@ -177,4 +179,6 @@ def test_batch_of_huge_ids_is_a_logged_404(shared_service: RunningService) -> No
     """Ids that are too large for a database integer are unknown ids, not a fault."""
     answer = shared_service.client.post("/v1/labels:query", json={"ids": [10**18, 2**63, -(2**63) - 1]})
     assert (answer.status_code, answer.json()["code"]) == (404, "unknown-id")
-    assert shared_service.entries()[-1]["ids"] == [10**18, 2**63, -(2**63) - 1]
+    entry = shared_service.entries()[-1]
+    asked = canonical_json([10**18, 2**63, -(2**63) - 1])
+    assert (entry["ids"], entry["detail"]) == ([], {"asked": 3, "asked_sha256": sha256(asked).hexdigest()})

@@ -125,7 +125,8 @@ def test_no_label_is_in_log_pages_metrics_or_errors(tmp_path: Path, service_sett
             assert not any(secret in record for secret in ("zebrafinch", "quokkatail", "axolotlfin"))
         for entry in running.entries():
             assert set(entry.get("detail", {})) <= {
-                "name", "evaluation_budgets", "evaluations_allowed", "test_commitment",
+                "name", "evaluation_budgets", "evaluations_allowed", "test_commitment", "pool_size",
+                "asked", "asked_sha256",
                 "evaluation", "evaluated_budget", "correct", "total", "predictions_sha256",
             }  # fmt: skip
         # The page names the classes once, in the list of all classes, whatever was revealed.

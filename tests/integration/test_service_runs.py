@@ -33,7 +33,7 @@ def test_opening_a_run_answers_a_token_once_and_the_data_set(running: RunningSer
         assert secret not in running.client.get(path).text
     detail = running.entries()[-1]["detail"]
     assert len(detail.pop("test_commitment")) == 44
-    assert detail == {"name": "mine", "evaluation_budgets": [], "evaluations_allowed": 1}
+    assert detail == {"name": "mine", "evaluation_budgets": [], "evaluations_allowed": 1, "pool_size": 200}
 
 
 def test_run_without_a_budget_gets_the_operators_default(start_service: Callable[..., RunningService]) -> None:

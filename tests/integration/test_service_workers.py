@@ -22,7 +22,8 @@ from label_service.cli import app
 from label_service.errors import DatabaseRefused
 from label_service.ledger import ledger
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.evidence import Evidence, KeptAnswer
+from label_service.log.evidence import Evidence
+from label_service.log.kept_answers import KeptAnswer
 from label_service.log.merkle import verify_consistency
 from label_service.log.signed_note import Verifier
 from label_service.log.tree_head import TreeHead
@@ -243,12 +244,12 @@ def test_processes_race_for_the_last_labels_and_the_evidence_holds(shared_settin
         assert {status for status, _ in answers} == {200, 403} and len(answers) >= 96
         kept += [KeptAnswer.model_validate(body) for body in answered]
         wait_until(lambda: len({*worker_processes(process.pid)} - {victim}) == WORKERS, 3 * WORKER_TIMEOUT_S)
-        sealed = httpx.post(f"{base_url}/v1/runs/{opened['run_id']}:seal", headers=token, timeout=30).json()
+        httpx.post(f"{base_url}/v1/runs/{opened['run_id']}:seal", headers=token, timeout=30).raise_for_status()
+        evidence = Evidence.model_validate_json(httpx.get(f"{base_url}/v1/log/evidence").content)
         key = httpx.get(f"{base_url}/v1/log/key").json()["key"]
     assert process.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
     said = (tmp_path / "service.log").read_text()
     assert "Traceback" not in said and f"{WORKERS} workers" in said
-    evidence = Evidence.model_validate(sealed["evidence"])
     # Verification checks numbers, counts, the head and every receipt.
     verdict = verify(evidence, Verifier.from_vkey(key), kept)
     run = verdict.runs[opened["run_id"]]

@@ -12,8 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from label_service.log.evidence import Evidence
+from label_service.log.kept_answers import read_receipts
 from label_service.log.signed_note import Verifier
-from label_service.log.verify import read_receipts, verify
+from label_service.log.verify import verify
 from label_service.settings import Settings as ServiceSettings
 from tests.support.services import RunningService, run_service
 from tests.support.tiny_trainer import TINY
@@ -62,7 +64,8 @@ def test_what_the_witness_kept_verifies_offline(running: RunningService, tiny_da
     """The service's offline tool accepts the trainer's receipts, every label opened, the opening of the run too."""
     out = tmp_path / "out"
     run_to_end(settings_for(out, tiny_data, running))
-    verdict = verify(running.service.evidence(), running.service.log.verifier, read_receipts(out / RECEIPTS_FILE))
+    evidence = Evidence.model_validate_json("".join(running.service.evidence()))
+    verdict = verify(evidence, running.service.log.verifier, read_receipts(out / RECEIPTS_FILE))
     # The opening, three rounds, the evaluation, the seal.
     assert (verdict.receipts, verdict.openings) == (6, TINY.budget)
     head = json.loads((out / WITNESS_FILE).read_text())["checkpoint"]

@@ -26,7 +26,8 @@ from label_service.ledger.append import Rules
 from label_service.ledger.limits import GUEST
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.entries import canonical_json
-from label_service.log.evidence import KeptAnswer, OpenedLabel
+from label_service.log.evidence import Evidence
+from label_service.log.kept_answers import KeptAnswer, KeptLabel
 from label_service.log.verify import verify
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
@@ -128,8 +129,9 @@ class ServiceMachine(RuleBasedStateMachine):
         assert answer.replayed == (not new)
         self.has[run] |= set(new)
         opening = self.service.rules.answer_key.open
-        labels = [OpenedLabel(id=item.id, label=item.label, opening=opening(item.id)) for item in answer.labels]
-        self.kept.append(KeptAnswer(receipt=self.service.log.receipt(answer.entry), labels=labels))
+        labels = [KeptLabel(**vars(item), opening=opening(item.id)) for item in answer.labels]
+        told = vars(answer) | {"labels": labels, "receipt": self.service.log.receipt(answer.entry)}
+        self.kept.append(KeptAnswer.model_validate(told))
         if kept is not None:
             first = kept[1]
             assert isinstance(first, ledger.Revealed)
@@ -209,7 +211,7 @@ class ServiceMachine(RuleBasedStateMachine):
     @invariant()
     def evidence_says_what_the_model_says(self) -> None:
         """The bundle verifies with every answer ever kept, and its accounts are the model's."""
-        evidence = self.service.evidence()
+        evidence = Evidence.model_validate_json("".join(self.service.evidence()))
         verdict = verify(evidence, self.service.log.verifier, self.kept)
         assert {run: account.labels for run, account in verdict.runs.items()} == self.has
         assert (verdict.entries, verdict.receipts) == (self.entries, len(self.kept))

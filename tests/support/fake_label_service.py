@@ -156,7 +156,7 @@ class FakeLabelService:
             case "GET", "/v1/runs/r1":
                 return 200, self.state() | {"name": "test", "budget": self.budget, "querying_closed": False}
             case "POST", "/v1/runs/r1:seal":
-                return 200, self.state() | {"sealed_at": "2026-01-01T00:00:00Z", "evidence": {"entries": 3}}
+                return 200, self.state() | {"sealed_at": "2026-01-01T00:00:00Z"}
             case "POST", "/v1/runs/r1/evaluations":
                 total = len(handler.body["predictions"])
                 return 200, {"accuracy": (total - 1) / total, "correct": total - 1, "total": total, "run_id": "r1"}

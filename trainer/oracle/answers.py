@@ -115,11 +115,11 @@ class RunState(Answer):
 
 
 class SealedRun(Answer):
-    """The end of a run, with the whole log as evidence (`receipts.Evidence`)."""
+    """The end of a run. Its answer does not grow with the log."""
 
     run_id: Name
     sealed_at: Name
-    evidence: JsonValue = None
+    receipt: JsonValue = None
 
 
 class Evaluation(Answer):

@@ -250,7 +250,7 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
         sealed = parse_answer(SealedRun, raw, f"POST {path}")
         exchange = Exchange("seal", {}, raw)
         if self._witness is not None:
-            self._witness.sealed(exchange, sealed)
+            self._witness.sealed(exchange, sealed, self.log_consistency)
         self._keep(exchange)
         return sealed
 

@@ -138,21 +138,6 @@ def leaf_hash(data: bytes) -> bytes:
     return hashlib.sha256(b"\x00" + data).digest()
 
 
-def tree_root(leaves: Sequence[bytes]) -> bytes:
-    """Compute the root over leaf hashes, in order.
-
-    Each level joins neighbours in pairs, and a last node without a partner moves up unchanged; the result is the tree
-    of RFC 6962, section 2.1.
-    """
-    if not leaves:
-        return hashlib.sha256(b"").digest()
-    level = list(leaves)
-    while len(level) > 1:
-        joined = [_node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
-        level = joined + level[len(joined) * 2 :]
-    return level[0]
-
-
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
     """Check that a leaf hash is leaf `index` of the tree of `size` leaves with this root (RFC 9162, 2.1.3.2).
 

@@ -24,7 +24,6 @@ from trainer.oracle.log_proofs import (
     TreeHead,
     decode_hash,
     leaf_hash,
-    tree_root,
     verify_inclusion,
 )
 
@@ -45,14 +44,6 @@ class LabelOpening(Answer):
 
     salt: Annotated[str, Field(pattern=_SALT)]
     proof: Annotated[list[str], FailFast()]
-
-
-class Evidence(Answer):
-    """The whole log under one signed tree head."""
-
-    key: str
-    checkpoint: str
-    entries: Annotated[list[str], FailFast()]
 
 
 class Entry(Answer):
@@ -118,14 +109,26 @@ def check_opening_entry(
     logged = entry.detail.get("name"), entry.detail.get("evaluation_budgets")
     require(logged == (name, list(evaluation_budgets)), "it opens the run under another name or with other evaluations")
     decode_hash(entry.label_commitment)
-    return RunTerms(entry.run, budget, entry.label_commitment, answer.dataset.pool_size)
+    pool_size = answer.dataset.pool_size
+    logged_size = entry.detail.get("pool_size", pool_size)
+    require(logged_size == pool_size, f"it says a pool of {logged_size} labels, and the answer says {pool_size}")
+    return RunTerms(entry.run, budget, entry.label_commitment, pool_size)
 
 
-def check_query_entry(entry: Entry, run: RunTerms, asked: Sequence[int], answer: QueryAnswer) -> None:
+def check_query_entry(
+    entry: Entry, run: RunTerms, asked: Sequence[int], answer: QueryAnswer, spent_before: int | None
+) -> None:
     """Check that an entry logs a query and its answer, and that each label is the one committed to.
 
     A repeated query gets the counts of its first answer. The entry of the repeat charges nothing and counts the labels
     spent by now.
+
+    Args:
+        entry: The entry.
+        run: What the opening of the run fixed.
+        asked: The ids of the query.
+        answer: Its answer.
+        spent_before: Labels charged to the run by its newest witnessed entry; None where that is not known.
     """
     _check_run(entry, run, "query", "replayed" if answer.replayed else "revealed")
     require(entry.ids == list(asked), "it names other ids, or in another order, than were asked for")
@@ -139,6 +142,9 @@ def check_query_entry(entry: Entry, run: RunTerms, asked: Sequence[int], answer:
             f"it charges {entry.charged} labels of {entry.spent} in all, and the answer {answer.charged} of "
             f"{answer.queries}",
         )
+    # The first answer of a repeated query may have been lost, and with it the labels that it charged.
+    lost = answer.charged if answer.replayed and answer.queries == entry.spent else 0
+    _check_spent(entry, spent_before, lost)
     left = max(0, run.budget - answer.queries)
     require(answer.remaining == left, f"{left} labels are left of the budget, and the answer says {answer.remaining}")
     _check_labels(answer.labels, run)
@@ -171,53 +177,24 @@ def evaluation_detail(predictions: Sequence[int], budget: int | None, answer: Ev
     }
 
 
-def check_evaluation_entry(entry: Entry, run: RunTerms, detail: Mapping[str, JsonValue], *, replayed: bool) -> None:
-    """Check that an entry logs an evaluation and its answer.
-
-    The entry of a repeated evaluation does not have the result: `check_evidence` finds it in the first entry.
-    """
+def check_evaluation_entry(
+    entry: Entry, run: RunTerms, detail: Mapping[str, JsonValue], spent_before: int | None, *, replayed: bool
+) -> None:
+    """Check that an entry logs an evaluation and its answer. The entry of a repeat has the first result again."""
     _check_run(entry, run, "evaluation", "replayed" if replayed else "evaluated")
     require((entry.ids, entry.charged) == ([], 0), "it charges labels for an evaluation")
-    if not replayed:
-        require(
-            _logs_evaluation(entry, detail), "it has another result, other predictions or another budget of evaluation"
-        )
+    _check_spent(entry, spent_before)
+    require(
+        detail.items() <= entry.detail.items(),
+        "it has another result, other predictions or another budget of evaluation",
+    )
 
 
-def check_evidence(
-    value: JsonValue, key: LogKey, former: TreeHead, run: RunTerms, evaluations: Sequence[Mapping[str, JsonValue]]
-) -> TreeHead:
-    """Check the whole log that the seal of a run answers: it is signed, has grown from `former`, and fits the run.
-
-    Args:
-        value: The evidence.
-        key: The pinned key.
-        former: The newest tree head seen before.
-        run: What the opening of the run fixed.
-        evaluations: `evaluation_detail` of each evaluation; each must be in the log.
-
-    Returns:
-        The tree head of the evidence.
-    """
-    if value is None:
-        raise LogProofError("the answer to sealing the run has no evidence")
-    evidence = _read(Evidence, value, "the evidence")
-    require(evidence.key == key.vkey, "the evidence names another key than the pinned one")
-    head = TreeHead.open(evidence.checkpoint, key)
-    leaves = [leaf_hash(_bytes_of(text)) for text in evidence.entries]
-    require(len(leaves) == head.size, f"the evidence has {len(leaves)} entries, and its head {head.size}")
-    require(tree_root(leaves) == head.root, "the entries of the evidence are not those under its head")
-    require_growth(former, head)
-    require(tree_root(leaves[: former.size]) == former.root, "the evidence is of another history than was witnessed")
-    own = [_read_entry(text) for text in evidence.entries if _run_of(text) == run.run_id]
-    require(bool(own) and own[-1].op == "run-sealed", "the evidence does not end the run")
-    require(sum(entry.charged for entry in own) == own[-1].spent, "the run's entries charge other labels than it spent")
-    require(all(entry.label_commitment == run.label_commitment for entry in own), "the answer key was exchanged")
-    for detail in evaluations:
-        require(
-            any(_logs_evaluation(entry, detail) for entry in own), "no entry has the test accuracy that was answered"
-        )
-    return head
+def check_seal_entry(entry: Entry, run: RunTerms, spent_before: int | None) -> None:
+    """Check that an entry ends the run, and that no label was charged to it which was not witnessed."""
+    _check_run(entry, run, "run-sealed", "sealed")
+    require((entry.ids, entry.charged) == ([], 0), "it charges labels for the end of the run")
+    _check_spent(entry, spent_before)
 
 
 def require(holds: bool, otherwise: str) -> None:
@@ -242,30 +219,30 @@ def _check_run(entry: Entry, run: RunTerms, op: str, outcome: str) -> None:
     require(entry.label_commitment == run.label_commitment, "it commits to another answer key than the run's opening")
 
 
-def _logs_evaluation(entry: Entry, detail: Mapping[str, JsonValue]) -> bool:
-    return entry.outcome == "evaluated" and detail.items() <= entry.detail.items()
+def _check_spent(entry: Entry, spent_before: int | None, lost: int = 0) -> None:
+    """Check that the count of the run goes on from its newest witnessed entry, so that no entry in between is hidden.
 
-
-def _run_of(text: str) -> object:
-    """Return the run that an entry names. Entries of other runs may be of a former version, so no more is read."""
-    entry, _ = _load(text)
-    return entry.get("run") if isinstance(entry, dict) else None
+    Args:
+        entry: The entry.
+        spent_before: Labels charged to the run by its newest witnessed entry; None where that is not known.
+        lost: Labels that an answer charged which never arrived.
+    """
+    started = entry.spent - entry.charged
+    require(
+        spent_before is None or started in (spent_before, spent_before + lost),
+        f"it counts {started} labels charged to the run before, and {spent_before} were witnessed",
+    )
 
 
 def _read_entry(text: str) -> Entry:
     """Read an entry, which must be in canonical form, so that its text has one reading only."""
-    value, canonical = _load(text)
-    require(canonical == _bytes_of(text), "it is not written in canonical form")
-    return _read(Entry, value, "it")
-
-
-def _load(text: str) -> tuple[JsonValue, bytes]:
-    """Return the JSON value of an entry and the value's canonical form."""
     try:
         value: JsonValue = json.loads(text)
-        return value, _canonical(value)
+        canonical = _canonical(value)
     except (ValueError, RecursionError) as error:
         raise LogProofError("it is not JSON") from error
+    require(canonical == _bytes_of(text), "it is not written in canonical form")
+    return _read(Entry, value, "it")
 
 
 def _read(model: type[A], value: JsonValue, name: str) -> A:

@@ -50,7 +50,7 @@ _TIMEOUTS_OF_A_TRY = 6
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0
 # A wait that lasts longer is reported to the user.
 SILENT_WAIT_S = 2.0
-# The evidence of a long run is the largest answer, some megabytes.
+# The largest answer is that of 1,000 labels with their openings, some megabytes.
 _LONGEST_BODY_BYTES = 64 * 1024 * 1024
 # An answer has a few arrays and objects for each label, entry or run. Parsed, even an empty one takes 500 bytes.
 _MOST_CONTAINERS = 250_000

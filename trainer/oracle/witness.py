@@ -3,15 +3,16 @@
 The witness remembers the log's public key, the terms of the run (budget, commitment to the answer key) and the newest
 signed tree head that it has seen. Each answer must come with a receipt that passes the checks of `receipts`. The
 receipt's log entry must be newer than the remembered head, and its tree head must come with a consistency proof that
-the log has only grown since. The new head is saved in OUT/log-witness.json before the caller sees the answer. So a log
-that was forked, cut or restored from a backup is refused, also after a restart.
+the log has only grown since. Each entry of the run counts its labels on from the run's entry before, so no charge to
+the run is hidden, and what others log costs nothing. The new head is saved in OUT/log-witness.json before the caller
+sees the answer. So a log that was forked, cut or restored from a backup is refused, also after a restart.
 
 An answer that fails is kept in OUT/receipts-refused.jsonl and ends the run with `LogNotProved`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,11 +34,16 @@ AskConsistency = Callable[[int, int], Sequence[str]]
 
 
 class _WitnessFile(Record):
-    """Content of log-witness.json: the log's key, then the run's terms and the newest signed tree head."""
+    """Content of log-witness.json: the log's key, then the run's terms and the newest signed tree head.
+
+    Attributes:
+        spent: Labels charged to the run by its newest witnessed entry; None in files of former versions.
+    """
 
     key: str
     run: RunTerms | None = None
     checkpoint: str | None = None
+    spent: int | None = None
 
 
 class Witness:
@@ -69,7 +75,6 @@ class Witness:
                 f"{out} has pinned another log key than --log-key ({self._key.vkey}); resume it with that, or choose "
                 "another --out"
             )
-        self._evaluations: list[Mapping[str, JsonValue]] = []
 
     def pin(self, exchange: Exchange, served: str) -> None:
         """Pin the key that the service sends, or check that it is the pinned one.
@@ -123,14 +128,14 @@ class Witness:
             # After a crash that lost the token, another run of the same log is opened.
             same = former is None or former.label_commitment == run.label_commitment
             require(same, "it commits to another answer key than the run opened before")
-        self._advance(head, run)
+        self._advance(head, entry.spent, run)
 
     def queried(self, exchange: Exchange, answer: QueryAnswer, ask: AskConsistency, asked: Sequence[int]) -> None:
         """Prove a query and every label in its answer; raises as `run_opened`."""
         with self._refusing(exchange, answer.receipt):
             entry, head = self._prove(answer.receipt, ask)
-            receipts.check_query_entry(entry, self._run, asked, answer)
-        self._advance(head)
+            receipts.check_query_entry(entry, self._run, asked, answer, self._spent)
+        self._advance(head, entry.spent)
 
     def evaluated(
         self,
@@ -144,24 +149,31 @@ class Witness:
         detail = receipts.evaluation_detail(predictions, budget, answer)
         with self._refusing(exchange, answer.receipt):
             entry, head = self._prove(answer.receipt, ask)
-            receipts.check_evaluation_entry(entry, self._run, detail, replayed=answer.replayed)
-        self._evaluations.append(detail)
-        self._advance(head)
+            receipts.check_evaluation_entry(entry, self._run, detail, self._spent, replayed=answer.replayed)
+        self._advance(head, entry.spent)
 
-    def sealed(self, exchange: Exchange, answer: SealedRun) -> None:
-        """Prove the evidence that ends the run; raises as `run_opened`."""
-        assert self._key is not None and self._head is not None
-        with self._refusing(exchange, None):
-            head = receipts.check_evidence(answer.evidence, self._key, self._head, self._run, self._evaluations)
-        self._advance(head)
+    def sealed(self, exchange: Exchange, answer: SealedRun, ask: AskConsistency) -> None:
+        """Prove the end of the run; raises as `run_opened`."""
+        with self._refusing(exchange, answer.receipt):
+            # A run that was sealed before is answered its first seal again.
+            entry, head = self._prove(answer.receipt, ask, is_new=False)
+            receipts.check_seal_entry(entry, self._run, self._spent)
+        self._advance(head, entry.spent)
 
     @property
     def _run(self) -> RunTerms:
         assert self._file is not None and self._file.run is not None, "require_run comes first"
         return self._file.run
 
-    def _prove(self, receipt: JsonValue, ask: AskConsistency) -> tuple[receipts.Entry, TreeHead]:
-        """Prove an entry, that its tree head grows from the newest one, and that the entry was not there before."""
+    @property
+    def _spent(self) -> int | None:
+        assert self._file is not None
+        return self._file.spent
+
+    def _prove(
+        self, receipt: JsonValue, ask: AskConsistency, *, is_new: bool = True
+    ) -> tuple[receipts.Entry, TreeHead]:
+        """Prove an entry, that its tree head grows from the newest one, and that a new entry was not there before."""
         assert self._key is not None, "pin comes first"
         entry, head = receipts.prove(receipt, self._key)
         former = self._head
@@ -175,7 +187,7 @@ class Witness:
             except RequestRefused as error:
                 raise LogProofError(f"no proof that the log has grown from {former.size} entries ({error})") from error
         verify_consistency(former.size, head.size, former.root, head.root, [decode_hash(text) for text in proof])
-        require(entry.seq >= former.size, "it is older than the question")
+        require(not is_new or entry.seq >= former.size, "it is older than the question")
         return entry, head
 
     @contextmanager
@@ -201,9 +213,10 @@ class Witness:
             f"{what} is refused: {reason}; nothing was learned from this answer, which is kept in {path} as evidence"
         )
 
-    def _advance(self, head: TreeHead, run: RunTerms | None = None) -> None:
+    def _advance(self, head: TreeHead, spent: int, run: RunTerms | None = None) -> None:
         assert self._file is not None
-        self._save(self._file.model_copy(update={"checkpoint": head.note, "run": run or self._file.run}))
+        terms = run or self._file.run
+        self._save(self._file.model_copy(update={"checkpoint": head.note, "run": terms, "spent": spent}))
         self._head = head
 
     def _save(self, content: _WitnessFile) -> None:

@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from label_service.errors import NotSigned
-from label_service.log.evidence import Evidence
+from label_service.log.evidence import EvidencePage
 from label_service.log.log_reader import Summary
 from label_service.log.merkle import encode_hash
 from label_service.web.callers import NO_STORE, Service
@@ -52,17 +52,31 @@ def read_entries(
 )
 def export_log(service: Service) -> StreamingResponse:
     """Answer the whole log, one entry a line, exactly as stored. Nothing is logged."""
-    # A page at a time, because each piece takes a trip to another thread.
-    pages = (b"".join(entry + b"\n" for entry in page) for page in service.reader.pages())
-    return StreamingResponse(pages, media_type="application/x-ndjson", headers=NO_STORE)
+    return StreamingResponse(service.reader.export(), media_type="application/x-ndjson", headers=NO_STORE)
 
 
-@router.get("/evidence", responses=problems("log-not-writable"))
-async def read_evidence(service: Service, response: Response) -> Evidence:
-    """Answer the whole log under its newest signed head: what `verify` reads. Nothing is logged."""
-    await service.catch_up()
-    response.headers.update(NO_STORE)
-    return await run_in_threadpool(service.evidence)
+@router.get("/evidence", response_model=EvidencePage, responses=problems("log-not-writable", "not-signed"))
+async def read_evidence(
+    service: Service,
+    limit: Annotated[int | None, Query(ge=1, le=MAX_PAGE, description="Most entries of a page; default 1,000.")] = None,
+    after: Annotated[int, Query(ge=-1, le=MAX_SEQ, description="A page: only larger numbers.")] = -1,
+    size: Annotated[int | None, Query(ge=1, le=MAX_SEQ, description="A page: entries under this head.")] = None,
+) -> Response:
+    """Answer the log under a signed head: what `verify` reads. Nothing is logged.
+
+    Without a parameter it is the whole log under its newest head, as a stream. With any it is a page; the size of the
+    first page's head, given with the next ones, keeps them at one head while the log grows.
+    """
+    if size is None:
+        await service.catch_up()
+    else:
+        await service.cover(size)
+    if (limit, after, size) == (None, -1, None):
+        return StreamingResponse(service.evidence(), media_type="application/json", headers=NO_STORE)
+    with _signed_only():
+        head = service.log.head if size is None else service.log.head_over(size)
+    page = await run_in_threadpool(service.evidence_page, head, min(after + 1, head.size), limit or MAX_PAGE)
+    return Response(page.model_dump_json(), media_type="application/json", headers=NO_STORE)
 
 
 @router.get("/summary", responses=problems("log-not-writable"))

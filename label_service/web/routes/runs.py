@@ -94,8 +94,7 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
     entry = await service.seal(ledger_request(request, run_id))
     run = await run_in_threadpool(find_run, service, run_id)
-    evidence = await run_in_threadpool(service.evidence)
-    return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry), evidence=evidence)
+    return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry))
 
 
 @router.post("/{run_id:run_id}/evaluations", responses=problems(*_EVALUATING))

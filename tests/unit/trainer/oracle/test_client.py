@@ -138,7 +138,7 @@ def test_the_other_calls_answer_typed_values(service: FakeLabelService, client: 
     assert (evaluation.accuracy, evaluation.correct, evaluation.total) == (0.9, 9, 10)
     assert service.paths("/v1/runs/r1/evaluations")[0][3] == {"predictions": [0] * 10, "budget": 5}
     sealed = client.seal("r1")
-    assert sealed.sealed_at and sealed.evidence == {"entries": 3}
+    assert sealed.sealed_at and sealed.receipt is None
     summary = client.log_summary()
     mine = summary.run("r1")
     assert mine is not None and mine.queries == 3

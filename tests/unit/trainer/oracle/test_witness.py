@@ -329,48 +329,27 @@ def test_lie_about_an_evaluation_is_refused(
         client.evaluate("r1", [0] * 10, budget=2, idempotency_key="e")
 
 
-def test_repeated_evaluation_with_another_result_is_found_at_the_seal(
-    service: SigningLabelService, client: LabelClient
-) -> None:
-    """The entry of a repeat has no result; the evidence has the one that does."""
+def test_repeated_evaluation_with_another_result_is_refused(service: SigningLabelService, client: LabelClient) -> None:
+    """The entry of a repeat has the first result again."""
     client.evaluate("r1", [0] * 10, idempotency_key="e")
     service.fail(EVALUATIONS, edit(lambda answer: answer.update(correct=10, accuracy=1.0)))
-    client.evaluate("r1", [0] * 10, idempotency_key="e")
-    with pytest.raises(LogNotProved, match="no entry has the test accuracy that was answered"):
-        client.seal("r1")
-
-
-def evidence(**changes: object) -> Callable[[dict[str, Any]], None]:
-    """Change fields of the evidence."""
-    return lambda answer: answer["evidence"].update(changes)
-
-
-def cut_evidence(answer: dict[str, Any]) -> None:
-    """Leave out the last entry."""
-    answer["evidence"]["entries"].pop()
-
-
-def edit_evidence(answer: dict[str, Any]) -> None:
-    """Change an entry of a stranger."""
-    entries = answer["evidence"]["entries"]
-    entries[0] = entries[0].replace("guest", "geist")
+    with pytest.raises(LogNotProved, match="it has another result"):
+        client.evaluate("r1", [0] * 10, idempotency_key="e")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda answer: answer.pop("evidence"), "has no evidence"),
-        (evidence(key=STRANGER.verifier.vkey), "another key than the pinned one"),
-        (evidence(checkpoint="x"), "not a signed note"),
-        (cut_evidence, "the evidence has 3 entries, and its head 4"),
-        (edit_evidence, "not those under its head"),
-        (evidence(entries=[1]), "the evidence is not of the form"),
+        (lambda answer: answer.pop("receipt"), "the entry after number 2 .* its receipt is missing"),
+        (change_receipt(checkpoint="x"), "not a signed note"),
+        (change_receipt(inclusion_proof=[]), "too few hashes"),
+        (space_out, "entry 3 .* is not in the tree"),
     ],
 )
-def test_evidence_that_does_not_hold_is_refused(
+def test_seal_that_its_receipt_does_not_prove_is_refused(
     service: SigningLabelService, client: LabelClient, change: Callable[..., None], message: str
 ) -> None:
-    """Missing, of another key, torn, cut or edited."""
+    """Missing, not signed, cut or edited."""
     service.fail(SEAL, edit(change))
     with pytest.raises(LogNotProved, match=message):
         client.seal("r1")
@@ -379,21 +358,57 @@ def test_evidence_that_does_not_hold_is_refused(
 @pytest.mark.parametrize(
     ("lie", "message"),
     [
-        (fork, "another history than was witnessed"),
+        (fork, "the log of 4 entries does not begin with the log of 3"),
         (shrink, "the log has shrunk from 3 entries to 2"),
-        (forge(charged=1), "charge other labels than it spent"),
-        (forge(op="query"), "does not end the run"),
-        (forge(run="r2"), "does not end the run"),
-        (forge(label_commitment="x"), "the answer key was exchanged"),
+        (forge(charged=1), "charges labels for the end of the run"),
+        (forge(spent=3), "it counts 3 labels charged to the run before, and 2 were witnessed"),
+        (forge(spent=1), "it counts 1 labels charged to the run before, and 2 were witnessed"),
+        (forge(op="query"), "says query sealed, and the answer was run-sealed sealed"),
+        (forge(run="r2"), "it is of run r2"),
+        (forge(label_commitment="x"), "another answer key"),
     ],
 )
-def test_evidence_of_another_history_is_refused(
+def test_seal_of_another_history_is_refused(
     service: SigningLabelService, client: LabelClient, lie: Callable[..., None], message: str
 ) -> None:
     """Signed by the right key, and still another history."""
     lie(service)
     with pytest.raises(LogNotProved, match=message):
         client.seal("r1")
+
+
+@pytest.mark.parametrize("question", ["query", "evaluation", "seal"])
+def test_labels_charged_behind_the_trainer_are_found(
+    service: SigningLabelService, client: LabelClient, question: str
+) -> None:
+    """Each entry counts on from the one before, so a charge in between shows whatever comes next."""
+    service.charged_ids.append(40)
+    with pytest.raises(LogNotProved, match="it counts 3 labels charged to the run before, and 2 were witnessed"):
+        if question == "query":
+            client.query([9], idempotency_key="second")
+        elif question == "evaluation":
+            client.evaluate("r1", [0] * 10, idempotency_key="e")
+        else:
+            client.seal("r1")
+
+
+def test_run_can_be_sealed_again(service: SigningLabelService, client: LabelClient) -> None:
+    """After a crash the first seal comes back, which is older than the newest head."""
+    client.seal("r1")
+    first = service.log.receipt(3)
+    service.log.append(**GUEST)
+    service.fail(SEAL, edit(lambda answer: answer.update(receipt=first | service.log.receipt(3))))
+    client.seal("r1")
+
+
+def test_file_of_a_former_version_goes_on(service: SigningLabelService, client: LabelClient, tmp_path: Path) -> None:
+    """Without the count it takes up the next entry's."""
+    state = state_of(tmp_path)
+    del state["spent"]
+    (tmp_path / WITNESS_FILE).write_text(json.dumps(state))
+    with client_of(service, tmp_path, token=TOKEN) as again:
+        again.query([9], idempotency_key="second")
+    assert state_of(tmp_path)["spent"] == 3
 
 
 @pytest.mark.parametrize(
