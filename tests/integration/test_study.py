@@ -26,7 +26,7 @@ from label_service.log.tree_head import TreeHead
 from scripts.errors import RunError
 from scripts.run import Programs
 from scripts.study import __main__ as study
-from scripts.study import record_writer, records, tables, verify_records
+from scripts.study import predictions, record_writer, records, tables, verify_records
 from scripts.study.studies import Arm, Study
 from scripts.study.workspace import Workspace
 from tests.support.datasets import make_idx_dataset
@@ -604,15 +604,19 @@ def _percents(record: Path) -> dict[int, float]:
     return records.read_results(record).arms[0].percent_at(3)
 
 
-def test_a_run_whose_files_are_not_those_of_its_log_is_not_recorded(made: Path, clone: Path) -> None:
-    """Predictions and queried images of the trainer's folder are compared with the log before they are published."""
-    shutil.copytree(made / "runs", clone / "runs")
-    take_out(workspace(clone).record, "random", 1)
-    frozen = clone / "runs/tiny/random-seed1/trainer/predictions-at-3.json"
+def test_a_run_whose_files_are_not_those_of_its_log_is_not_recorded(made: Path, tmp_path: Path) -> None:
+    """Predictions of the trainer's folder are compared with the signed evaluations before they are published."""
+    trainer = shutil.copytree(made / "runs/tiny/random-seed1/trainer", tmp_path / "trainer")
+    arms = records.read_results(workspace(made).record).arms
+    points = next(arm for arm in arms if arm.name == "random").runs[0].points
+        next(arm for arm in records.read_results(workspace(made).record).arms if arm.name == "random").runs[0].points
+    )
+    predictions.write(trainer, points, tmp_path / "predictions.jsonl.gz")
+    frozen = trainer / "predictions-at-3.json"
     content = json.loads(frozen.read_text())
     frozen.write_text(json.dumps(content | {"predictions": content["predictions"][::-1]}))
     with pytest.raises(RunError, match=r"at-3.json does not hold the predictions that were evaluated with 3 labels"):
-        study.carry_out(TINY_STUDY, workspace(clone), replace(PROGRAMS, trainer=("false",)))
+        predictions.write(trainer, points, tmp_path / "predictions.jsonl.gz")
 
 
 def test_a_folder_that_is_no_record_is_no_success(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
