@@ -609,8 +609,6 @@ def test_a_run_whose_files_are_not_those_of_its_log_is_not_recorded(made: Path, 
     trainer = shutil.copytree(made / "runs/tiny/random-seed1/trainer", tmp_path / "trainer")
     arms = records.read_results(workspace(made).record).arms
     points = next(arm for arm in arms if arm.name == "random").runs[0].points
-        next(arm for arm in records.read_results(workspace(made).record).arms if arm.name == "random").runs[0].points
-    )
     predictions.write(trainer, points, tmp_path / "predictions.jsonl.gz")
     frozen = trainer / "predictions-at-3.json"
     content = json.loads(frozen.read_text())
