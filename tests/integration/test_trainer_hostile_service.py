@@ -225,7 +225,6 @@ def test_an_answer_that_grows_in_memory_is_refused_before_it_does(
         (ConsistencyAnswer, {"proof": [0] * 1000}),
         (receipts.Receipt, {"inclusion_proof": [0] * 1000}),
         (receipts.LabelOpening, {"proof": [0] * 1000}),
-        (receipts.Evidence, {"entries": [0] * 1000}),
         (receipts.Entry, {"ids": ["0"] * 1000}),
     ],
 )
