@@ -22,6 +22,7 @@ from types import FrameType
 import httpx
 
 from scripts.errors import RunError
+from trainer.errors import RecordsUnwritable
 
 HOST = "127.0.0.1"
 # Migrating and seeding 70,000 labels takes seconds; a slow disk may take ten times that.
@@ -149,13 +150,30 @@ def last_lines(log: Path, begin: int = 0, count: int = 15) -> str:
     return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
 
 
-def interrupt_on_sigterm() -> None:
-    """Treat SIGTERM like Ctrl-C, so that the children are stopped on either."""
+def exit_code_of(program: str, work: Callable[[], None], after_interrupt: str) -> int:
+    """Do the work of a program, and return its exit code; every expected error is one sentence on standard error.
+
+    SIGTERM counts as Ctrl-C, so that the children are stopped on either.
+
+    Args:
+        program: its name in messages.
+        work: what it does.
+        after_interrupt: what the same command does after an interrupt.
+    """
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    try:
+        work()
+    except (RunError, RecordsUnwritable) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted; {after_interrupt}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _wait_until_ready(service: subprocess.Popen[bytes], url: str, log: Path, begin: int) -> None:

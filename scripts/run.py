@@ -23,7 +23,7 @@ from scripts import counts, evidence, files, finished_run, processes
 from scripts.errors import RunError
 from scripts.finished_run import CheckedRun
 from scripts.options import MakeRunOptions, read_options
-from trainer.errors import RecordsUnwritable, printable
+from trainer.errors import printable
 from trainer.records.files import OWNER_ONLY, replace_file
 from trainer.records.progress import duration
 from trainer.records.run_records import RunResult
@@ -46,18 +46,13 @@ class Programs:
 
 def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
     """Run, and return the exit code; every expected error is one sentence on standard error."""
-    processes.interrupt_on_sigterm()
-    try:
+
+    def work() -> None:
         options = read_options(MakeRunOptions, arguments)
         with files.locked_folder(options.folder):
             run(options, programs or Programs())
-    except (RunError, RecordsUnwritable) as error:
-        print(f"make run: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\nmake run: interrupted; the same command goes on from here, asking no label twice.", file=sys.stderr)
-        return 130
-    return 0
+
+    return processes.exit_code_of("make run", work, "the same command goes on from here, asking no label twice.")
 
 
 def run(options: MakeRunOptions, programs: Programs) -> None:

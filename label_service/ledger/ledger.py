@@ -227,23 +227,22 @@ def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
 
 def _labels_used(unit: UnitOfWork, rules: Rules, run: RunState) -> list[Total]:
     account, now = unit.log.account, unit.used
-    totals = []
-    if rules.total_budget is not None:
-        totals.append(Total(ALL_RUNS, account.queries + now.spent, rules.total_budget))
-    if rules.tokenless_budget is not None and run.is_tokenless:
-        used = account.tokenless_queries + now.tokenless_spent
-        totals.append(Total(TOKENLESS_RUNS, used, rules.tokenless_budget))
-    return totals
+    tokenless = account.tokenless_queries + now.tokenless_spent
+    return _totals(run, account.queries + now.spent, rules.total_budget, tokenless, rules.tokenless_budget)
 
 
 def _evaluations_used(unit: UnitOfWork, rules: Rules, run: RunState) -> list[Total]:
     account, now = unit.log.account, unit.used
-    totals = []
-    if rules.total_evaluations is not None:
-        totals.append(Total(ALL_RUNS, account.evaluations + now.evaluations, rules.total_evaluations))
-    if rules.tokenless_evaluations is not None and run.is_tokenless:
-        used = account.tokenless_evaluations + now.tokenless_evaluations
-        totals.append(Total(TOKENLESS_RUNS, used, rules.tokenless_evaluations))
+    used = account.evaluations + now.evaluations
+    tokenless = account.tokenless_evaluations + now.tokenless_evaluations
+    return _totals(run, used, rules.total_evaluations, tokenless, rules.tokenless_evaluations)
+
+
+def _totals(run: RunState, used: int, limit: int | None, tokenless: int, tokenless_limit: int | None) -> list[Total]:
+    """Return the sums that limit a run: that of all runs, and that of runs opened without a token if it is one."""
+    totals = [Total(ALL_RUNS, used, limit)] if limit is not None else []
+    if run.is_tokenless and tokenless_limit is not None:
+        totals.append(Total(TOKENLESS_RUNS, tokenless, tokenless_limit))
     return totals
 
 

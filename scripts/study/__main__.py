@@ -23,7 +23,6 @@ from scripts.study import jobs, record_writer, records, verify_records
 from scripts.study.jobs import Job, RunJob
 from scripts.study.studies import Arm, Study, studies
 from scripts.study.workspace import Workspace
-from trainer.errors import RecordsUnwritable
 from trainer.records.files import replace_file
 
 
@@ -213,8 +212,8 @@ def _take_over(
 
 def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
     """Carry a study out; every expected error is one sentence on standard error."""
-    processes.interrupt_on_sigterm()
-    try:
+
+    def work() -> None:
         options = read_options(StudyOptions, arguments)
         known = studies(options.seeds)
         if options.study not in known:
@@ -223,14 +222,9 @@ def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
         record = options.record or _record_folder(runs, options.study)
         workspace = Workspace(options.data, runs, record, options.take_from)
         carry_out(known[options.study], workspace, programs or Programs(), options.jobs)
-    except (RunError, RecordsUnwritable) as error:
-        print(f"make study: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\nmake study: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
-    print(f"\nThe record is in {record}; `make verify-records` checks it.")
-    return 0
+        print(f"\nThe record is in {record}; `make verify-records` checks it.")
+
+    return processes.exit_code_of("make study", work, "the same command goes on from here.")
 
 
 def _record_folder(runs: Path, name: str) -> Path:
