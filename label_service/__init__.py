@@ -4,4 +4,9 @@ Packages: web (HTTP), ledger (decides and charges), log (proves), data (label fi
 `cli` starts it, `service` opens and closes it. No module imports `trainer`; every package may import `errors`.
 """
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("labelmeter")
+except PackageNotFoundError:  # a copy of the source that nobody installed
+    __version__ = "unknown"

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
+from label_service import __version__
 from label_service.errors import DatabaseRefused, SetupError
 from label_service.settings import Settings
 
@@ -29,6 +30,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    """Print the version and end, as `--version` asks; do nothing without it."""
+    if wanted:
+        typer.echo(f"label-service {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Read the options that stand before a command. The program's help is the application's."""
 
 
 # The trainer's exit code for the same: a proof of the service failed.

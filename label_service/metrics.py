@@ -10,8 +10,11 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Powers of two up to the writer's largest group.
 GROUP_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# From a cached read to a batch that waits behind a slow disk.
+REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 COMMIT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -24,6 +27,12 @@ class Metrics:
         histogram = partial(Histogram, registry=self.registry)
         self.requests = counter(
             "labelmeter_requests", "HTTP requests by route, method and status.", ["route", "method", "status"]
+        )
+        self.request_seconds = histogram(
+            "labelmeter_request_seconds",
+            "Seconds from a request's headers to the end of its answer, by route, method and class of status.",
+            ["route", "method", "status_class"],
+            buckets=REQUEST_BUCKETS_S,
         )
         self.problems = counter("labelmeter_problems", "Errors answered, by code.", ["code"])
         self.charged = counter("labelmeter_labels_charged", "Labels charged.")
@@ -41,6 +50,13 @@ class Metrics:
         )
         self.queue = gauge("labelmeter_queue_requests", "Requests waiting for the writer.")
         self.entries = gauge("labelmeter_log_entries", "Entries of the query log.")
+
+    def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Record one answered request; `route` is the template of its path, never the path itself."""
+        # A client chooses the method, and each would be series of its own, kept for as long as the service runs.
+        method = method if method in METHODS else "(other)"
+        self.requests.labels(route, method, str(status)).inc()
+        self.request_seconds.labels(route, method, f"{status // 100}xx").observe(seconds)
 
     def observe_commit(self, requests: int, seconds: float, written: bool) -> None:
         """Record one write transaction; called by the writer's thread."""

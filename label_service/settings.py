@@ -7,6 +7,7 @@ This is the one declaration of a setting: the command line makes its flags and t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -81,6 +82,9 @@ class Settings(BaseSettings):
         256, ge=1, description="Connections at a time from one address; behind a reverse proxy all are the proxy's."
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How messages and the access log are written to stderr: as text, or as JSON objects."
+    )
     queue_size: int = Field(1024, ge=1, description="Requests that may wait for the writer before new ones get 503.")
     max_group: int = Field(
         256, ge=1, description="Most requests in one transaction; more would make the first wait for the last."

@@ -6,9 +6,13 @@ them. It holds images only: it never imports `label_service` and never opens a l
 """
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 
 # OpenMP reads this when torch loads it. Threads that spin while they wait make training on a busy machine a hundred
 # times slower (two cores under a load of four: 14 s a step instead of 0.1 s).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("labelmeter")
+except PackageNotFoundError:  # a copy of the source that nobody installed
+    __version__ = "unknown"

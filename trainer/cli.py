@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from pydantic import ValidationError
 
+from trainer import __version__
 from trainer.errors import ConfigError, DataError, TrainerError
 from trainer.options import RunOptions
 
@@ -34,6 +35,23 @@ app = typer.Typer(
     "`run` does everything; the other commands are its stages. All of them keep their work in --out, "
     "show how long is left, can be interrupted, and go on with --resume.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    """Print the version and end, as `--version` asks; do nothing without it."""
+    if wanted:
+        print(f"labelmeter-trainer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """Read the options that stand before a command. The program's help is the application's."""
+
 
 Work = Callable[[RunOptions], None]
 

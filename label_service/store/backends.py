@@ -160,7 +160,12 @@ class PostgresDatabase:
         try:
             # pre_ping finds a connection that the server has cut before it is used, and opens another.
             engine = create_engine(
-                self.url, connect_args={"connect_timeout": CONNECT_TIMEOUT_S}, pool_pre_ping=True, **pool
+                self.url,
+                connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+                pool_pre_ping=True,
+                # An error's text would quote them, labels among them, and reach the messages.
+                hide_parameters=True,
+                **pool,
             )
         except ImportError as error:
             raise DatabaseRefused(

@@ -73,7 +73,8 @@ def open_writing_engine(path: Path, busy_timeout_s: float) -> Engine:
         uri = f"file:{quote(str(path))}?mode=rw"
         return sqlite3.connect(uri, uri=True, timeout=busy_timeout_s, check_same_thread=False)
 
-    engine = create_engine(f"sqlite:///{path}", creator=connect, pool_size=1, max_overflow=0)
+    # hide_parameters: an error's text would quote them, labels among them, and reach the messages.
+    engine = create_engine(f"sqlite:///{path}", creator=connect, pool_size=1, max_overflow=0, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's own record
@@ -143,7 +144,9 @@ def open_reading_engine(path: Path) -> Engine:
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5.0, check_same_thread=False)
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=4, max_overflow=4)
+    engine = create_engine(
+        "sqlite://", creator=connect, poolclass=QueuePool, pool_size=4, max_overflow=4, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's own record

@@ -17,9 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from label_service.errors import BodyTooLarge
 from label_service.metrics import Metrics
+from label_service.web.messages import ACCESS_LOG
 from label_service.web.openapi import PROBLEM_MEDIA_TYPE
 
-access = logging.getLogger("label_service.access")
+access = logging.getLogger(ACCESS_LOG)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # After an early 413 the service reads and drops the rest of the body for this long. A client that is still sending then
@@ -110,13 +111,24 @@ class RequestFrame:
 
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         route = getattr(scope.get("route"), "path", "(none)")
+        self._metrics.observe_request(route, scope["method"], status, seconds)
         method = scope["method"] if scope["method"].isalpha() and len(scope["method"]) <= 7 else "(other)"
-        self._metrics.requests.labels(route, method, str(status)).inc()
         run_id = scope["state"].get("run_id", "-")
         # raw_path is still percent-encoded, so no line break in a hostile path reaches the log. The query is left out.
         path = scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "backslashreplace")[:200]
         client = scope["client"][0] if scope.get("client") else "-"
-        access.info('%s "%s %s" %d %.1fms run=%s %s', client, method, path, status, seconds * 1000, run_id, request_id)
+        access.info(
+            '%(client)s "%(method)s %(path)s" %(status)d %(duration_ms).1fms run=%(run)s %(request_id)s',
+            {
+                "client": client,
+                "method": method,
+                "path": path,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+                "run": run_id,
+                "request_id": request_id,
+            },
+        )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

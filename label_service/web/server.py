@@ -12,7 +12,6 @@ import errno
 import logging
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -27,6 +26,7 @@ from label_service.service import LabelService, open_service
 from label_service.settings import Settings
 from label_service.web.app import create_app
 from label_service.web.connections import ConnectionLimits, LimitedConnection
+from label_service.web.messages import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def open_worker(settings: Settings) -> FastAPI:
     Raises:
         SystemExit: the service cannot be opened, such as while the database is away; the supervisor tries again.
     """
-    configure_logging()
+    configure_logging(settings.log_format)
     stack = ExitStack()
     try:
         service = stack.enter_context(open_service(settings))
@@ -120,7 +120,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     Raises:
         SetupError: the address, the database or the data cannot be used.
     """
-    configure_logging()
+    configure_logging(settings.log_format)
     # uvicorn raises the signal that stopped it once more, to be handled here. Without a handler the process would end
     # before the service is closed.
     before = signal.signal(signal.SIGTERM, _stop)
@@ -130,7 +130,8 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             dataset, several = service.dataset, settings.workers > 1
-            say(
+            announce = logger.info if settings.log_format == "json" else say
+            announce(
                 f"Label service on http://{shown}:{port} - {dataset.name}, {dataset.pool_size:,} labels, "
                 f"{service.database_version}{f', {settings.workers} workers' if several else ''}. "
                 f"Try: curl http://{shown}:{port}/label/42"
@@ -163,15 +164,3 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
         timeout_worker_healthcheck=WORKER_TIMEOUT_S,
     )
     Multiprocess(config, sockets=[listener]).run()
-
-
-def configure_logging() -> None:
-    """Send the package's messages and access log to stderr, one line each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger()
-    if not root.handlers:
-        root.addHandler(handler)
-    logging.getLogger("label_service").setLevel(logging.INFO)
-    # The format uses none of these fields; the logging module documents that leaving them out saves time.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

@@ -209,6 +209,8 @@ def test_metrics_count_what_happened(start_service: Callable[..., RunningService
         'labelmeter_problems_total{code="invalid-request"} 1.0',
         'labelmeter_commits_total{result="written"} 2.0',
         'labelmeter_requests_total{method="GET",route="/label/{label_id}",status="200"} 2.0',
+        'labelmeter_request_seconds_count{method="GET",route="/label/{label_id}",status_class="2xx"} 2.0',
+        'labelmeter_request_seconds_count{method="GET",route="/label/{label_id}",status_class="4xx"} 1.0',
         "labelmeter_log_entries 3.0",
     ):
         assert line in text

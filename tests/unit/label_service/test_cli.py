@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def test_expected_failures_are_one_sentence_and_exit_code_1(
     assert failed.exit_code == 1
     assert sentence in failed.stderr and failed.stderr.startswith("Error: ")
     assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_version_is_the_packages() -> None:
+    """It stands in one place, the package's metadata."""
+    shown = run("--version")
+    assert (shown.exit_code, shown.stdout) == (0, f"label-service {metadata.version('labelmeter')}\n")
 
 
 def test_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,9 @@ def test_service_that_is_down_is_told_by_the_real_program(data: Path, tmp_path: 
     assert done.stderr.startswith(f"error: the label service at {url} did not answer for 0 s")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out" / "encoder.pt").exists()
+
+
+def test_version_is_the_packages() -> None:
+    """It stands in one place, the package's metadata."""
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.stdout) == (0, f"labelmeter-trainer {metadata.version('labelmeter')}\n")
