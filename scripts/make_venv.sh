@@ -61,5 +61,5 @@ fi
 say "environment: installing packages (the first time this takes minutes; PyTorch may be gigabytes)"
 # shellcheck disable=SC2086 # PIP_ARGS is meant to be split into words
 "$folder/bin/python" -m pip install -qq --disable-pip-version-check ${PIP_ARGS:-} \
-    -c constraints.txt -e '.[service,trainer,dev]' >&2
+    -c constraints.txt -e '.[service,trainer,activeml,dev]' >&2
 say "environment: ready"

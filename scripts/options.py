@@ -46,7 +46,10 @@ class MakeRunOptions(ExperimentOptions):
         if self.out is not None:
             return self.out
         parts = [self.profile, f"seed{self.seed}"]
-        parts += [str(given) for given in (self.budget, self.strategy) if given is not None]
+        parts += [str(self.budget)] if self.budget is not None else []
+        parts += [f"rounds{self.rounds}"] if self.rounds is not None else []
+        # A plug-in's name may be a path.
+        parts += [re.sub(r"[^A-Za-z0-9]+", "-", self.strategy).strip("-")] if self.strategy is not None else []
         parts += [f"target{self.target}"] if self.target is not None else []
         parts += [f"on-{self.data.resolve().name}"] if self.data is not None else []
         return Path("runs") / "-".join(parts)

@@ -260,6 +260,26 @@ class Profile(Frozen):
         }
         return self.model_copy(update={"rounds": tuple(rounds.values())})
 
+    def with_rounds(self, budgets: tuple[int, ...]) -> "Profile":
+        """Ask at other numbers of labels; each round chooses for itself.
+
+        The last round trains as the profile's last. Any other one trains as the profile's round of as many labels, or
+        else of the next larger number; it is a point of the learning curve if that round, of just as many labels, is.
+
+        Raises:
+            ConfigError: the numbers do not ascend from one on.
+        """
+        if not budgets or budgets[0] < 1 or list(budgets) != sorted(set(budgets)):
+            raise ConfigError(f"rounds must be ascending numbers of labels such as 20,40,100, not {budgets}")
+        *earlier, last = self.rounds
+        rounds = []
+        for labels in budgets[:-1]:
+            model = next((settings for settings in earlier if settings.labels >= labels), (earlier or [last])[-1])
+            same = {settings.labels for settings in self.rounds if settings.evaluated}
+            rounds.append(RoundConfig(labels=labels, phases=model.phases, evaluated=labels in same))
+        rounds.append(RoundConfig(labels=budgets[-1], phases=last.phases, evaluated=last.evaluated))
+        return self.model_copy(update={"rounds": tuple(rounds)})
+
     def pretraining_identity(self, seed: int, images_fingerprint: str) -> str:
         """Compute a digest of all that pretrained weights depend on."""
         pool = f"{images_fingerprint}[:{self.pool_limit}]"

@@ -61,6 +61,12 @@ class RecordsUnwritable(TrainerError):  # noqa: N818 - the name reads as a state
     exit_code = 74
 
 
+class StrategyFailed(TrainerError):  # noqa: N818 - the name reads as a statement
+    """The query strategy cannot be loaded, raised an error, or did not return the images that it must."""
+
+    exit_code = 88
+
+
 class CountsDisagree(TrainerError):  # noqa: N818 - the name reads as a statement
     """The trainer's count of queries is not the count in the label service's log, so the result must not be used."""
 

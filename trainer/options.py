@@ -25,8 +25,16 @@ class ExperimentOptions(BaseModel):
     seed: int = Field(1, description="Seed of everything random; the same seed asks for the same labels.")
     budget: int | None = Field(None, ge=1, description="Labels to ask for in all. Empty: the profile's number.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N. auto takes CUDA where it is found.")
+    rounds: str | None = Field(
+        None,
+        pattern=r"^\d{1,9}(,\d{1,9})*$",
+        description="Numbers of labels at which to ask, in all, such as 20,40,100; the last is the budget. Empty: the "
+        "profile's.",
+    )
     strategy: str | None = Field(
-        None, description=f"How to choose what to ask: {', '.join(STRATEGIES)}. Empty: the profile's."
+        None,
+        description=f"How to choose what to ask: {', '.join(STRATEGIES)}; or your own by its file (./mine.py), as "
+        "package.module:function, or skactiveml:CLASS. Empty: the profile's.",
     )
     pretrained: Path | None = Field(
         None, description="Weights that `pretrain` made (its encoder.pt). Empty: pretrain here."

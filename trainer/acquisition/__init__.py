@@ -1,5 +1,7 @@
 """Query strategies: each is a file with `select(state, batch, generator) -> indices`, and a line in `STRATEGIES` below.
 
+Strategies from outside this package are loaded by `plugin.py`.
+
 May import: config, errors.
 Must not import: `oracle`, `run`, `learning`; a strategy sees no label that is not paid for (`PoolState`).
 """
@@ -38,14 +40,22 @@ STRATEGIES = {
 
 
 def strategy_named(name: str) -> Strategy:
-    """Import a strategy.
+    """Import a strategy of this package.
 
     Raises:
         ConfigError: there is no such strategy.
     """
     if name not in STRATEGIES:
-        raise ConfigError(f"there is no query strategy {name!r}; choose one of {', '.join(sorted(STRATEGIES))}")
+        raise unknown_strategy(name)
     return cast(Strategy, import_module(f"{__name__}.{STRATEGIES[name]}").select)
+
+
+def unknown_strategy(name: str) -> ConfigError:
+    """Return the error that names the strategies that there are."""
+    return ConfigError(
+        f"there is no query strategy {name!r}; choose one of {', '.join(sorted(STRATEGIES))}, or your own by its file "
+        "(./mine.py) or as package.module:function"
+    )
 
 
 def explain(state: PoolState, index: int, class_names: tuple[str, ...]) -> str:
@@ -57,4 +67,4 @@ def explain(state: PoolState, index: int, class_names: tuple[str, ...]) -> str:
     return f"torn between {class_names[first]} ({p1:.2f}) and {class_names[second]} ({p2:.2f})"
 
 
-__all__ = ["DEFAULT_STRATEGY", "STRATEGIES", "Strategy", "explain", "strategy_named"]
+__all__ = ["DEFAULT_STRATEGY", "STRATEGIES", "Strategy", "explain", "strategy_named", "unknown_strategy"]

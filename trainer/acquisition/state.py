@@ -1,6 +1,8 @@
 """All that a query strategy may look at; no label that was not paid for, and no test image."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +19,10 @@ class PoolState:
         beliefs: float32 [N, C], class probabilities, or None before the first label.
         labelled: bool [N].
         classes: number of classes, C.
+        labels: int64 [N], the labels paid for, and -1 where none was.
+        round: number of the round that asks, from 0.
+        images: uint8 [N, H, W], or [N, channels, H, W] in colour.
+        embed: computes `embeddings`, which costs a pass of the network over the pool.
     """
 
     features: Tensor
@@ -25,6 +31,18 @@ class PoolState:
     beliefs: Tensor | None
     labelled: Tensor
     classes: int
+    labels: Tensor
+    round: int
+    images: Tensor
+    embed: Callable[[], Tensor]
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """The network's features of the pool, unit vectors, float32 [N, E]; computed at the first look.
+
+        They are those of the fine-tuned network, and of the pretrained one before the first training.
+        """
+        return self.embed()
 
     @property
     def free(self) -> Tensor:

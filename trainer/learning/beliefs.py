@@ -19,7 +19,12 @@ _SMOOTHING_STEPS = 20
 
 
 class FeatureSpace:
-    """Descriptor, pretrained features and fine-tuned features, concatenated into unit vectors."""
+    """Descriptor, pretrained features and fine-tuned features, concatenated into unit vectors.
+
+    Attributes:
+        config: weights and sizes.
+        pretrained: a copy of the pretrained encoder.
+    """
 
     def __init__(self, pool: Tensor, encoder: Encoder, config: GraphConfig) -> None:
         """Fit the descriptor to the pool, uint8 [N, H, W], and compute what fine-tuning does not change.
@@ -28,7 +33,7 @@ class FeatureSpace:
         """
         self.config = config
         self._descriptor = Descriptor(pool, config.descriptor_dimensions)
-        self._pretrained = copy.deepcopy(encoder).requires_grad_(False)
+        self.pretrained = copy.deepcopy(encoder).requires_grad_(False)
         self._fixed_pool = self._fixed(pool)
 
     def embed_pool(self, finetuned: Tensor | None) -> Tensor:
@@ -40,7 +45,7 @@ class FeatureSpace:
         return self._join(self._fixed(images), None if network is None else embed_and_predict(network, images)[0])
 
     def _fixed(self, images: Tensor) -> Tensor:
-        pretrained = self.config.pretrained_weight * embed_and_predict(self._pretrained, images)[0]
+        pretrained = self.config.pretrained_weight * embed_and_predict(self.pretrained, images)[0]
         described = self.config.descriptor_weight * self._descriptor(images)
         return F.normalize(torch.cat([described, pretrained], 1), dim=1)
 
@@ -74,6 +79,10 @@ class JointModel:
         embedding, predictions = (None, None) if network is None else embed_and_predict(network, pool)
         features = space.embed_pool(embedding)
         return cls(space, network, features, build_graph(features, space.config.neighbours), predictions)
+
+    def embeddings(self, pool: Tensor) -> Tensor:
+        """Embed the pool by the fine-tuned network, or by the pretrained one while there is none: float32 [N, E]."""
+        return embed_and_predict(self.network or self.space.pretrained, pool)[0]
 
     def beliefs(self, ids: Tensor, labels: Tensor, classes: int) -> Tensor:
         """Join the graph's propagation of the known labels with the network's predictions.

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.acquisition import strategy_named
+from trainer.acquisition.plugin import QueryStrategy
 from trainer.acquisition.state import PoolState
 from trainer.config import Profile
-from trainer.errors import ResumeError
+from trainer.errors import ResumeError, StrategyFailed
 from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
 from trainer.learning.device import generator_for
@@ -26,6 +26,7 @@ from trainer.records.progress import MetricWriter, StageClock
 from trainer.records.run_records import RoundRecord, append_round, read_rounds
 from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy
 from trainer.run.label_oracle import LabelOracle
+from trainer.run.session import note_failed_strategy
 from trainer.run.steps import Ask, Estimate, Freeze, Step, Train, plan
 
 _CHECKPOINT_FILE = "finetune.pt"
@@ -65,6 +66,7 @@ class ActiveLoop:
         encoder: Encoder,
         profile: Profile,
         oracle: LabelOracle,
+        strategy: QueryStrategy,
         *,
         seed: int,
         identity: str,
@@ -82,7 +84,7 @@ class ActiveLoop:
         Raises:
             ResumeError: the folder's checkpoint is damaged or another run's.
         """
-        self._pool, self._profile, self._oracle = pool, profile, oracle
+        self._pool, self._profile, self._oracle, self._strategy = pool, profile, oracle, strategy
         self._seed, self._identity, self._clock = seed, identity, clock
         self._out = out
         self._target = target
@@ -110,6 +112,7 @@ class ActiveLoop:
 
         Raises:
             ServiceError: the label service refuses or is lost; what was paid for is kept.
+            StrategyFailed: the strategy raised, or chose what it may not; nothing was asked in that round.
             RecordsUnwritable: the disk is full; what was paid for is kept.
         """
         steps = [
@@ -152,7 +155,7 @@ class ActiveLoop:
                 wanted = min(step.labels, len(self._pool)) - int(state.labelled.sum())
                 if wanted <= 0:
                     return
-                self._oracle.ask(step.round, self._profile.strategy, self._choose(step, state)[:wanted], state)
+                self._oracle.ask(step.round, self._strategy.title, self._choose(step, state)[:wanted], state)
         self._record_round(step.round)
 
     def _choose(self, step: Ask, state: PoolState) -> Tensor:
@@ -160,8 +163,15 @@ class ActiveLoop:
         chosen_from = state if step.chosen_in == step.round else self._pool_state(step.chosen_in)
         known = int(chosen_from.labelled.sum())
         generator = generator_for(torch.device("cpu"), self._seed, "query", step.chosen_in)
-        select = strategy_named(self._profile.strategy)
-        picks = select(chosen_from, min(step.chosen_until, len(self._pool)) - known, generator)
+        batch = min(step.chosen_until, len(self._pool)) - known
+        try:
+            picks = self._strategy.choose(chosen_from, batch, generator)
+        except StrategyFailed as error:
+            note_failed_strategy(self._out, self._strategy.sha256)
+            raise StrategyFailed(
+                f"{error}; nothing was asked in round {step.round}: correct it, and --resume goes on with the labels "
+                "paid for so far"
+            ) from error
         return picks[int(state.labelled.sum()) - known :]
 
     def _pool_state(self, number: int) -> PoolState:
@@ -171,8 +181,19 @@ class ActiveLoop:
         labelled = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.device)
         labelled[ids] = True
         beliefs = model.beliefs(ids, labels, self._classes) if len(ids) else None
+        paid = torch.full((len(self._pool),), -1, device=self._pool.device)
+        paid[ids] = labels
         return PoolState(
-            model.features, model.graph.neighbours, model.graph.similarities, beliefs, labelled, self._classes
+            features=model.features,
+            neighbours=model.graph.neighbours,
+            similarities=model.graph.similarities,
+            beliefs=beliefs,
+            labelled=labelled,
+            classes=self._classes,
+            labels=paid,
+            round=number,
+            images=self._pool,
+            embed=lambda: model.embeddings(self._pool),
         )
 
     def _joint_model(self) -> JointModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.acquisition import strategy_named
+from trainer.acquisition.plugin import load_strategy
 from trainer.config import Profile
 from trainer.errors import ConfigError, DataError
 from trainer.images.data import ImageSet, load_images
@@ -47,6 +47,7 @@ class Pipeline:
         self._options = options
         self._device = pick_device(options.device)
         self.profile = choose_profile(options, self._device)
+        self._strategy = load_strategy(self.profile.strategy)
         self.images: ImageSet = load_images(options.data)
         self.out = options.out
         weights = options.pretrained
@@ -56,6 +57,7 @@ class Pipeline:
             images=self.images.fingerprint,
             pretrained=None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
             target=options.target,
+            strategy_sha256=self._strategy.sha256,
         )
         session.begin_or_resume(self.out, self.config, resume=options.resume)
         self._clock = StageClock(self.out)
@@ -104,6 +106,7 @@ class Pipeline:
                 encoder,
                 self.profile,
                 oracle,
+                self._strategy,
                 seed=self.config.seed,
                 identity=f"{self.config.identity}-{ticket.run_id}",
                 out=self.out,
@@ -153,15 +156,18 @@ def choose_profile(options: ExperimentOptions, device: torch.device) -> Profile:
     """Find the profile and put the options that change it into it.
 
     Raises:
-        ConfigError: there is no such profile or strategy, or the target does not fit the profile.
+        ConfigError: there is no such profile, or rounds, budget or target do not fit.
     """
     profile = _pretraining_profile(options.pretrained) if options.profile == "auto" else profile_named(options.profile)
     if profile is None:
         profile = profile_named("gpu" if device.type == "cuda" else "cpu")
     if options.budget is not None:
         profile = profile.with_budget(options.budget)
+    if options.rounds is not None:
+        if options.budget is not None:
+            raise ConfigError("--rounds ends at its last number, which is the budget; leave --budget out")
+        profile = profile.with_rounds(tuple(int(labels) for labels in options.rounds.split(",")))
     if options.strategy is not None:
-        strategy_named(options.strategy)
         profile = profile.model_copy(update={"strategy": options.strategy})
     if options.target is not None and profile.evaluation_budgets:
         raise ConfigError(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trainer.images.data import ImageSet
 
 CONFIG_FILE = "config.json"
+# Names the version of a plug-in that failed: only such a one may be replaced in the middle of a run.
+_FAILED_FILE = "strategy-failed.json"
 _RUN_FILE = "run.json"
 
 
@@ -36,6 +38,7 @@ class RunConfig(Record):
         images: Fingerprint of the image set.
         pretrained: SHA-256 of weights given from outside, None when the run pretrains itself.
         target: Stop the queries at this accuracy, by the run's own estimate; None for the whole budget.
+        strategy_sha256: Of the query strategy's content where it is a plug-in.
     """
 
     profile: Profile
@@ -43,11 +46,18 @@ class RunConfig(Record):
     images: str
     pretrained: str | None = None
     target: float | None = None
+    strategy_sha256: str | None = None
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the configuration."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 of the configuration; not of the plug-in, which may be corrected after it failed."""
+        return hashlib.sha256(self.model_dump_json(exclude={"strategy_sha256"}).encode()).hexdigest()
+
+
+class _FailedStrategy(Record):
+    """The version of a plug-in that failed."""
+
+    sha256: str | None
 
 
 class RunTicket(Record):
@@ -72,12 +82,35 @@ def begin_or_resume(out: Path, config: RunConfig, *, resume: bool) -> None:
     if not resume:
         raise ResumeError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     former = read_config(out)
+    is_new = former.strategy_sha256 != config.strategy_sha256 and _may_be_replaced(out, former.strategy_sha256)
+    if is_new:
+        # Each query names the version that chose it, so queries.jsonl tells where the new one began.
+        former = former.model_copy(update={"strategy_sha256": config.strategy_sha256})
     different = _differences(former, config)
     if different:
         raise ResumeError(
             f"{out} was begun with other settings ({'; '.join(different)}); resume it with those, or choose another "
             "--out"
         )
+    if is_new:
+        replace_file(path, config.model_dump_json(indent=2) + "\n")
+    (out / _FAILED_FILE).unlink(missing_ok=True)
+
+
+def note_failed_strategy(out: Path, sha256: str | None) -> None:
+    """Note that this version of a plug-in failed.
+
+    Raises:
+        RecordsUnwritable: It cannot be written.
+    """
+    replace_file(out / _FAILED_FILE, _FailedStrategy(sha256=sha256).model_dump_json() + "\n")
+
+
+def _may_be_replaced(out: Path, sha256: str | None) -> bool:
+    """Tell whether this version of a plug-in has failed in this run."""
+    damage = "is damaged; remove it and resume with the strategy that the run was begun with"
+    failed = read_file(out / _FAILED_FILE, _FailedStrategy.model_validate_json, damage)
+    return failed is not None and failed.sha256 == sha256
 
 
 def read_config(out: Path) -> RunConfig:
@@ -101,16 +134,23 @@ def _differences(former: RunConfig, now: RunConfig) -> list[str]:
         ("seed", former.seed, now.seed),
         ("budget", former_profile.budget, profile.budget),
         ("strategy", former_profile.strategy, profile.strategy),
+        ("the strategy's content", (former.strategy_sha256 or "none")[:12], (now.strategy_sha256 or "none")[:12]),
         ("target", "none" if former.target is None else former.target, "none" if now.target is None else now.target),
         ("images in --data", former.images[:12], now.images[:12]),
         ("--pretrained", (former.pretrained or "none")[:12], (now.pretrained or "none")[:12]),
     ]
+    if former_profile.name == profile.name and former_profile.budget == profile.budget:
+        compared.append(("rounds", _listed(former_profile), _listed(profile)))
     found = [f"{name} {begun}, now {given}" for name, begun, given in compared if begun != given]
     if not found and former != now:
         # Two versions of the trainer have different profiles under one name.
         inner = [name for name in Profile.model_fields if getattr(former_profile, name) != getattr(profile, name)]
         found = [f"profile {profile.name} had other values of {', '.join(inner)}"]
     return found
+
+
+def _listed(profile: Profile) -> str:
+    return ",".join(map(str, profile.budgets))
 
 
 def read_ticket(out: Path) -> RunTicket | None:

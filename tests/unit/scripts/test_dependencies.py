@@ -16,9 +16,10 @@ PROGRAMS = {"service": "label_service", "trainer": "trainer"}
 # The folders that each extra serves, and the other extras that are there when their code runs.
 SERVED = {
     "service": (["label_service"], []),
-    "postgres": (DEVELOPERS, ["service", "trainer", "dev"]),
-    "trainer": (["trainer"], []),
-    "dev": (DEVELOPERS, ["service", "trainer", "postgres"]),
+    "postgres": (DEVELOPERS, ["service", "trainer", "dev", "activeml"]),
+    "trainer": (["trainer"], ["activeml"]),
+    "activeml": (["trainer"], ["trainer"]),
+    "dev": (DEVELOPERS, ["service", "trainer", "postgres", "activeml"]),
 }
 # Required though no module of ours imports them.
 NOT_IMPORTED = {

@@ -13,7 +13,7 @@ from trainer.options import ExperimentOptions
 def test_every_option_of_an_experiment_reaches_the_trainer():
     """Each variable becomes the trainer's flag of the same name; data, out and port are for `make run` itself."""
     given = {"PROFILE": "smoke", "SEED": "3", "BUDGET": "40", "DEVICE": "cpu", "STRATEGY": "random", "TARGET": "0.9"}
-    given |= {"PRETRAINED": "w/encoder.pt"}
+    given |= {"PRETRAINED": "w/encoder.pt", "ROUNDS": "20,40"}
     own = ["DATA=d", "OUT=o", "PORT=8123"]
     options = read_options(MakeRunOptions, [*own, *(f"{name}={value}" for name, value in given.items())])
     flags = options.trainer_flags()
@@ -97,3 +97,9 @@ def test_every_variable_is_described(kind):
     lines = [line for line in describe(kind).splitlines() if not line.startswith("     ")]
     assert [line.strip().partition("=")[0].lower() for line in lines] == list(kind.model_fields)
     assert all(field.description for field in kind.model_fields.values())
+
+
+def test_a_plug_in_names_a_folder_of_results_and_not_a_path():
+    """Slashes and colons of a strategy do not reach the folder's name; other rounds have a folder of their own."""
+    options = MakeRunOptions(strategy="../mine.py", rounds="20,40", profile="smoke")
+    assert options.folder == Path("runs/smoke-seed1-rounds20,40-mine-py")

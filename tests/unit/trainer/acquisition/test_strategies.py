@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 from trainer.acquisition import DEFAULT_STRATEGY, STRATEGIES, Strategy, explain, strategy_named
 from trainer.acquisition.clustering import by_coverage, most_typical, spherical_kmeans
 from trainer.acquisition.margin import uncertainty
+from trainer.acquisition.plugin import load_strategy
 from trainer.acquisition.probcover import pure_similarity
 from trainer.acquisition.state import PoolState
 from trainer.learning.graph import build_graph
 from trainer.profiles import PROFILES
 
-SELECTORS = {name: strategy_named(name) for name in STRATEGIES}
+# LABELMETER_STRATEGY=./mine.py adds a strategy of your own to the suite.
+OWN = os.environ.get("LABELMETER_STRATEGY")
+SELECTORS = {name: strategy_named(name) for name in STRATEGIES} | ({"own": load_strategy(OWN).choose} if OWN else {})
 every_strategy = pytest.mark.parametrize("select", SELECTORS.values(), ids=SELECTORS.keys())
 
 
@@ -32,7 +36,18 @@ def state_of(features: Tensor, beliefs: Tensor | None = None, labelled: list[int
     mask = torch.zeros(len(features), dtype=torch.bool)
     mask[labelled or []] = True
     classes = 4 if beliefs is None else beliefs.shape[1]
-    return PoolState(features, graph.neighbours, graph.similarities, beliefs, mask, classes)
+    return PoolState(
+        features,
+        graph.neighbours,
+        graph.similarities,
+        beliefs,
+        mask,
+        classes,
+        labels=torch.where(mask, torch.arange(len(features)) % classes, -1),
+        round=0,
+        images=torch.zeros(len(features), 8, 8, dtype=torch.uint8),
+        embed=lambda: features,
+    )
 
 
 def warm_state(count: int = 60, labelled: int = 20, classes: int = 4) -> PoolState:

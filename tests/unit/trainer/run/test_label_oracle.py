@@ -33,6 +33,10 @@ def state(beliefs: torch.Tensor | None = None) -> PoolState:
         beliefs=None if beliefs is None else beliefs.expand(POOL, -1),
         labelled=torch.zeros(POOL, dtype=torch.bool),
         classes=len(CLASS_NAMES),
+        labels=torch.full((POOL,), -1),
+        round=0,
+        images=torch.zeros(POOL, 8, 8, dtype=torch.uint8),
+        embed=lambda: torch.eye(POOL),
     )
 
 
