@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer pretrain | finetune | evaluate | run | report`.
+"""The command line: `python -m trainer pretrain | finetune | evaluate | run | report | predict | export`.
 
 Each command is one stage over one folder (`--out`); `run` is all of them. Options are declared in `trainer.options`.
 A user's error is one sentence on stderr and an exit code of `trainer.errors`; a traceback is always a defect of the
@@ -8,9 +8,11 @@ trainer.
 import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -51,6 +53,13 @@ def program(
     ),
 ) -> None:
     """Read the options that stand before a command. The program's help is the application's."""
+
+
+class _Format(Enum):
+    """What `predict` writes."""
+
+    csv = "csv"
+    json = "json"
 
 
 Work = Callable[[RunOptions], None]
@@ -173,6 +182,61 @@ def evaluate(options: RunOptions) -> None:
 def report(options: RunOptions) -> None:
     """Write OUT/report.html from what a run has recorded so far, finished or not."""
     _write_report(options.out, options.data)
+
+
+@app.command()
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="PNG or JPEG files, and folders of them.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of a finished run.", envvar="TRAINER_OUT", show_default=False)
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="File that `export` wrote.", show_default=False)] = None,
+    to: Annotated[Path | None, typer.Option(help="File to write; else standard output.", show_default=False)] = None,
+    format_: Annotated[
+        _Format, typer.Option("--format", help="csv: file, class, probability. json: those of every class too.")
+    ] = _Format.csv,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Classify pictures by the model of a run; asks for no label."""
+    from trainer.run.predict import write_predictions
+
+    with _sentences():
+        write_predictions(_model_of(out, model), files, device, to, format_.value)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Folder of a finished run.", envvar="TRAINER_OUT", show_default=False)],
+    to: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
+) -> None:
+    """Write all that prediction needs into one file, for `predict --model`."""
+    from trainer.run.predict import export_model
+
+    with _sentences():
+        print(export_model(_model_of(out, None), to))
+
+
+def _model_of(out: Path | None, model: Path | None) -> Path:
+    if (out is None) == (model is None):
+        raise ConfigError("name either the run's folder (--out) or a file of `export` (--model)")
+    if model is not None:
+        return model
+    assert out is not None
+    if not out.is_dir():
+        raise DataError(f"there is no folder {out}; --out names the folder of a finished run")
+    return out / "model.pt"
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn the user's errors into one sentence and an exit code."""
+    try:
+        yield
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
 
 
 def _write_report(out: Path, data: Path) -> None:

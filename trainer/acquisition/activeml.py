@@ -45,9 +45,10 @@ def adapt(class_name: str, name: str) -> Strategy:
         from skactiveml import pool
 
     kind: Any = getattr(pool, class_name, None) if class_name in pool.__all__ else None
-    if not inspect.isclass(kind) or not hasattr(kind, "query"):
+    query_of: Any = getattr(kind, "query", None)
+    if query_of is None:
         raise ConfigError(f"scikit-activeml has no pool strategy {class_name}; see its documentation for their names")
-    query, settings = inspect.signature(kind.query).parameters, inspect.signature(kind.__init__).parameters
+    query, settings = inspect.signature(query_of).parameters, inspect.signature(kind.__init__).parameters
     needed = [key for key, value in query.items() if value.default is value.empty and key not in _GIVEN]
     needed += [
         key

@@ -101,6 +101,18 @@ class Descriptor:
         keep = keep[variances[keep] > variances.max() * 1e-9]
         self._axes = (axes[:, keep] / variances[keep].pow(0.25)).float()
 
+    def state(self) -> dict[str, Tensor]:
+        """Return what was fitted, to keep in a file."""
+        return {"mean": self._mean, "axes": self._axes}
+
+    @classmethod
+    def restored(cls, state: dict[str, Tensor], chunk: int = 2048) -> "Descriptor":
+        """Make a descriptor of what `state` returned."""
+        descriptor = cls.__new__(cls)
+        descriptor._front_end = OrientedGradients().to(state["axes"].device)
+        descriptor._chunk, descriptor._mean, descriptor._axes = chunk, state["mean"], state["axes"]
+        return descriptor
+
     def __call__(self, images: Tensor) -> Tensor:
         """Describe uint8 images [N, H, W] as unit vectors, float32 [N, dimensions]."""
         parts = [

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,19 @@ class FeatureSpace:
         self._descriptor = Descriptor(pool, config.descriptor_dimensions)
         self.pretrained = copy.deepcopy(encoder).requires_grad_(False)
         self._fixed_pool = self._fixed(pool)
+
+    def state(self) -> dict[str, Any]:
+        """Return what embeds other images, to keep in a file; nothing of the pool is in it."""
+        return {"descriptor": self._descriptor.state(), "pretrained": self.pretrained.state_dict()}
+
+    @classmethod
+    def restored(cls, config: GraphConfig, encoder: Encoder, state: dict[str, Any]) -> "FeatureSpace":
+        """Make a space that embeds other images of what `state` returned; the encoder takes its weights."""
+        space = cls.__new__(cls)
+        encoder.load_state_dict(state["pretrained"])
+        space.config, space.pretrained = config, encoder.requires_grad_(False)
+        space._descriptor = Descriptor.restored(state["descriptor"])
+        return space
 
     def embed_pool(self, finetuned: Tensor | None) -> Tensor:
         """Embed the pool, float32 [N, D], with the fine-tuned network's embedding [N, E] where there is one."""

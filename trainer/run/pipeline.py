@@ -11,7 +11,6 @@ from trainer.acquisition.plugin import load_strategy
 from trainer.config import Profile
 from trainer.errors import ConfigError, DataError
 from trainer.images.data import ImageSet, load_images
-from trainer.learning.checkpoint import save_checkpoint
 from trainer.learning.device import arithmetic_on, keep_freed_memory, pick_device, use_all_cores
 from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
 from trainer.options import ExperimentOptions, RunOptions
@@ -25,6 +24,7 @@ from trainer.run import session
 from trainer.run.active_loop import ActiveLoop
 from trainer.run.evaluate import freeze_predictions, predictions_path, submit
 from trainer.run.label_oracle import LabelOracle
+from trainer.run.model_file import MODEL_FILE, save_model
 from trainer.run.report import write_report
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,14 @@ class Pipeline:
             for learned in loop.run(frozen):
                 with self._clock.stage("evaluate"):
                     if learned.is_end:
-                        save_checkpoint(self.out / "model.pt", learned.network.state_dict())
+                        save_model(
+                            self.out / MODEL_FILE,
+                            learned,
+                            self.profile,
+                            ticket.dataset.class_names,
+                            test,
+                            (ticket.run_id, self.images.fingerprint),
+                        )
                     freeze_predictions(self.out, learned, test, self._clock)
                 log.info("predictions frozen at %d labels", learned.labels)
         return ticket

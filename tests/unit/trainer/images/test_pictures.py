@@ -1,0 +1,83 @@
+"""Pictures of any size and mode become the arrays that a run learned from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.errors import DataError
+from trainer.images.pictures import find_pictures, read_picture
+
+GREY = np.linspace(0, 255, 12 * 12).reshape(12, 12).round().astype(np.uint8)
+
+
+def saved(folder: Path, image: Image.Image, name: str = "a.png", **more: object) -> Path:
+    """Write a picture."""
+    image.save(folder / name, **more)
+    return folder / name
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "I;16"])
+def test_every_mode_becomes_grey_and_colour(mode: str, tmp_path: Path) -> None:
+    """A grey picture keeps its values in each mode that can hold them."""
+    if mode == "I;16":
+        image = Image.fromarray(GREY.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(GREY).convert("RGB").convert(mode)
+    grey, colour = (read_picture(saved(tmp_path, image), shape) for shape in ((12, 12), (12, 12, 3)))
+    assert grey.dtype == colour.dtype == torch.uint8
+    assert (grey.shape, colour.shape) == ((12, 12), (12, 12, 3))
+    if mode not in ("1", "P"):
+        assert grey.tolist() == GREY.tolist()
+        assert colour[:, :, 1].tolist() == GREY.tolist()
+
+
+def test_a_png_of_the_pools_size_is_read_bit_by_bit(tmp_path: Path) -> None:
+    """So that predicting exported test images is predicting the test images."""
+    noise = np.random.default_rng(1).integers(0, 256, (28, 28), dtype=np.uint8)
+    assert read_picture(saved(tmp_path, Image.fromarray(noise)), (28, 28)).tolist() == noise.tolist()
+
+
+def test_another_size_is_scaled_and_what_is_clear_is_black(tmp_path: Path) -> None:
+    """A large picture is averaged, not sampled; a transparent pixel counts as background."""
+    stripes = np.tile(np.array([[0], [255]], np.uint8), (60, 120))
+    assert 120 < read_picture(saved(tmp_path, Image.fromarray(stripes)), (12, 12)).float().mean() < 135
+    clear = Image.new("RGBA", (12, 12), (255, 255, 255, 0))
+    assert int(read_picture(saved(tmp_path, clear), (12, 12)).max()) == 0
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    """EXIF orientation 3 is upside down."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = saved(tmp_path, Image.fromarray(GREY), "a.jpg", exif=exif, quality=100)
+    assert np.abs(read_picture(path, (12, 12)).numpy().astype(int) - GREY[::-1, ::-1]).max() < 8
+
+
+def test_what_is_no_picture_is_one_sentence(tmp_path: Path) -> None:
+    """Text, a cut file, another format, and one that unpacks to too many pixels."""
+    (tmp_path / "text.png").write_text("hello")
+    whole = saved(tmp_path, Image.fromarray(np.random.default_rng(1).integers(0, 256, (80, 80), dtype=np.uint8)))
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:900])
+    gif = saved(tmp_path, Image.fromarray(GREY), "a.gif").rename(tmp_path / "gif.png")
+    huge = saved(tmp_path, Image.new("1", (20_000, 20_000)), "huge.png")
+    for path in (tmp_path / "text.png", tmp_path / "cut.png", gif, huge):
+        with pytest.raises(DataError, match=path.name):
+            read_picture(path, (12, 12))
+
+
+def test_a_folder_gives_its_pictures_in_order(tmp_path: Path) -> None:
+    """Those of its folders too, and nothing else; a folder without one, and a name that is not there, are refused."""
+    (tmp_path / "sub").mkdir()
+    for name in ("b.png", "a.PNG", "sub/c.jpg"):
+        saved(tmp_path, Image.fromarray(GREY), name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert [path.name for path in find_pictures([tmp_path])] == ["a.PNG", "b.png", "c.jpg"]
+    (tmp_path / "empty").mkdir()
+    for path, words in ((tmp_path / "empty", "holds no PNG"), (tmp_path / "x.png", "there is no file")):
+        with pytest.raises(DataError, match=words):
+            list(find_pictures([path]))
