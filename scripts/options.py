@@ -51,13 +51,17 @@ class MakeRunOptions(ExperimentOptions):
         # A plug-in's name may be a path.
         parts += [re.sub(r"[^A-Za-z0-9]+", "-", self.strategy).strip("-")] if self.strategy is not None else []
         parts += [f"target{self.target}"] if self.target is not None else []
+        parts += [self.class_prior] if self.class_prior is not None else []
+        parts += [f"at{self.working_size}px"] if self.working_size is not None else []
+        parts += [f"by-{self.features.stem}"] if self.features is not None else []
+        parts += ["and-ours"] if self.features_use == "beside" else []
         parts += [f"on-{self.data.resolve().name}"] if self.data is not None else []
         return Path("runs") / "-".join(parts)
 
     def trainer_flags(self) -> list[str]:
         """Return the trainer's options that differ from its defaults, as its command line takes them."""
         changed = self.model_dump(include=set(ExperimentOptions.model_fields), exclude_defaults=True)
-        return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+        return [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 class StudyOptions(BaseModel):

@@ -26,7 +26,7 @@ from scripts.options import MakeRunOptions, read_options
 from trainer.errors import printable
 from trainer.records.files import OWNER_ONLY, replace_file
 from trainer.records.progress import duration
-from trainer.records.run_records import RunResult
+from trainer.records.run_records import RunResult, describe_classes
 
 DEFAULT_DATA = Path("data")
 # Written by `prepare` to describe a data folder. A copy in the results folder tells which data the run began with.
@@ -181,6 +181,7 @@ def _table_rows(checked: CheckedRun, out: Path) -> list[tuple[str, str]]:
         ("distinct labels of the run, by the log", f"{len(log.labels):,}"),
         ("labels revealed to anybody else", f"{len(log.elsewhere):,}"),
         ("test accuracy, by the log", counts.format_accuracy(checked.evaluation)),
+        *describe_classes(result),
         ("wall time of the trainer", duration(sum(result.stage_seconds.values()))),
         *((f"  {name}", duration(seconds)) for name, seconds in result.stage_seconds.items()),
         ("report", str(report) if report.exists() else "missing; `python -m trainer report` writes it again"),

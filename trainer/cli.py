@@ -152,6 +152,7 @@ def run(options: RunOptions) -> None:
     with pipeline.client() as client:
         # An hour of pretraining for a service that is not there would be an hour lost.
         client.wait_until_ready()
+        pipeline.check_service(client)
         ticket = pipeline.finetune(pipeline.pretrain(), client)
     pipeline.evaluate(ticket)
     _print_result(options.out)
@@ -267,7 +268,7 @@ def _ticket_of(out: Path) -> "RunTicket":
 
 
 def _print_result(out: Path) -> None:
-    from trainer.records.run_records import read_result
+    from trainer.records.run_records import describe_classes, read_result
 
     result = read_result(out)
     assert result is not None
@@ -276,6 +277,8 @@ def _print_result(out: Path) -> None:
     if result.evaluation is not None:
         low, high = result.evaluation.ci95
         print(f"test accuracy: {result.evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%})")
+    for name, value in describe_classes(result):
+        print(f"{name}: {value}")
 
 
 def _guard(options: RunOptions, work: Work, *, begins: bool) -> None:

@@ -13,6 +13,9 @@ from trainer.errors import ConfigError
 # A key of `acquisition.STRATEGIES`.
 DEFAULT_STRATEGY = "uncertain-clusters"
 
+# Images of CIFAR's size and the MNIST family's are learned from as they are.
+WORKING_PX = 32
+
 # To be changed when the code trains differently under the same settings: old weights are then not taken for new ones.
 _PRETRAINING_METHOD = "halves side by side"
 
@@ -113,6 +116,7 @@ class GraphConfig(Frozen):
         graph_share: exponent s of the graph's beliefs in their product with the network's, whose exponent is 1 - s.
         smoothing: share of a joint belief that comes from the neighbours' joint beliefs.
         vote_share: exponent s of the neighbours' vote in a test prediction; the network's exponent is 1 - s.
+        own_features: whether the user's features take the place of ours or stand beside them; None without any.
         vote_temperature: how fast a neighbour's vote falls with its cosine distance.
     """
 
@@ -125,6 +129,7 @@ class GraphConfig(Frozen):
     finetuned_weight: float = Field(default=1.0, ge=0)
     graph_share: float = Field(default=0.7, ge=0, le=1)
     smoothing: float = Field(default=0.8, ge=0, lt=1)
+    own_features: Literal["alone", "beside"] | None = None
     vote_share: float = Field(default=0.9, ge=0, le=1)
     vote_temperature: PositiveFloat = 0.05
 
@@ -198,6 +203,7 @@ class Profile(Frozen):
             the last round.
         strategy: of acquisition.
         pool_limit: number of images of the pool to use, None for all; for quick tests.
+        working_px: longest side of the images that are learned from; larger ones are reduced to it.
     """
 
     name: str
@@ -205,6 +211,7 @@ class Profile(Frozen):
     rounds: tuple[RoundConfig, ...]
     strategy: str = DEFAULT_STRATEGY
     pool_limit: PositiveInt | None = None
+    working_px: Annotated[int, Field(ge=16, le=224)] = WORKING_PX
     encoder: EncoderConfig
     pretrain: PretrainConfig
     graph: GraphConfig = GraphConfig()
@@ -283,5 +290,6 @@ class Profile(Frozen):
     def pretraining_identity(self, seed: int, images_fingerprint: str) -> str:
         """Compute a digest of all that pretrained weights depend on."""
         pool = f"{images_fingerprint}[:{self.pool_limit}]"
+        pool += "" if self.working_px == WORKING_PX else f" at {self.working_px} pixels"
         parts = (_PRETRAINING_METHOD, self.encoder.model_dump_json(), self.pretrain.model_dump_json(), str(seed), pool)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -4,6 +4,7 @@ This module imports no PyTorch, so that `--help` answers at once.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,6 +39,25 @@ class ExperimentOptions(BaseModel):
     )
     pretrained: Path | None = Field(
         None, description="Weights that `pretrain` made (its encoder.pt). Empty: pretrain here."
+    )
+    class_prior: Literal["balanced", "estimated"] | None = Field(
+        None,
+        description="balanced: all classes are equally frequent; estimated: their shares are estimated from the labels "
+        "paid for. Empty: balanced where the data set declares it, else estimated.",
+    )
+    working_size: int | None = Field(
+        None,
+        ge=16,
+        le=224,
+        description="Longest side, in pixels, at which images are learned from; larger images are reduced to it. "
+        "Empty: the profile's, 32.",
+    )
+    features: Path | None = Field(
+        None,
+        description="Own features: a NumPy file of numbers, one row an image, the pool first and then the test images.",
+    )
+    features_use: Literal["alone", "beside"] = Field(
+        "alone", description="Whether own features take the place of ours (alone) or stand beside them."
     )
     target: float | None = Field(
         None,

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from trainer.config import EncoderConfig, FinetuneConfig, PhaseConfig, PretrainConfig, Profile, RoundConfig, ViewConfig
 from trainer.errors import ConfigError
@@ -211,6 +211,17 @@ def without_choice(profile: Profile) -> Profile:
 def without_own_views(profile: Profile) -> Profile:
     """Pretrain on the views of HCL's paper instead of ours."""
     return _changed(profile, "pretrain", view=PAPER_VIEW)
+
+
+def with_own_features(profile: Profile, use: Literal["alone", "beside"]) -> Profile:
+    """Build the graph from the user's features, alone or beside ours.
+
+    Where ours are not used and no network is fine-tuned, none is pretrained.
+    """
+    profile = _changed(profile, "graph", own_features=use)
+    if use == "alone" and not any(settings.phases for settings in profile.rounds):
+        profile = _changed(profile, "pretrain", epochs=0)
+    return profile
 
 
 ABLATIONS: dict[str, Callable[[Profile], Profile]] = {

@@ -21,7 +21,7 @@ class PoolState:
         classes: number of classes, C.
         labels: int64 [N], the labels paid for, and -1 where none was.
         round: number of the round that asks, from 0.
-        images: uint8 [N, H, W], or [N, channels, H, W] in colour.
+        images: uint8 [N, H, W], or [N, H, W, 3] in colour, at the size that is learned from.
         embed: computes `embeddings`, which costs a pass of the network over the pool.
     """
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import ViewConfig
+from trainer.images.pixels import as_planes
 
 # Smallest grey value before the power of the gamma correction.
 _DARKEST = 1e-6
@@ -20,14 +21,14 @@ def random_view(images: Tensor, view: ViewConfig, generator: torch.Generator) ->
     """Draw one random view of each image.
 
     Args:
-        images: uint8 [B, H, W].
+        images: uint8 [B, H, W], or [B, H, W, 3] in colour.
         view: kinds and strengths of change.
         generator: on the device of the images; the only source of randomness.
 
     Returns:
-        float32 [B, 1, H, W], in [0, 1].
+        float32 [B, channels, H, W], in [0, 1]; a change of tone or texture is that of all channels.
     """
-    x = images.unsqueeze(1).float() / 255
+    x = as_planes(images)
     x = _geometry(x, view, generator)
     B = len(x)
     if view.tone > 0:
@@ -75,7 +76,7 @@ def _geometry(x: Tensor, view: ViewConfig, generator: torch.Generator) -> Tensor
         ],
         1,
     )
-    grid = F.affine_grid(theta, [B, 1, H, W], align_corners=False)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

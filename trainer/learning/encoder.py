@@ -38,17 +38,15 @@ class ResidualBlock(nn.Module):
 class OrientedBackbone(nn.Module):
     """Fixed oriented gradients and quarter-resolution pixels, then residual stages on 14x14 maps.
 
-    Shapes: images [B, 1, H, W] in [0, 1] -> features [B, widths[-1]].
+    Shapes: images [B, channels, H, W] in [0, 1] -> features [B, widths[-1]].
     """
 
-    def __init__(self, widths: tuple[int, ...], blocks: int, *, gradients: bool = True) -> None:
+    def __init__(self, widths: tuple[int, ...], blocks: int, *, channels: int = 1, gradients: bool = True) -> None:
         super().__init__()
         self.front_end = OrientedGradients() if gradients else None
         # Contrast-normalised gradients, plain gradients' energy, and the four pixels under each cell.
-        channels = (ORIENTATION_BINS + 1 if gradients else 0) + 4
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )
+        maps = (ORIENTATION_BINS + 1 if gradients else 0) + 4 * channels
+        self.stem = nn.Sequential(nn.Conv2d(maps, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         stages: list[nn.Module] = []
         previous = widths[0]
         for depth, width in enumerate(widths):
@@ -70,12 +68,12 @@ class OrientedBackbone(nn.Module):
         return features
 
 
-def resnet18_backbone() -> nn.Module:
-    """Make torchvision's ResNet-18 for small grey images, with random weights; features [B, 512]."""
+def resnet18_backbone(channels: int = 1) -> nn.Module:
+    """Make torchvision's ResNet-18 for small images, with random weights; features [B, 512]."""
     from trainer.learning.torchvision_compat import torchvision
 
     network: nn.Module = torchvision.models.resnet18(weights=None)
-    network.conv1 = nn.Conv2d(1, 64, 3, 1, 1, bias=False)
+    network.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
     network.maxpool = nn.Identity()
     network.fc = nn.Identity()
     return network
@@ -88,18 +86,20 @@ class Encoder(nn.Module):
         width: features an image, D.
     """
 
-    def __init__(self, config: EncoderConfig, classes: int) -> None:
+    def __init__(self, config: EncoderConfig, classes: int, channels: int = 1) -> None:
         """Draw random weights from torch's global generator; seed it first (`new_encoder`).
 
         Args:
             config: backbone and sizes.
             classes: number of classes, C.
+            channels: 1 for grey images, 3 for colour.
         """
         super().__init__()
         if config.backbone == "resnet18":
-            self.backbone, self.width = resnet18_backbone(), 512
+            self.backbone, self.width = resnet18_backbone(channels), 512
         else:
-            oriented = OrientedBackbone(config.widths, config.blocks, gradients=config.front_end == "gradients")
+            gradients = config.front_end == "gradients"
+            oriented = OrientedBackbone(config.widths, config.blocks, channels=channels, gradients=gradients)
             self.backbone, self.width = oriented, oriented.width
         hidden = max(self.width, config.projection)
         # SimCLR's head (T. Chen et al., ICML 2020); only pretraining uses it.
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         self.classifier = nn.Linear(self.width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed [B, 1, H, W] in [0, 1] as features [B, D]."""
+        """Embed [B, channels, H, W] in [0, 1] as features [B, D]."""
         features: Tensor = self.backbone(images)
         return features
 

@@ -6,8 +6,8 @@ A phase mixes three losses over the whole pool:
 - soft: cross entropy of weak views against the beliefs of graph and network (distillation);
 - consistency: the prediction on a strong view must agree with a confident pseudo-label, which the teacher, a moving
   average of the student, makes on a weak view (FixMatch, K. Sohn et al., NeurIPS 2020; teacher: A. Tarvainen and
-  H. Valpola, NeurIPS 2017). The teacher's prediction is multiplied by the beliefs, and then aligned to balanced
-  classes (ReMixMatch, D. Berthelot et al., ICLR 2020).
+  H. Valpola, NeurIPS 2017). The teacher's prediction is multiplied by the beliefs, and then aligned to the
+  classes' shares in the pool (ReMixMatch, D. Berthelot et al., ICLR 2020).
 """
 
 import functools
@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from trainer.config import FinetuneConfig, PhaseConfig
 from trainer.images.augment import random_view
+from trainer.images.pixels import as_planes
 from trainer.learning.device import mixed_precision
 from trainer.learning.encoder import Encoder
 from trainer.learning.epochs import Schedule, TrainingState, train_epochs
@@ -33,6 +34,8 @@ _WARMUP_STEPS = 100
 _CLASS_AVERAGE_STEP = 0.01
 # Measured on two cores: a third faster than 2,000 images at a time, whose maps do not fit the cache.
 _EVALUATION_CHUNK = 1000
+# Of larger images than this many pixels a side, fewer at a time.
+_EVALUATION_SIDE = 32
 
 Output = TypeVar("Output")
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -70,7 +73,7 @@ class FineTuner:
     ) -> None:
         """Make the teacher from the encoder as it is, which becomes the student.
 
-        Images are uint8 [N, H, W], the pool on the device to train on.
+        Images are uint8 [N, H, W] or [N, H, W, 3], the pool on the device to train on.
         """
         self.student = encoder
         self._replicas = Replicas(encoder, parts_on(images.device))
@@ -101,6 +104,7 @@ class FineTuner:
         labels: Tensor,
         beliefs: Tensor,
         *,
+        class_prior: Tensor | None = None,
         name: str,
         state: TrainingState | None = None,
         on_epoch: Callable[[TrainingState], None] = lambda _: None,
@@ -112,15 +116,20 @@ class FineTuner:
             ids: int64 [L], queried images.
             labels: int64 [L], their classes.
             beliefs: float32 [N, C], soft targets of the whole pool, rows summing to one.
+            class_prior: float32 [C], share of each class in the pool, to which pseudo-labels are aligned; None where
+                all classes are equally frequent.
             name: seeds the phase's randomness and names its metrics; unique in a run.
             state: of an interrupted phase, to go on with.
             on_epoch: called after each epoch with the phase's state, for checkpoints.
         """
         config, classes = self._config, beliefs.shape[1]
-        class_average = (
-            torch.full((classes,), 1 / classes, device=self._images.device) if state is None else state["class_average"]
-        )
-        forward = functools.partial(self._forward, phase, ids, labels, beliefs, class_average)
+        if state is not None:
+            class_average = state["class_average"]
+        elif class_prior is not None:
+            class_average = class_prior.clone()
+        else:
+            class_average = torch.full((classes,), 1 / classes, device=self._images.device)
+        forward = functools.partial(self._forward, phase, ids, labels, beliefs, class_average, class_prior)
 
         def step(batch: Tensor) -> Tensor:
             measured = self._replicas.learn(batch, forward, _weighted_sum)
@@ -164,6 +173,7 @@ class FineTuner:
         labels: Tensor,
         beliefs: Tensor,
         class_average: Tensor,
+        class_prior: Tensor | None,
         share: Share[Encoder],
     ) -> Tensor:
         """Compute a share's loss, its part of confident pseudo-labels and its class average: float32 [2 + C]."""
@@ -187,14 +197,16 @@ class FineTuner:
         if phase.soft > 0:
             loss = loss + phase.soft * soft_cross_entropy(logits.pop(0), beliefs[batch])
         if phase.consistency > 0:
-            guess, classes = self._guess(weak, beliefs[batch], phase, class_average)
+            guess, classes = self._guess(weak, beliefs[batch], phase, class_average, class_prior)
             confident = (guess.max(1).values >= phase.threshold).float().mean()
             loss = loss + phase.consistency * pseudo_label_loss(logits.pop(0), guess, threshold=phase.threshold)
         return torch.cat([torch.stack([loss, confident]), classes])
 
     @torch.no_grad()
-    def _guess(self, weak: Tensor, beliefs: Tensor, phase: PhaseConfig, class_average: Tensor) -> tuple[Tensor, Tensor]:
-        """Multiply the teacher's predictions by the beliefs, then align them to balanced classes.
+    def _guess(
+        self, weak: Tensor, beliefs: Tensor, phase: PhaseConfig, class_average: Tensor, class_prior: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Multiply the teacher's predictions by the beliefs, then align them to the classes' shares.
 
         Returns:
             The aligned predictions [B, C], and the mean [C] of the predictions before they were aligned.
@@ -202,7 +214,7 @@ class FineTuner:
         with mixed_precision(self._images.device):
             logits = self.teacher.classify(weak)
         joint = (logits.log_softmax(1) + phase.trust_beliefs * beliefs.clamp_min(PROBABILITY_FLOOR).log()).softmax(1)
-        aligned = joint / class_average
+        aligned = joint / class_average if class_prior is None else joint * (class_prior / class_average)
         return aligned / aligned.sum(1, keepdim=True), joint.mean(0)
 
 
@@ -215,7 +227,7 @@ def predict(network: Encoder, images: Tensor) -> Tensor:
 
     Args:
         network: put into evaluation mode.
-        images: uint8 [N, H, W].
+        images: uint8 [N, H, W] or [N, H, W, 3].
 
     Returns:
         Class probabilities, float32 [N, C].
@@ -248,12 +260,16 @@ def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _evaluate(network: Encoder, images: Tensor, compute: Callable[[Tensor], Output]) -> list[Output]:
-    """Put a network into evaluation mode, and compute on uint8 images [N, H, W] in chunks [B, 1, H, W] in [0, 1]."""
+    """Put a network into evaluation mode, and compute on uint8 images in chunks [B, channels, H, W] in [0, 1]."""
     network.eval()
+    H, W = images.shape[1:3]
+    area = _EVALUATION_SIDE**2
 
     @torch.no_grad()
     def compute_chunk(chunk: Tensor) -> Output:
         with mixed_precision(images.device):
-            return compute(chunk.unsqueeze(1).float() / 255)
+            return compute(as_planes(chunk))
 
-    return side_by_side(compute_chunk, images.split(_EVALUATION_CHUNK), images.device)
+    return side_by_side(
+        compute_chunk, images.split(max(1, _EVALUATION_CHUNK * area // max(area, H * W))), images.device
+    )

@@ -1,8 +1,8 @@
 """The neighbour graph of the pool, and label propagation on it.
 
 Propagation: D. Zhou et al., "Learning with local and global consistency", NeurIPS 2003. Class-mass normalisation:
-X. Zhu et al., "Semi-supervised learning using Gaussian fields and harmonic functions", ICML 2003. It assumes that all
-classes have the same size; docs/rules.md declares this assumption under rule 7.
+X. Zhu et al., "Semi-supervised learning using Gaussian fields and harmonic functions", ICML 2003. It needs the share of
+each class in the pool: equal shares where the data set declares them, else those that `estimate_class_prior` finds.
 """
 
 import warnings
@@ -17,6 +17,12 @@ from trainer.learning.parallel import side_by_side
 
 # Principal axes on which candidate neighbours are searched.
 _LEADING_AXES = 128
+# Similarities held at once by a search, in numbers: a larger pool is searched for fewer queries at a time.
+_SEARCH_NUMBERS = 2**26
+# Smallest weight of an edge: an image whose neighbours are all copies of one another would have no edge else.
+_SMALLEST_WEIGHT = 1e-6
+# Fewest neighbours of an image, and how many of an average class's images may be neighbours: 1 / 4.
+_FEWEST_NEIGHBOURS, _CLASS_SHARE = 5, 4
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,12 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
         queries: float32 [Q, D], unit vectors.
         keys: float32 [N, D], unit vectors.
         k: neighbours a query, at most N.
-        chunk: queries per matrix product, to bound memory.
+        chunk: queries per matrix product, to bound memory; fewer if there are more than 65,536 keys.
 
     Returns:
         Similarities float32 [Q, k], highest first, and indices int64 [Q, k].
     """
+    chunk = max(1, min(chunk, _SEARCH_NUMBERS // len(keys)))
     is_direct = keys.shape[1] <= _LEADING_AXES
     axes = None if is_direct else torch.linalg.eigh(keys.T @ keys).eigenvectors[:, -_LEADING_AXES:]
     leading = keys if axes is None else keys @ axes
@@ -66,7 +73,12 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
     return torch.cat(similarities), torch.cat(indices)
 
 
-def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
+def neighbours_for(pool_size: int, classes: int, wanted: int) -> int:
+    """Lower the number of neighbours on a small pool, so that most neighbours can be of an image's own class."""
+    return min(wanted, max(_FEWEST_NEIGHBOURS, pool_size // (_CLASS_SHARE * classes)))
+
+
+def build_graph(features: Tensor, k: int = 15, found: Tensor | None = None) -> NeighbourGraph:
     """Build the graph of unit vectors.
 
     Weights are exp(-d_ij^2 / (s_i s_j)) with the local scale s_i, the distance of the k-th neighbour (L. Zelnik-Manor
@@ -74,11 +86,14 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
 
     Args:
         features: float32 [N, D], unit vectors.
-        k: neighbours a node; lowered to N - 1 on a smaller pool.
+        k: neighbours a node; lowered on a smaller pool.
+        found: int64 [M], ascending, the nodes that may be found as neighbours; None for all. Of more copies of one
+            image than there are neighbours only one should be found: the copies would see nothing but each other.
     """
     N = len(features)
-    k = min(k, N - 1)
-    similarities, indices = nearest_neighbours(features, features, k + 1)
+    k = min(k, (N if found is None else len(found)) - 1)
+    similarities, indices = nearest_neighbours(features, features if found is None else features[found], k + 1)
+    indices = indices if found is None else found[indices]
     # A node is its own nearest neighbour. Among many exact duplicates it may be missing: then drop the last one.
     own = indices == torch.arange(N, device=indices.device).unsqueeze(1)
     own[:, -1] |= ~own.any(1)
@@ -86,7 +101,7 @@ def build_graph(features: Tensor, k: int = 15) -> NeighbourGraph:
     similarities = similarities[~own].view(N, k)
     distance_sq = (2 - 2 * similarities).clamp_min(0)
     scale = distance_sq[:, -1].clamp_min(1e-12).sqrt()
-    weights = torch.exp(-distance_sq / (scale.unsqueeze(1) * scale[indices]))
+    weights = torch.exp(-distance_sq / (scale.unsqueeze(1) * scale[indices])).clamp_min(_SMALLEST_WEIGHT)
     rows = torch.arange(N, device=indices.device).repeat_interleave(k)
     columns = indices.flatten()
     # W + W^T counts mutual neighbours twice on purpose: they share a class more often.
@@ -121,9 +136,10 @@ def propagate_labels(
     *,
     alpha: float = 0.95,
     steps: int = 60,
-    prior: Tensor | None = None,
+    start: Tensor | None = None,
+    class_prior: Tensor | None = None,
 ) -> Tensor:
-    """Spread known labels over the graph, balance the classes, and clamp the known labels.
+    """Spread known labels over the graph, give each class its share, and clamp the known labels.
 
     Args:
         graph: the pool's graph.
@@ -132,16 +148,17 @@ def propagate_labels(
         classes: number of classes, C.
         alpha: see `diffuse`.
         steps: see `diffuse`.
-        prior: float [N, C], beliefs to start from where no label is known, rows summing to one; None for zeros.
+        start: float [N, C], beliefs to start from where no label is known, rows summing to one; None for zeros.
+        class_prior: see `balance_classes`.
 
     Returns:
         float32 [N, C], rows summing to one; uniform where no label reached.
     """
-    Y = torch.zeros(len(graph.neighbours), classes, device=graph.affinity.device) if prior is None else prior.clone()
+    Y = torch.zeros(len(graph.neighbours), classes, device=graph.affinity.device) if start is None else start.clone()
     known = F.one_hot(labels, classes).float()
     Y[ids] = known
     beliefs = diffuse(graph, Y, alpha, steps).clamp_min(0)
-    beliefs = balance_classes(beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12))
+    beliefs = balance_classes(beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12), class_prior)
     beliefs = beliefs + PROBABILITY_FLOOR / classes
     beliefs = beliefs / beliefs.sum(1, keepdim=True)
     beliefs[ids] = known
@@ -163,15 +180,49 @@ def diffuse(graph: NeighbourGraph, Y: Tensor, alpha: float, steps: int) -> Tenso
     return values
 
 
-def balance_classes(beliefs: Tensor, steps: int = 10) -> Tensor:
-    """Rescale the columns of [N, C] beliefs until every class has the same mass, rows summing to one.
+def estimate_class_prior(
+    graph: NeighbourGraph, ids: Tensor, labels: Tensor, classes: int, *, alpha: float = 0.8, steps: int = 60
+) -> Tensor:
+    """Estimate the share of each class in the pool from the labels paid for.
+
+    Counting the labels would not do: images are asked for because they are unlike the others or hard, so rare and
+    difficult classes are counted too often. What a label says about the images around it does not depend on why it was
+    asked for, so each image of the pool counts with the labels that reach it over the graph. They are squared, because
+    spread labels are less certain than right. One label more of each
+    class (a Dirichlet prior) keeps a class that was not seen yet possible.
+
+    Args:
+        graph: the pool's graph.
+        ids: int64 [L], nodes whose label is known.
+        labels: int64 [L].
+        classes: number of classes, C.
+        alpha: see `diffuse`; less than for beliefs, so that a label counts for its surroundings alone.
+        steps: see `diffuse`.
+
+    Returns:
+        float32 [C], positive, summing to one.
+    """
+    Y = torch.zeros(len(graph.neighbours), classes, device=graph.affinity.device)
+    Y[ids] = F.one_hot(labels, classes).float()
+    reached = diffuse(graph, Y, alpha, steps).clamp_min(0)
+    mass = reached.sum(1, keepdim=True)
+    votes = (reached / mass.clamp_min(1e-12))[mass.squeeze(1) > 1e-12].square()
+    counted = (votes / votes.sum(1, keepdim=True)).sum(0)
+    share = counted / counted.sum().clamp_min(1e-12)
+    return (len(ids) * share + 1) / (len(ids) + classes)
+
+
+def balance_classes(beliefs: Tensor, class_prior: Tensor | None = None, steps: int = 10) -> Tensor:
+    """Rescale the columns of [N, C] beliefs until every class has its share of the mass, rows summing to one.
 
     Args:
         beliefs: float [N, C], non-negative.
+        class_prior: float [C], positive, summing to one; None for equal shares.
         steps: alternations of column and row scaling (Sinkhorn); ten leave under a percent of imbalance.
     """
     for _ in range(steps):
-        mass = beliefs.mean(0).clamp_min(1e-12) * beliefs.shape[1]
+        mass = beliefs.mean(0).clamp_min(1e-12)
+        mass = mass * beliefs.shape[1] if class_prior is None else mass / class_prior
         beliefs = beliefs / mass
         beliefs = beliefs / beliefs.sum(1, keepdim=True).clamp_min(1e-12)
     return beliefs

@@ -28,10 +28,10 @@ _WARMUP_STEPS = 200
 log = logging.getLogger(__name__)
 
 
-def new_encoder(config: EncoderConfig, classes: int, seed: int, device: torch.device) -> Encoder:
-    """Make an encoder whose random weights depend only on the seed."""
+def new_encoder(config: EncoderConfig, classes: int, seed: int, device: torch.device, *, channels: int = 1) -> Encoder:
+    """Make an encoder for grey images (1 channel) or colour (3) whose random weights depend only on the seed."""
     torch.manual_seed(derived_seed(seed, "weights"))
-    encoder = Encoder(config, classes)
+    encoder = Encoder(config, classes, channels)
     # torch's stubs for Module.to lack the memory format.
     return encoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -48,7 +48,8 @@ def pretrain(
 ) -> Path:
     """Pretrain the encoder in place, all but its classifier; return the file of finished weights.
 
-    Images are uint8 [N, H, W], on the device to train on. The identity is that of data, seed and configuration.
+    Images are uint8 [N, H, W] or [N, H, W, 3], on the device to train on. The identity is that of data, seed and
+    configuration.
 
     Raises:
         ResumeError: the folder holds damaged files, or files of another identity.
@@ -123,7 +124,10 @@ def load_encoder(encoder: Encoder, path: Path, identity: str | None) -> None:
     weights = {name: value for name, value in state.get("encoder", {}).items() if not name.startswith("classifier.")}
     wanted = {name for name in own if not name.startswith("classifier.")}
     if set(weights) != wanted or any(own[name].shape != value.shape for name, value in weights.items()):
-        raise ResumeError(f"{path} holds weights of another encoder; use the profile that it was pretrained with")
+        raise ResumeError(
+            f"{path} holds weights of another encoder; use the profile and the kind of images (grey or "
+            "colour) that it was pretrained with"
+        )
     encoder.load_state_dict(own | weights)
 
 

@@ -39,6 +39,7 @@ class DatasetInfo(Answer):
         fingerprint: Identifies the images, so that the trainer can compare them with its own; None when the service
             has label files alone.
         redraw_seed: Seed of a re-drawn split, None for other data.
+        balanced: Whether the data set declares that its classes are equally frequent; None from an older service.
     """
 
     name: Name
@@ -48,6 +49,12 @@ class DatasetInfo(Answer):
     class_names: Annotated[Items[str], Field(min_length=2)]
     fingerprint: Name | None
     redraw_seed: int | None = None
+    balanced: bool | None = None
+
+    @property
+    def declares_balance(self) -> bool:
+        """Whether the classes are declared to be equally frequent; an older service declared Fashion-MNIST alone."""
+        return self.official if self.balanced is None else self.balanced
 
     @property
     def num_classes(self) -> int:

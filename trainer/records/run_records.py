@@ -14,11 +14,11 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from trainer.errors import DataError, first_mistake
+from trainer.errors import DataError, first_mistake, printable
 from trainer.records.files import append_lines, read_file, read_lines, replace_file
 
 QUERIES_FILE = "queries.jsonl"
@@ -139,6 +139,12 @@ class PointResult(Record):
         stage_seconds: Wall time by stage until then, in seconds, over all resumes.
         estimate: The run's own estimate, made without test labels, of the accuracy on the pool; None without one.
         estimate_error: Its standard error.
+        balanced_estimate: The run's own estimate, made without test labels, of the balanced accuracy on the pool (the
+            mean of the classes' recalls); None without one.
+        largest_class: Name of the most frequent class as far as the run knows; empty in records that did not note it.
+        constant_guess: Its share of the pool, as declared or estimated from the labels paid for: the accuracy to expect
+            of always guessing that class; None in records that did not note it.
+        largest_among_labels: Largest share of one class among the labels paid for; None likewise.
         arithmetic: Number format of the networks, `bfloat16` or `float32`; empty in records that did not note it.
     """
 
@@ -147,7 +153,19 @@ class PointResult(Record):
     stage_seconds: dict[str, float]
     estimate: Share | None = None
     estimate_error: Share | None = None
+    balanced_estimate: Share | None = None
+    largest_class: str = ""
+    constant_guess: Share | None = None
+    largest_among_labels: Share | None = None
     arithmetic: str = ""
+
+    @property
+    def beats_constant_guess(self) -> bool | None:
+        """Whether the accuracy, by its 95% interval, is above that of always guessing the most frequent class.
+
+        None where the share of that class is not known.
+        """
+        return None if self.constant_guess is None else self.evaluation.ci95[0] > self.constant_guess
 
 
 def arithmetic_in_words(arithmetics: Iterable[str]) -> str:
@@ -166,6 +184,9 @@ class RunResult(Record):
         distinct_labels_in_log: Distinct ids among them.
         distinct_labels_revealed_to_anybody: Distinct ids that the log revealed to any run, the guest included.
         stage_seconds: Wall time by stage, in seconds, over all resumes.
+        class_prior: `balanced` if the classes were taken to be equally frequent, `estimated` if their shares were
+            estimated from the labels paid for; empty in records that did not note it.
+        own_features: SHA-256 of the user's own features; None without.
     """
 
     run_id: str
@@ -179,6 +200,8 @@ class RunResult(Record):
     evaluation: EvaluationResult
     points: tuple[PointResult, ...] = ()
     stage_seconds: dict[str, float]
+    class_prior: Literal["balanced", "estimated", ""] = ""
+    own_features: str | None = None
     dataset: dict[str, JsonValue]
     versions: dict[str, str]
 
@@ -188,9 +211,33 @@ class RunResult(Record):
         return arithmetic_in_words(point.arithmetic for point in self.points)
 
     @property
+    def beats_constant_guess(self) -> bool | None:
+        """Whether the end is better than always guessing the most frequent class; None where that is not known."""
+        return self.points[-1].beats_constant_guess if self.points else None
+
+    @property
     def counts_agree(self) -> bool:
         """Whether trainer and log counted the same queries, and no label twice."""
         return self.queries_counted_by_trainer == self.queries_in_log == self.distinct_labels_in_log
+
+
+def describe_classes(result: RunResult) -> list[tuple[str, str]]:
+    """Say in names and values what the classes' sizes make of the accuracy; none in records that did not note them."""
+    if not result.points:
+        return []
+    end = result.points[-1]
+    if end.constant_guess is None or end.largest_among_labels is None:
+        return []
+    known = "as the data set declares" if result.class_prior == "balanced" else "estimated"
+    rows = []
+    if end.balanced_estimate is not None:
+        rows.append(("balanced accuracy, own estimate", f"{end.balanced_estimate:.1%}"))
+    shares = f"{end.constant_guess:.1%} of the pool ({known}), {end.largest_among_labels:.1%} of the labels paid for"
+    rows.append(("largest class", shares))
+    if not end.beats_constant_guess:
+        guess = printable(end.largest_class)
+        rows.append(("better than a constant guess", f"NO: always guessing {guess} is as good, do not use this model"))
+    return rows
 
 
 R = TypeVar("R", bound=Record)

@@ -32,14 +32,24 @@ _GUESSES = 200
 # Standard error that remained in the runs measured, beside that of the fit.
 _MODEL_ERROR = 0.012
 _NEWTON_STEPS = 20
+# A class with less belief than half an image, over the whole pool, is not believed to be there.
+_FEWEST_IMAGES = 0.5
 
 
 @dataclass(frozen=True)
 class AccuracyEstimate:
-    """An expected share of right predictions, and its standard error."""
+    """What a run expects of its beliefs about the pool.
+
+    Attributes:
+        accuracy: expected share of right predictions.
+        standard_error: of that share.
+        balanced_accuracy: expected mean, over the classes, of the share of a class's images that are predicted right;
+            None in an estimate that was read from rounds.jsonl.
+    """
 
     accuracy: float
     standard_error: float
+    balanced_accuracy: float | None = None
 
     def reaches(self, target: float) -> bool:
         """Tell whether the target is met with one standard error to spare."""
@@ -65,7 +75,28 @@ def estimate_accuracy(beliefs: Tensor, asked: Sequence[QueryRecord]) -> Accuracy
     chances = torch.sigmoid(shift + slope * _logit(beliefs.max(1).values.double().cpu()))
     # How far the mean moves with the shift: the derivative of the sigmoid.
     sensitivity = float((chances * (1 - chances)).mean())
-    return AccuracyEstimate(float(chances.mean()), math.hypot(sensitivity * shift_sd, _MODEL_ERROR))
+    error = math.hypot(sensitivity * shift_sd, _MODEL_ERROR)
+    return AccuracyEstimate(float(chances.mean()), error, _balanced_accuracy(beliefs.cpu(), chances))
+
+
+def _balanced_accuracy(beliefs: Tensor, chances: Tensor) -> float:
+    """Compute the mean recall of the classes that beliefs predict, if each is right with its chance.
+
+    An image counts for its predicted class with its chance of being right, and for the other classes with the rest, in
+    proportion to its beliefs in them. Classes that no image is believed to be in are left out.
+
+    Args:
+        beliefs: float32 [N, C].
+        chances: float64 [N].
+    """
+    predicted = beliefs.argmax(1, keepdim=True)
+    mass = beliefs.double().scatter(1, predicted, 0)
+    mass *= ((1 - chances) / mass.sum(1).clamp_min(1e-12)).unsqueeze(1)
+    mass.scatter_(1, predicted, chances.unsqueeze(1))
+    right = torch.zeros(beliefs.shape[1], dtype=torch.double).index_add_(0, predicted.squeeze(1), chances)
+    held = mass.sum(0)
+    present = held > _FEWEST_IMAGES
+    return float((right[present] / held[present]).mean())
 
 
 def slope_at(labels: int) -> float:

@@ -25,6 +25,7 @@ from trainer.learning.finetune import FineTuner
 from trainer.records.progress import MetricWriter, StageClock
 from trainer.records.run_records import RoundRecord, append_round, read_rounds
 from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy
+from trainer.run.class_shares import ClassShares, class_shares
 from trainer.run.label_oracle import LabelOracle
 from trainer.run.session import note_failed_strategy
 from trainer.run.steps import Ask, Estimate, Freeze, Step, Train, plan
@@ -47,6 +48,7 @@ class LearnedState:
         beliefs: class probabilities of the pool, float32 [N, C].
         estimate: the accuracy that the run expects of its beliefs, made without test labels; None if the run has not
             guessed any label before asking for it.
+        class_shares: what is known of the classes' sizes.
     """
 
     labels: int
@@ -55,6 +57,7 @@ class LearnedState:
     model: JointModel
     beliefs: Tensor
     estimate: AccuracyEstimate | None
+    class_shares: ClassShares
 
 
 class ActiveLoop:
@@ -74,12 +77,15 @@ class ActiveLoop:
         clock: StageClock,
         metrics: MetricWriter,
         target: float | None = None,
+        balanced: bool = True,
+        own_features: Tensor | None = None,
     ) -> None:
         """Prepare, and load the checkpoint if there is one.
 
-        The pool is uint8 [N, H, W], on the device to train on; the encoder is pretrained, and fine-tuned in place. The
-        identity is that of data, seed, configuration and run. Where the run's own estimate reaches the target, an
-        accuracy, the run stops asking.
+        The pool is uint8 [N, H, W] or [N, H, W, 3], on the device to train on; the encoder is pretrained, and
+        fine-tuned in place. The identity is that of data, seed, configuration and run. Where the run's own estimate
+        reaches the target, an accuracy, the run stops asking. If the classes are not balanced, their shares are
+        estimated from the labels. The user's own features of the pool are float32 [N, E].
 
         Raises:
             ResumeError: the folder's checkpoint is damaged or another run's.
@@ -88,9 +94,10 @@ class ActiveLoop:
         self._seed, self._identity, self._clock = seed, identity, clock
         self._out = out
         self._target = target
+        self._balanced = balanced
         self._classes = len(oracle.class_names)
         with clock.stage("features"):
-            self._space = FeatureSpace(pool, encoder, profile.graph)
+            self._space = FeatureSpace(pool, encoder, profile.graph, own_features)
         self._tuner = FineTuner(encoder, pool, profile.finetune, seed=seed, metrics=metrics)
         # Built when first needed; training resets it to None, because it is then out of date.
         self._model: JointModel | None = None
@@ -201,7 +208,9 @@ class ActiveLoop:
         if self._model is None:
             network = None if self._reached == _UNTRAINED else self._tuner.teacher
             with self._clock.stage("graph"):
-                self._model = JointModel.build(self._space, self._pool, network)
+                self._model = JointModel.build(
+                    self._space, self._pool, network, classes=self._classes, balanced=self._balanced
+                )
         return self._model
 
     def _record_round(self, number: int) -> None:
@@ -228,11 +237,20 @@ class ActiveLoop:
         ids, labels = self._oracle.answered(step.round + 1, self._pool.device)
         # Finished steps were removed from the plan, so the half-done phase is the first `Train` step in it.
         resumed, self._half_done = self._half_done, None
-        targets = self._joint_model().beliefs(ids, labels, self._classes) if resumed is None else resumed["targets"]
+        if resumed is None:
+            model = self._joint_model()
+            targets = model.beliefs(ids, labels, self._classes)
+            class_prior = model.class_prior(ids, labels, self._classes)
+        else:
+            targets, class_prior = resumed["targets"], resumed["class_prior"]
 
         def keep(state: TrainingState) -> None:
             self._reached = (step.round, step.phase)
-            self._save(None if state["epoch"] == step.config.epochs else state | {"targets": targets})
+            self._save(
+                None
+                if state["epoch"] == step.config.epochs
+                else state | {"targets": targets, "class_prior": class_prior}
+            )
 
         with self._clock.stage("fine-tune"):
             self._tuner.train_phase(
@@ -240,6 +258,7 @@ class ActiveLoop:
                 ids,
                 labels,
                 targets,
+                class_prior=class_prior,
                 # The name seeds the randomness. It must not depend on which round is the last, so that a learning curve
                 # trains its early rounds exactly as a run that stops there.
                 name=f"round-{step.round}-{step.phase}",
@@ -278,7 +297,8 @@ class ActiveLoop:
         model = self._joint_model()
         beliefs = model.beliefs(ids, labels, self._classes)
         estimate = estimate_accuracy(beliefs, [record for record in self._oracle.records if record.round <= number])
-        return LearnedState(len(ids), is_end, self._tuner.teacher, model, beliefs, estimate)
+        shares = class_shares(labels, model.class_prior(ids, labels, self._classes), self._oracle.class_names)
+        return LearnedState(len(ids), is_end, self._tuner.teacher, model, beliefs, estimate, shares)
 
     def _save(self, half_done: TrainingState | None) -> None:
         state = {"identity": self._identity, "reached": self._reached, "half_done": half_done}

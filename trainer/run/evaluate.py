@@ -43,6 +43,10 @@ class FrozenPredictions(Record, strict=True):
         stage_seconds: Wall time by stage until then, in seconds.
         estimate: The run's own estimate of the accuracy on the pool, None without one.
         estimate_error: Its standard error.
+        balanced_estimate: The run's own estimate of the balanced accuracy on the pool, None without one.
+        largest_class: Name of the most frequent class, as far as the run knows.
+        constant_guess: Its share of the pool, estimated or declared.
+        largest_among_labels: Largest share of one class among the labels paid for.
         arithmetic: Number format of the networks, `bfloat16` or `float32`.
     """
 
@@ -51,6 +55,10 @@ class FrozenPredictions(Record, strict=True):
     stage_seconds: dict[str, float]
     estimate: float | None = None
     estimate_error: float | None = None
+    balanced_estimate: float | None = None
+    largest_class: str = ""
+    constant_guess: float | None = None
+    largest_among_labels: float | None = None
     arithmetic: str = ""
 
 
@@ -59,13 +67,17 @@ def predictions_path(out: Path, labels: int | None = None) -> Path:
     return out / (PREDICTIONS_FILE if labels is None else f"predictions-at-{labels}.json")
 
 
-def freeze_predictions(out: Path, learned: LearnedState, test: Tensor, clock: StageClock) -> None:
-    """Predict the test images, uint8 [M, H, W], which are never trained on; write predictions and beliefs to OUT.
+def freeze_predictions(
+    out: Path, learned: LearnedState, test: Tensor, clock: StageClock, own: Tensor | None = None
+) -> None:
+    """Predict the test images, which are never trained on; write predictions and beliefs to OUT.
+
+    Test images are uint8 [M, H, W] or [M, H, W, 3]; their own features, where the pool has such, float32 [M, E].
 
     Raises:
         RecordsUnwritable: They cannot be written.
     """
-    guessed = learned.model.predict(test, learned.beliefs)
+    guessed = learned.model.predict(test, learned.beliefs, own)
     beliefs = io.BytesIO()
     np.savez_compressed(beliefs, pool=_half(learned.beliefs), test=_half(guessed))
     replace_file(out / ("beliefs.npz" if learned.is_end else f"beliefs-at-{learned.labels}.npz"), beliefs.getvalue())
@@ -75,6 +87,10 @@ def freeze_predictions(out: Path, learned: LearnedState, test: Tensor, clock: St
         stage_seconds=_rounded(clock.seconds),
         estimate=None if learned.estimate is None else learned.estimate.accuracy,
         estimate_error=None if learned.estimate is None else learned.estimate.standard_error,
+        balanced_estimate=None if learned.estimate is None else learned.estimate.balanced_accuracy,
+        largest_class=learned.class_shares.largest,
+        constant_guess=learned.class_shares.constant_guess,
+        largest_among_labels=learned.class_shares.largest_among_labels,
         arithmetic=arithmetic_on(test.device),
     )
     # Written last: where this file is, the point is done.
@@ -139,6 +155,8 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
             for point, evaluation in zip(frozen, evaluations, strict=True)
         ),
         stage_seconds=_rounded(clock.seconds),
+        class_prior=config.class_prior_for(ticket.dataset),
+        own_features=config.own_features,
         dataset=ticket.dataset.model_dump(mode="json"),
         versions={"labelmeter": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
     )

@@ -23,6 +23,7 @@ from trainer import __version__
 from trainer.config import EncoderConfig, GraphConfig, Profile
 from trainer.errors import DataError, ResumeError
 from trainer.images.pictures import read_picture
+from trainer.images.pixels import to_working_size
 from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
 from trainer.learning.graph import NeighbourGraph
@@ -45,6 +46,7 @@ class ModelCard(Record):
         graph: Settings of features and votes.
         class_names: By class number.
         image_shape: Of an image, [H, W] in grey or [H, W, 3] in colour.
+        working_px: Longest side to which images are reduced (`images.pixels`).
         neighbours: That vote.
         labels: Paid for.
         run_id: At the label service.
@@ -57,6 +59,7 @@ class ModelCard(Record):
     graph: GraphConfig
     class_names: tuple[str, ...]
     image_shape: tuple[int, ...]
+    working_px: int
     neighbours: int
     labels: int
     run_id: str
@@ -82,7 +85,7 @@ class Model:
 
     def predict(self, images: Tensor) -> Tensor:
         """Predict images, uint8 [M, H, W] or [M, H, W, 3] on the model's device: float32 [M, C]."""
-        return self.joint.predict(images, self.beliefs)
+        return self.joint.predict(to_working_size(images, self.card.working_px), self.beliefs)
 
     def predict_files(self, files: Iterable[Path], refused: list[DataError]) -> Iterator[Prediction]:
         """Predict picture files in their order; what is wrong with an unreadable one is put into `refused`."""
@@ -123,7 +126,8 @@ def save_model(
         learned: what the run learned, at its end.
         profile: the run's.
         class_names: by class number.
-        images: some of the images that it predicts, for their shape: uint8 [M, H, W] or [M, H, W, 3].
+        images: some of the images that it predicts, before they are resized, for their shape: uint8 [M, H, W] or
+            [M, H, W, 3].
         run: the run's id, and the fingerprint of its images.
 
     Raises:
@@ -136,6 +140,7 @@ def save_model(
         graph=profile.graph,
         class_names=class_names,
         image_shape=tuple(images.shape[1:]),
+        working_px=profile.working_px,
         neighbours=joint.graph.neighbours.shape[1],
         labels=learned.labels,
         run_id=run[0],
@@ -173,12 +178,14 @@ def load_model(path: Path, device: torch.device) -> Model:
         raise DataError(f"{path} is no model that this version reads; `run` of this version writes one at its end")
     try:
         card = ModelCard.model_validate_json(state["card"])
-        classes = len(card.class_names)
+        if card.graph.own_features is not None:
+            raise DataError(f"{path} learned from --features, so it cannot classify pictures, which have none")
+        classes, channels = len(card.class_names), 1 if len(card.image_shape) == 2 else 3
         network = None
         if state["network"] is not None:
-            network = new_encoder(card.encoder, classes, 0, device)
+            network = new_encoder(card.encoder, classes, 0, device, channels=channels)
             network.load_state_dict(state["network"])
-        pretrained = new_encoder(card.encoder, classes, 0, device)
+        pretrained = new_encoder(card.encoder, classes, 0, device, channels=channels)
         space = FeatureSpace.restored(card.graph, pretrained, state["space"])
         features, beliefs = state["features"].float(), state["beliefs"].float()
         if len(features) != len(beliefs) or beliefs.shape[1] != classes or not bool(beliefs.isfinite().all()):

@@ -11,21 +11,29 @@ from trainer.acquisition.plugin import load_strategy
 from trainer.config import Profile
 from trainer.errors import ConfigError, DataError
 from trainer.images.data import ImageSet, load_images
+from trainer.images.own_features import OwnFeatures, load_own_features
+from trainer.images.pixels import channels_of, to_working_size
 from trainer.learning.device import arithmetic_on, keep_freed_memory, pick_device, use_all_cores
+from trainer.learning.encoder import Encoder
 from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
 from trainer.options import ExperimentOptions, RunOptions
+from trainer.oracle.answers import DatasetInfo
 from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.oracle.witness import Witness
-from trainer.profiles import profile_named
+from trainer.profiles import profile_named, with_own_features
 from trainer.records.progress import MetricWriter, StageClock
 from trainer.records.run_records import RunResult
 from trainer.run import session
 from trainer.run.active_loop import ActiveLoop
 from trainer.run.evaluate import freeze_predictions, predictions_path, submit
 from trainer.run.label_oracle import LabelOracle
+from trainer.run.memory import Sizes, require_memory
 from trainer.run.model_file import MODEL_FILE, save_model
 from trainer.run.report import write_report
+
+# Fewer images have no neighbourhoods to learn from.
+_SMALLEST_POOL = 10
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +54,12 @@ class Pipeline:
         keep_freed_memory()
         self._options = options
         self._device = pick_device(options.device)
-        self.profile = choose_profile(options, self._device)
-        self._strategy = load_strategy(self.profile.strategy)
         self.images: ImageSet = load_images(options.data)
+        self.profile = fit_to_pool(choose_profile(options, self._device), options, len(self.images.pool))
+        self._strategy = load_strategy(self.profile.strategy)
+        self._own: OwnFeatures | None = None
+        if options.features is not None:
+            self._own = load_own_features(options.features, len(self.images.pool), len(self.images.test))
         self.out = options.out
         weights = options.pretrained
         self.config = session.RunConfig(
@@ -58,18 +69,64 @@ class Pipeline:
             pretrained=None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
             target=options.target,
             strategy_sha256=self._strategy.sha256,
+            class_prior=options.class_prior,
+            own_features=None if self._own is None else self._own.sha256,
         )
         session.begin_or_resume(self.out, self.config, resume=options.resume)
         self._clock = StageClock(self.out)
+        self._foreseen = False
+
+    def check_service(self, client: LabelClient) -> DatasetInfo:
+        """Check images, classes and memory against the service's data set, before any work; return the data set.
+
+        Raises:
+            DataError: The service has the labels of other images.
+            ConfigError: There is not enough memory.
+        """
+        ticket = session.read_ticket(self.out)
+        dataset = client.dataset() if ticket is None else ticket.dataset
+        session.check_dataset(dataset, self.images)
+        if self._foresee(dataset.num_classes) and self.profile.budget < dataset.num_classes:
+            log.warning(
+                "%d labels cannot show all %d classes; a class that is never seen is never predicted: give a larger "
+                "--budget",
+                self.profile.budget,
+                dataset.num_classes,
+            )
+        return dataset
+
+    def _foresee(self, classes: int) -> bool:
+        """State the memory that the run will need, the first time; return whether this was the first time."""
+        if self._foreseen:
+            return False
+        self._foreseen = True
+        pool = self.images.pool
+        log.info("%d labels are to be asked for, of a pool of %d images", self.profile.budget, len(pool))
+        require_memory(
+            Sizes(
+                pool=len(pool),
+                test=len(self.images.test),
+                height=pool.shape[1],
+                width=pool.shape[2],
+                channels=channels_of(pool),
+                classes=classes,
+                own_features=0 if self._own is None else self._own.pool.shape[1],
+            ),
+            self.profile,
+            self._device,
+        )
+        return True
 
     def pretrain(self) -> Path:
         """Pretrain without labels, unless weights were given or made before; return their file."""
         if self._options.pretrained is not None:
             return self._options.pretrained
+        # 2 is the fewest: the service, which knows their number, is not asked here.
+        self._foresee(2)
         if arithmetic_on(self._device) == "float32":
             log.info("no bfloat16 in hardware here: computing in float32, which takes two to three times as long")
         with self._clock.stage("pretrain"), MetricWriter(self.out) as metrics:
-            encoder = new_encoder(self.profile.encoder, 2, self.config.seed, self._device)
+            encoder = self._new_encoder(2)
             return pretrain(
                 self._pool(),
                 encoder,
@@ -83,7 +140,8 @@ class Pipeline:
     def finetune(self, weights: Path, client: LabelClient) -> session.RunTicket:
         """Fine-tune actively from the pretrained weights, and freeze the test predictions at each evaluated budget."""
         # Refuse weights that do not fit before a run is opened for them.
-        load_encoder(new_encoder(self.profile.encoder, 2, self.config.seed, self._device), weights, None)
+        load_encoder(self._new_encoder(2), weights, None)
+        self.check_service(client)
         ticket = session.open_or_take_up_run(
             self.out,
             client,
@@ -99,7 +157,7 @@ class Pipeline:
         with self.client(ticket) as own_client, MetricWriter(self.out) as metrics:
             pool = self._pool()
             oracle = LabelOracle(own_client, ticket.run_id, self.out, ticket.dataset.class_names, len(pool))
-            encoder = new_encoder(self.profile.encoder, ticket.dataset.num_classes, self.config.seed, self._device)
+            encoder = self._new_encoder(ticket.dataset.num_classes)
             load_encoder(encoder, weights, None)
             loop = ActiveLoop(
                 pool,
@@ -113,8 +171,11 @@ class Pipeline:
                 clock=self._clock,
                 metrics=metrics,
                 target=self.config.target,
+                balanced=self.config.class_prior_for(ticket.dataset) == "balanced",
+                own_features=None if self._own is None else self._own.pool[: len(pool)].to(self._device),
             )
-            test = self.images.test.to(self._device)
+            test = to_working_size(self.images.test, self.profile.working_px).to(self._device)
+            own = None if self._own is None else self._own.test.to(self._device)
             for learned in loop.run(frozen):
                 with self._clock.stage("evaluate"):
                     if learned.is_end:
@@ -123,10 +184,10 @@ class Pipeline:
                             learned,
                             self.profile,
                             ticket.dataset.class_names,
-                            test,
+                            self.images.test,
                             (ticket.run_id, self.images.fingerprint),
                         )
-                    freeze_predictions(self.out, learned, test, self._clock)
+                    freeze_predictions(self.out, learned, test, self._clock, own)
                 log.info("predictions frozen at %d labels", learned.labels)
         return ticket
 
@@ -135,9 +196,14 @@ class Pipeline:
         with self.client(ticket) as client:
             return submit(self.out, client, ticket, self.config, self._clock)
 
+    def _new_encoder(self, classes: int) -> Encoder:
+        channels = channels_of(self.images.pool)
+        return new_encoder(self.profile.encoder, classes, self.config.seed, self._device, channels=channels)
+
     def _pool(self) -> Tensor:
-        """Return the pool on the device, up to the profile's limit."""
-        return self.images.pool[: self.profile.pool_limit].to(self._device)
+        """Return the pool on the device, up to the profile's limit, at the working size."""
+        pool = self.images.pool[: self.profile.pool_limit]
+        return to_working_size(pool, self.profile.working_px).to(self._device)
 
     def report(self, ticket: session.RunTicket) -> Path:
         """Write OUT/report.html."""
@@ -159,6 +225,26 @@ def witnessed_client(options: RunOptions, witness: Witness, ticket: session.RunT
     )
 
 
+def fit_to_pool(profile: Profile, options: ExperimentOptions, pool_size: int) -> Profile:
+    """Lower the profile's own budget to half of a small pool.
+
+    Raises:
+        ConfigError: more labels were asked for than there are images, or there are too few images to learn from.
+    """
+    if pool_size < _SMALLEST_POOL:
+        raise ConfigError(
+            f"a pool of {pool_size} images is too small to learn from; at least {_SMALLEST_POOL} are needed"
+        )
+    there = min(pool_size, profile.pool_limit or pool_size)
+    if profile.budget <= there // 2:
+        return profile
+    if options.budget is not None or options.rounds is not None:
+        if profile.budget > there:
+            raise ConfigError(f"{profile.budget} labels are more than the {there} images of the pool; lower --budget")
+        return profile
+    return profile.with_budget(there // 2)
+
+
 def choose_profile(options: ExperimentOptions, device: torch.device) -> Profile:
     """Find the profile and put the options that change it into it.
 
@@ -176,6 +262,12 @@ def choose_profile(options: ExperimentOptions, device: torch.device) -> Profile:
         profile = profile.with_rounds(tuple(int(labels) for labels in options.rounds.split(",")))
     if options.strategy is not None:
         profile = profile.model_copy(update={"strategy": options.strategy})
+    if options.working_size is not None:
+        profile = profile.model_copy(update={"working_px": options.working_size})
+    if options.features is not None:
+        profile = with_own_features(profile, options.features_use)
+    elif options.features_use != "alone":
+        raise ConfigError("--features-use says how --features are used; give --features FILE.npy too")
     if options.target is not None and profile.evaluation_budgets:
         raise ConfigError(
             f"--target ends a run early, and {profile.name} has declared evaluations at "

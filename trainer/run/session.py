@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,8 @@ class RunConfig(Record):
         seed: Seed of everything random.
         images: Fingerprint of the image set.
         pretrained: SHA-256 of weights given from outside, None when the run pretrains itself.
+        class_prior: `balanced` or `estimated` as asked for; None as the data set declares.
+        own_features: SHA-256 of the user's own features, None without.
         target: Stop the queries at this accuracy, by the run's own estimate; None for the whole budget.
         strategy_sha256: Of the query strategy's content where it is a plug-in.
     """
@@ -47,6 +49,12 @@ class RunConfig(Record):
     pretrained: str | None = None
     target: float | None = None
     strategy_sha256: str | None = None
+    class_prior: Literal["balanced", "estimated"] | None = None
+    own_features: str | None = None
+
+    def class_prior_for(self, dataset: DatasetInfo) -> Literal["balanced", "estimated"]:
+        """Return how the classes' shares are known: as asked for, else as the data set declares."""
+        return self.class_prior or ("balanced" if dataset.declares_balance else "estimated")
 
     @property
     def identity(self) -> str:
@@ -136,6 +144,10 @@ def _differences(former: RunConfig, now: RunConfig) -> list[str]:
         ("strategy", former_profile.strategy, profile.strategy),
         ("the strategy's content", (former.strategy_sha256 or "none")[:12], (now.strategy_sha256 or "none")[:12]),
         ("target", "none" if former.target is None else former.target, "none" if now.target is None else now.target),
+        ("working size", former_profile.working_px, profile.working_px),
+        ("class prior", former.class_prior or "as declared", now.class_prior or "as declared"),
+        ("--features", (former.own_features or "none")[:12], (now.own_features or "none")[:12]),
+        ("their use", former_profile.graph.own_features or "none", profile.graph.own_features or "none"),
         ("images in --data", former.images[:12], now.images[:12]),
         ("--pretrained", (former.pretrained or "none")[:12], (now.pretrained or "none")[:12]),
     ]
@@ -175,7 +187,23 @@ def open_or_take_up_run(
         ServiceError: The service refuses or does not answer.
     """
     ticket = read_ticket(out)
-    dataset = client.dataset() if ticket is None else ticket.dataset
+    check_dataset(client.dataset() if ticket is None else ticket.dataset, images)
+    if ticket is not None:
+        return ticket
+    opened = client.open_run(
+        name, profile.budget, profile.evaluation_budgets or None, registration_token=registration_token
+    )
+    ticket = RunTicket(run_id=opened.run_id, token=opened.token, dataset=opened.dataset)
+    replace_file(out / _RUN_FILE, ticket.model_dump_json() + "\n", mode=OWNER_ONLY)
+    return ticket
+
+
+def check_dataset(dataset: DatasetInfo, images: ImageSet) -> None:
+    """Check that the service has the labels of these images.
+
+    Raises:
+        DataError: It has those of others.
+    """
     pool_size, test_size = len(images.pool), len(images.test)
     if (pool_size, test_size) != (dataset.pool_size, dataset.test_size):
         raise DataError(
@@ -188,11 +216,3 @@ def open_or_take_up_run(
             f"the label service has the labels of other images ({dataset.name}) than --data holds, though as many; "
             "both must come from one `prepare`"
         )
-    if ticket is not None:
-        return ticket
-    opened = client.open_run(
-        name, profile.budget, profile.evaluation_budgets or None, registration_token=registration_token
-    )
-    ticket = RunTicket(run_id=opened.run_id, token=opened.token, dataset=opened.dataset)
-    replace_file(out / _RUN_FILE, ticket.model_dump_json() + "\n", mode=OWNER_ONLY)
-    return ticket

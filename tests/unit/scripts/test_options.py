@@ -13,11 +13,14 @@ from trainer.options import ExperimentOptions
 def test_every_option_of_an_experiment_reaches_the_trainer():
     """Each variable becomes the trainer's flag of the same name; data, out and port are for `make run` itself."""
     given = {"PROFILE": "smoke", "SEED": "3", "BUDGET": "40", "DEVICE": "cpu", "STRATEGY": "random", "TARGET": "0.9"}
-    given |= {"PRETRAINED": "w/encoder.pt", "ROUNDS": "20,40"}
+    given |= {"PRETRAINED": "w/encoder.pt", "ROUNDS": "20,40", "CLASS_PRIOR": "estimated", "WORKING_SIZE": "48"}
+    given |= {"FEATURES": "own.npy", "FEATURES_USE": "beside"}
     own = ["DATA=d", "OUT=o", "PORT=8123"]
     options = read_options(MakeRunOptions, [*own, *(f"{name}={value}" for name, value in given.items())])
     flags = options.trainer_flags()
-    assert dict(zip(flags[::2], flags[1::2], strict=True)) == {f"--{name.lower()}": given[name] for name in given}
+    assert dict(zip(flags[::2], flags[1::2], strict=True)) == {
+        f"--{name.lower().replace('_', '-')}": given[name] for name in given
+    }
     assert {name.upper() for name in ExperimentOptions.model_fields} == set(given)
     assert (options.data, options.folder, options.port) == (Path("d"), Path("o"), 8123)
 

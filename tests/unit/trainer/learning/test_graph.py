@@ -135,7 +135,7 @@ def test_propagation_diffuses_balances_and_clamps(has_prior: bool) -> None:
     prior = torch.rand(30, 3, generator=torch.Generator().manual_seed(5)).softmax(1) if has_prior else None
     Y = torch.zeros(30, 3) if prior is None else prior.clone()
     kept = Y.clone()
-    beliefs = propagate_labels(graph, ids, labels, 3, alpha=0.6, steps=200, prior=prior)
+    beliefs = propagate_labels(graph, ids, labels, 3, alpha=0.6, steps=200, start=prior)
     assert prior is None or torch.equal(prior, kept)
     Y[ids] = F.one_hot(labels, 3).float()
     expected = closed_form(graph, Y, 0.6)
