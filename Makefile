@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 WORDS = '$(subst ','\'',$(MAKEOVERRIDES))'
 
 .DEFAULT_GOAL := help
-.PHONY: help run study verify-records results picture test check lint types clean
+.PHONY: help run study verify-records results picture test check lock lint types clean
 
 help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ help: ## List the targets and their variables
 	@$(BIN)/python -m scripts.options 2>/dev/null || \
 	  echo "  What make run and make study take, SEED=3 for example, is listed here once the first of them has set up $(VENV)."
 
-$(STAMP): pyproject.toml constraints.txt scripts/make_venv.sh
+$(STAMP): pyproject.toml constraints.txt requirements/development.txt scripts/make_venv.sh
 	@PYTHON='$(PYTHON)' PIP_ARGS='$(PIP_ARGS)' scripts/make_venv.sh '$(VENV)'
 	@touch $@
 
@@ -47,6 +47,9 @@ test: $(STAMP) ## Every test that this machine can run; what is skipped is named
 	@$(BIN)/python -m pytest -n auto --dist loadscope $(PYTEST_ARGS)
 
 check: lint types test ## What CI runs: lint, types, tests
+
+lock: $(STAMP) ## Write requirements/ anew, after a change of pyproject.toml or constraints.txt
+	@UV='$(BIN)/uv' scripts/lock.sh
 
 lint: $(STAMP) ## Python, Dockerfiles, compose file, shell scripts
 	@echo "lint: ruff"

@@ -59,7 +59,11 @@ if [ ! -e "$folder" ]; then
 fi
 
 say "environment: installing packages (the first time this takes minutes; PyTorch may be gigabytes)"
+# First all that is pinned by content; the second command finds only PyTorch missing (see scripts/lock.sh).
 # shellcheck disable=SC2086 # PIP_ARGS is meant to be split into words
+"$folder/bin/python" -m pip install -qq --disable-pip-version-check ${PIP_ARGS:-} \
+    --require-hashes -r requirements/development.txt >&2
+# shellcheck disable=SC2086
 "$folder/bin/python" -m pip install -qq --disable-pip-version-check ${PIP_ARGS:-} \
     -c constraints.txt -e '.[service,trainer,activeml,dev]' >&2
 say "environment: ready"

@@ -4,13 +4,16 @@ Every check of isolation has a twin that shows it can fail. Takes some minutes; 
 """
 
 import json
+import os
 import subprocess
+import tomllib
 
 import httpx
 import pytest
 
 from scripts import counts
-from tests.support.engine import PROJECT, Compose, find_engine, running_engine
+from tests.support.datasets import make_idx_dataset
+from tests.support.engine import PROJECT, ROOT, Compose, find_engine, running_engine
 from trainer.records.run_records import read_queries, read_result
 
 ENGINE, WHY_NOT = find_engine()
@@ -83,7 +86,7 @@ def compose(tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(compose):
     """The service up and healthy, with one label asked for by curl."""
-    compose("up", "-d", "--wait", "label_service")
+    compose("up", "-d", "--wait", "front")
     answer = subprocess.run(["curl", "-fsS", f"{compose.url}/label/42"], capture_output=True, text=True, check=True)
     assert json.loads(answer.stdout)["id"] == 42
     return compose
@@ -98,6 +101,17 @@ def finished(service):
     code = service.docker("wait", trainer, timeout=1200).stdout.strip()
     assert code == "0", service("logs", "--no-color", "trainer").stdout[-5000:]
     return service
+
+
+def inspect(compose, name):
+    """Return what the engine knows about a service's container."""
+    container = compose("ps", "-aq", name).stdout.strip()
+    return json.loads(compose.docker("inspect", container).stdout)[0]
+
+
+def mounts_of(compose, name):
+    """Return the volumes and folders that a service's container has, without the temporary ones."""
+    return [mount for mount in inspect(compose, name)["Mounts"] if mount["Type"] in ("volume", "bind")]
 
 
 def read_log(compose):
@@ -124,9 +138,9 @@ def test_pages_are_in_the_image(service, path):
 
 def test_service_is_published_on_the_loopback_address_only(service):
     """The service's port is open to this machine and to no other."""
-    container = service("ps", "-q", "label_service").stdout.strip()
-    (published,) = json.loads(service.docker("inspect", container).stdout)[0]["NetworkSettings"]["Ports"].values()
+    (published,) = inspect(service, "front")["NetworkSettings"]["Ports"].values()
     assert {binding["HostIp"] for binding in published} == {"127.0.0.1"}
+    assert not any((inspect(service, "label_service")["NetworkSettings"]["Ports"] or {}).values())
 
 
 def test_counts_of_trainer_and_log_agree(finished):
@@ -177,26 +191,73 @@ def test_search_for_label_files_finds_an_unpacked_one_among_the_results(finished
     assert found == f"/results/{folder.name}/innocent.bin"
 
 
-def test_trainer_is_on_an_internal_network_without_a_way_out(service):
-    """The trainer's only network is internal, and its container has no default route."""
+@pytest.mark.parametrize("name", ["label_service", "trainer"])
+def test_container_is_on_an_internal_network_without_a_way_out(service, name):
+    """The only network of both programs is internal, and their containers have no default route."""
     (network,) = json.loads(service.docker("network", "inspect", f"{PROJECT}_labels").stdout)
     assert network["Internal"] is True
-    assert service.python("trainer", FIND_DEFAULT_ROUTES) == ""
+    assert service.python(name, FIND_DEFAULT_ROUTES) == ""
     config = json.loads(service("config", "--format", "json").stdout)
-    assert list(config["services"]["trainer"]["networks"]) == ["labels"]
+    assert list(config["services"][name]["networks"]) == ["labels"]
 
 
-def test_service_has_the_default_route_that_the_trainer_lacks(service):
-    """The twin: the service, on a second network, does have one, and that network is not internal."""
+def test_front_has_the_default_route_that_the_programs_lack(service):
+    """The twin: the container that publishes the port, on a second network, does have one. It holds nothing."""
     (network,) = json.loads(service.docker("network", "inspect", f"{PROJECT}_front").stdout)
     assert network["Internal"] is False
-    container = service("exec", "-T", "label_service", "python", "-c", FIND_DEFAULT_ROUTES)
-    assert container.stdout.strip() != ""
+    assert service("exec", "-T", "front", "python", "-c", FIND_DEFAULT_ROUTES).stdout.strip() != ""
+    assert inspect(service, "front")["Mounts"] == []
+    assert service.python("front", FIND_LABEL_FILES, "--user", "0:0") == ""
 
 
-@pytest.mark.parametrize("name", ["label_service", "trainer"])
+@pytest.mark.parametrize("name", ["label_service", "front", "trainer", "labels", "results_folder"])
+def test_container_has_limits(finished, name):
+    """None can take the machine's memory or its processes; none but the trainer more than one core."""
+    limits = inspect(finished, name)["HostConfig"]
+    assert limits["Memory"] > 0
+    assert 0 < limits["PidsLimit"] <= 1024
+    assert name == "trainer" or 0 < limits["NanoCpus"] <= 10**9
+
+
+def test_signing_key_is_on_a_volume_of_its_own(finished):
+    """Who gets at the database has no key, and the trainer has neither."""
+    mounts = {
+        mount["Name"].removeprefix(f"{PROJECT}_"): mount["Destination"]
+        for mount in mounts_of(finished, "label_service")
+    }
+    assert mounts.pop("registration") == "/var/lib/labelmeter-registration"
+    assert mounts == {
+        "labels": "/data/labels",
+        "database": "/var/lib/labelmeter",
+        "key": "/var/lib/labelmeter-key",
+        "heads": "/var/lib/labelmeter-heads",
+    }
+    find = "import pathlib; print(*(p for p in pathlib.Path('/var/lib').glob('labelmeter*/*') if 'key' in p.suffix))"
+    (key,) = finished.python("label_service", find).split()
+    assert key.startswith("/var/lib/labelmeter-key/")
+    theirs = {mount.get("Name", "").removeprefix(f"{PROJECT}_") for mount in mounts_of(finished, "trainer")}
+    assert theirs == {"registration", "images", ""}
+
+
+def test_health_check_writes_nothing(service):
+    """It asks whether the service answers; the heartbeat of /readyz would be a write each time."""
+    messages = service("logs", "--no-color", "label_service").stdout
+    assert '"GET /healthz" 200' in messages
+    own = [line for line in messages.splitlines() if " 127.0.0.1 " in line]
+    assert own and not any("/readyz" in line for line in own)
+
+
+@pytest.mark.parametrize(("name", "module"), [("label_service", "label_service"), ("trainer", "trainer")])
+def test_image_knows_its_version(service, name, module):
+    """The metadata of the package is in the image."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    shown = service("run", "--rm", "--no-deps", "-T", name, "python", "-m", module, "--version").stdout
+    assert shown.split()[-1] == version
+
+
+@pytest.mark.parametrize("name", ["label_service", "front", "trainer"])
 def test_container_has_no_privilege(service, name):
-    """Both run as a numeric non-root user, on a read-only root, with no capability and no way to gain one."""
+    """They run as a numeric non-root user, on a read-only root, with no capability and no way to gain one."""
     found = json.loads(service.python(name, DESCRIBE_PROCESS))
     assert found.pop("uid") > 0
     assert found == {"root": "EROFS", "capabilities": 0, "bounding": 0, "no_new_privileges": 1}
@@ -242,9 +303,44 @@ def test_down_keeps_the_log_and_down_v_drops_it(finished):
     """`down` and `up` again: the same log goes on. `down -v`: a fresh one begins."""
     before, log_id = read_log(finished), read_log_id(finished)
     finished("down")
-    finished("up", "-d", "--wait", "label_service")
+    finished("up", "-d", "--wait", "front")
     assert (read_log(finished)[: len(before)], read_log_id(finished)) == (before, log_id)
     finished("down", "-v")
-    finished("up", "-d", "--wait", "label_service")
+    finished("up", "-d", "--wait", "front")
     assert [entry for entry in read_log(finished) if entry["op"] == "query"] == []
     assert read_log_id(finished) != log_id
+
+
+def test_another_data_set_by_one_command(compose, tmp_path_factory):
+    """`LABELMETER_DATA`: labels of mode 0700 reach the service alone, images the trainer alone, and the run counts."""
+    compose("down", "-v")
+    folder = tmp_path_factory.mktemp("other")
+    data = make_idx_dataset(folder / "data", pool=1000, test=100)
+    for path in (data / "labels", *(data / "labels").iterdir()):
+        path.chmod(0o700)
+        os.chown(path, 4321, 4321)
+    other = Compose({**compose.environment, "LABELMETER_DATA": str(data)}, folder)
+    other("up", "-d")
+    trainer = other("ps", "-aq", "trainer").stdout.strip()
+    code = other.docker("wait", trainer, timeout=900).stdout.strip()
+    assert code == "0", other("logs", "--no-color", "trainer").stdout[-5000:]
+    assert httpx.get(f"{other.url}/v1/dataset").json()["pool_size"] == 1000
+    (results,) = other.results.iterdir()
+    assert (
+        counts.find_disagreements(
+            read_result(results), read_queries(results), counts.count_log(read_log(other), read_result(results).run_id)
+        )
+        == []
+    )
+    assert other.python("trainer", FIND_LABEL_FILES, *READ_EVERYTHING) == ""
+    assert len(other.python("label_service", FIND_LABEL_FILES, *READ_EVERYTHING).splitlines()) == 2
+    sources = [mount["Source"] for name in ("trainer", "label_service") for mount in mounts_of(other, name)]
+    assert [source for source in sources if str(data) in source] == [str(data / "images")]
+
+
+def test_a_folder_that_is_not_prepared_is_one_sentence(compose, tmp_path):
+    """A path that is mistyped is an empty folder, which the engine makes."""
+    other = Compose({**compose.environment, "LABELMETER_DATA": str(tmp_path / "nothing")}, tmp_path)
+    assert other("up", "-d", "front", check=False).returncode != 0
+    (sentence,) = other("logs", "--no-color", "--no-log-prefix", "labels").stdout.strip().splitlines()
+    assert "name a folder made by `python -m label_service prepare`" in sentence

