@@ -136,24 +136,43 @@ def _option(name: str) -> inspect.Parameter:
 def prepare(
     data: Annotated[Path, typer.Option(help="Folder to make (or to verify, if it is made already).")] = Path("data"),
     source: Annotated[
-        Path | None, typer.Option("--from", help="Folder that has the four IDX files, gzipped or plain.")
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder of four IDX files, folder of class folders of PNG or JPEG (with train/ and test/, or one "
+            "folder), CSV of paths and labels, NPZ, torchvision:NAME:ROOT, or folder of a Hugging Face data set.",
+        ),
     ] = None,
     redraw: Annotated[
         int | None,
-        typer.Option(min=0, help="Seed of a re-drawn split: 10,000 of the 60,000 training images play the test set."),
+        typer.Option(
+            min=0, help="Seed of a re-drawn split: as many training images as the test set has play the test set."
+        ),
     ] = None,
     redraw_from: Annotated[
         Literal["training", "all"],
         typer.Option(
-            help="Which images --redraw splits: `training`, for development, or `all` 70,000, for a test on a split "
+            help="Which images --redraw splits: `training`, for development, or `all`, for a test on a split "
             "that nobody developed on (its pool then has official test images)."
         ),
     ] = "training",
     other_data: Annotated[bool, typer.Option("--other-data", help="Accept files that are not Fashion-MNIST.")] = False,
     class_names: Annotated[
-        str | None, typer.Option(help="Class names of other data, separated by commas; default: 0,1,2,…")
+        str | None,
+        typer.Option(help="Class names by class number, separated by commas; default: the source's, else 0,1,2,…"),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of other data; default: the source folder's name.")] = None,
+    size: Annotated[int | None, typer.Option(help="Scale every image to this height and width, 8 to 224.")] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Make colour images grey.")] = False,
+    test_share: Annotated[
+        float | None, typer.Option(help="Share of the images, of each class, that becomes the test set, such as 0.2.")
+    ] = None,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Declare that all classes are equally frequent; nothing is counted.")
+    ] = False,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Shuffle IDX files too; all other sources are always shuffled.")
+    ] = False,
     install: Annotated[
         bool, typer.Option("--install/--no-install", help="As root on Debian, may install dataset-fashion-mnist.")
     ] = True,
@@ -161,14 +180,28 @@ def prepare(
     """Get the data set, check it, and split it into DIR/labels (the service's) and DIR/images (the trainer's).
 
     Looks in --from; else in DIR itself; else in Debian's package dataset-fashion-mnist, installed or installable; else
-    downloads the published files. Every file is checked by its SHA-256.
+    downloads the published files, which are checked by their SHA-256.
     """
     from label_service.data.prepare import PrepareOptions
     from label_service.data.prepare import prepare as make
 
     names = tuple(part.strip() for part in class_names.split(",")) if class_names is not None else None
+    options = PrepareOptions(
+        source=source,
+        redraw_seed=redraw,
+        redraw_from=redraw_from,
+        other_data=other_data,
+        class_names=names,
+        name=name,
+        install=install,
+        size=size,
+        grey=grey,
+        balanced=balanced,
+        test_share=test_share,
+        shuffle=shuffle,
+    )
     with one_sentence():
-        card = make(data, PrepareOptions(source, redraw, redraw_from, other_data, names, name, install), say)
+        card = make(data, options, say)
     say(
         f"{data} holds {card.name}: {card.pool_size:,} pool and {card.test_size:,} test images, "
         f"{len(card.class_names)} classes (from: {card.source})."

@@ -65,5 +65,5 @@ say "environment: installing packages (the first time this takes minutes; PyTorc
     --require-hashes -r requirements/development.txt >&2
 # shellcheck disable=SC2086
 "$folder/bin/python" -m pip install -qq --disable-pip-version-check ${PIP_ARGS:-} \
-    -c constraints.txt -e '.[service,trainer,activeml,dev]' >&2
+    -c constraints.txt -e '.[service,sources,trainer,activeml,dev]' >&2
 say "environment: ready"

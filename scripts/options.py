@@ -32,8 +32,8 @@ class MakeRunOptions(ExperimentOptions):
 
     data: Path | None = Field(
         None,
-        description="Folder of data: made by `label_service prepare`, or with four IDX files of your own. Empty: "
-        "Fashion-MNIST, which is fetched.",
+        description="Data: a folder made by `label_service prepare`, or what its --from takes: class folders of "
+        "pictures, IDX files, CSV, NPZ. Empty: Fashion-MNIST, which is fetched.",
     )
     out: Path | None = Field(
         None, description="Folder of results. Empty: runs/PROFILE-seedSEED and what else differs from the default."

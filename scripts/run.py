@@ -31,6 +31,8 @@ from trainer.records.run_records import RunResult, describe_classes
 DEFAULT_DATA = Path("data")
 # Written by `prepare` to describe a data folder. A copy in the results folder tells which data the run began with.
 CARD_FILE = "dataset.json"
+# What a data set of torchvision's begins with in place of a path.
+TORCHVISION = "torchvision:"
 # Beside the service's database. It is passed on in the environment, because process lists show a command line.
 TOKEN_FILE = "registration.token"  # noqa: S105 - the name of a file
 
@@ -95,10 +97,11 @@ def _prepare(options: MakeRunOptions, programs: Programs) -> Path:
         RunError: there is no such data, it cannot be prepared, or the results were begun with other data.
     """
     out, given = options.folder, options.data
-    if given is not None and not (given.is_dir() and any(given.iterdir())):
+    is_named = given is not None and str(given).startswith(TORCHVISION)
+    if given is not None and not is_named and not (given.is_file() or (given.is_dir() and any(given.iterdir()))):
         raise RunError(
-            f"The data folder {given} is missing or empty: give one with four IDX files, or leave DATA out and "
-            "Fashion-MNIST is fetched.",
+            f"The data {given} are missing or empty: give a folder of pictures or IDX files, a CSV or NPZ file, or "
+            "leave DATA out and Fashion-MNIST is fetched.",
             exit_code=2,
         )
     # A folder without dataset.json is the user's own: it is only read, and `prepare` writes a copy into the results,

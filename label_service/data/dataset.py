@@ -2,11 +2,13 @@
 
 A prepared folder separates images from labels, so that the trainer can be given the images and nothing else:
 
-    DIR/images/train-images-idx3-ubyte.gz, t10k-images-idx3-ubyte.gz
+    DIR/images/train-images-idx3-ubyte.gz, t10k-images-idx3-ubyte.gz, images.json
     DIR/labels/train-labels-idx1-ubyte.gz, t10k-labels-idx1-ubyte.gz, dataset.json     (mode 0700)
     DIR/dataset.json
 
-A file is recognised by the SHA-256 of its unpacked content, so that a re-compressed copy is still the official file.
+Large image files are plain, so that the trainer can map them into memory. `images.json` says how a picture became an
+image, so that a prediction can do the same; it holds nothing about labels. A file is recognised by the SHA-256 of its
+unpacked content, so that a re-compressed copy is still the official file.
 The service opens label files only. `prepare` opens the images; `seed` and `serve` never do.
 """
 
@@ -32,6 +34,8 @@ TEST_LABELS = "t10k-labels-idx1-ubyte"
 PART = {TRAIN_IMAGES: "images", TEST_IMAGES: "images", TRAIN_LABELS: "labels", TEST_LABELS: "labels"}
 FILES = tuple(PART)
 CARD = "dataset.json"
+# How a picture became an image; beside the images.
+RECIPE = "images.json"
 # The images that a re-drawn split is drawn from.
 RedrawFrom = Literal["training", "all"]
 
@@ -73,10 +77,14 @@ class DatasetCard(BaseModel):
         pool_size: training images, whose labels can be asked for; ids run from 0 to pool_size - 1.
         test_size: test images.
         image_shape: height and width in pixels.
+        channels: 1 for grey, 3 for colour.
+        balanced: the operator declares that all classes are equally frequent. It is never counted.
         redraw_seed: seed of a re-drawn split, None for other data.
         redrawn_from: the images that the split was drawn from, None for other data and on older cards.
         source: where the files came from, for people.
         files: one card for each file, by its path inside the folder.
+        made_from: hash of the source's file sizes and times and of the options; None for files that were in the
+            folder itself, and on older cards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,25 +95,32 @@ class DatasetCard(BaseModel):
     pool_size: int
     test_size: int
     image_shape: tuple[int, int]
+    channels: Literal[1, 3] = 1
+    balanced: bool = False
     redraw_seed: int | None
     redrawn_from: RedrawFrom | None = None
     source: str
     files: dict[str, FileCard]
+    made_from: str | None = None
+
+    def path_of(self, name: str) -> str | None:
+        """Return the path of one of the four files inside the folder, or None if the card does not list it."""
+        return next((path for packed in (True, False) if (path := stored_path(name, packed)) in self.files), None)
 
     @property
     def content_sha256(self) -> dict[str, str]:
         """The content hash of each of the four files that the card lists, by the file's name."""
-        listed = {name: self.files.get(stored_path(name)) for name in FILES}
-        return {name: card.content_sha256 for name, card in listed.items() if card is not None}
+        paths = {name: self.path_of(name) for name in FILES}
+        return {name: self.files[path].content_sha256 for name, path in paths.items() if path is not None}
 
     def to_json(self) -> str:
         """Return the text of `dataset.json`."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
 
-def stored_path(name: str) -> str:
-    """Return the path of one of the four files inside a prepared folder."""
-    return f"{PART[name]}/{name}.gz"
+def stored_path(name: str, packed: bool = True) -> str:
+    """Return the path of one of the four files inside a prepared folder, gzipped or plain."""
+    return f"{PART[name]}/{name}{'.gz' if packed else ''}"
 
 
 def sha256(content: bytes) -> str:
@@ -142,18 +157,17 @@ def find_flat_file(folder: Path, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def is_official(name: str, content: bytes, path: Path) -> bool:
+def is_official(name: str, digest: str, path: Path) -> bool:
     """Return whether a file is the official Fashion-MNIST file of its name.
 
     Args:
         name: one of the four files.
-        content: its unpacked content.
+        digest: SHA-256 of its unpacked content.
         path: where it was read, for the error.
 
     Raises:
         DataRefused: it is an official file under the name of another.
     """
-    digest = sha256(content)
     for known, expected in OFFICIAL_CONTENT_SHA256.items():
         if digest == expected and known != name:
             raise DataRefused(f"{path} holds the official {known} under the name of {name}: put the files right.")
@@ -174,7 +188,7 @@ def read_card(path: Path) -> DatasetCard | None:
         raise DataRefused(f"{path} is no data set card that this version reads; prepare into a new folder.") from error
 
 
-def count_classes(labels: Iterable[idx.Bytes]) -> int:
+def count_classes(labels: Iterable[idx.Labels]) -> int:
     """Return the number of classes: the largest label plus one."""
     return 1 + max(int(np.max(array, initial=0)) for array in labels)
 

@@ -1,7 +1,7 @@
 """Seeding: the labels of the label files become rows of the database, once.
 
 This is the only module of the running service that opens a label file. Fashion-MNIST is recognised by its SHA-256 and
-a re-drawn split by the card in its folder. Any other data needs the operator's option `--other-data`.
+data that `prepare` has made by the card in its folder. Any other data needs the operator's option `--other-data`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from label_service.log.entries import now
 from label_service.store import tables
 
 LOG_ID_BYTES = 8
+# Labels that are written at a time: a million rows at once would be a gigabyte of Python objects.
+_ROWS = 50_000
 
 
 class DatasetInfo(BaseModel, frozen=True):
@@ -48,6 +50,9 @@ class DatasetInfo(BaseModel, frozen=True):
     pool_size: int = Field(description="Labels that can be asked for: ids 0 to pool_size - 1.")
     test_size: int = Field(description="Predictions an evaluation needs.")
     class_names: tuple[str, ...]
+    balanced: bool = Field(
+        False, description="The operator declares that all classes are equally frequent; nothing is counted."
+    )
     fingerprint: str | None = Field(
         description="SHA-256 of `A\\nB\\n`, A and B the SHA-256 (hex) of the unpacked training and test image files; "
         "null if the service does not know them."
@@ -62,14 +67,14 @@ class LabelFiles:
 
     Attributes:
         info: the data set.
-        pool: labels of the pool (N,), uint8.
-        test: labels of the test set (N,), uint8.
+        pool: labels of the pool (N,).
+        test: labels of the test set (N,).
         labels_sha256: of both files, unpacked.
     """
 
     info: DatasetInfo
-    pool: idx.Bytes
-    test: idx.Bytes
+    pool: idx.Labels
+    test: idx.Labels
     labels_sha256: str
 
 
@@ -78,7 +83,7 @@ def read_label_files(data: Path, other_data: bool) -> LabelFiles:
 
     Args:
         data: the folder.
-        other_data: accept files that are neither Fashion-MNIST's nor those of a re-drawn split.
+        other_data: accept files that are neither Fashion-MNIST's nor made by `prepare`.
 
     Raises:
         DataMissing: there are no label files.
@@ -90,13 +95,13 @@ def read_label_files(data: Path, other_data: bool) -> LabelFiles:
     contents, official = {}, True
     for name, path in paths.items():
         contents[name] = idx.read_content(path)
-        official &= is_official(name, contents[name], path)
+        official &= is_official(name, sha256(contents[name]), path)
         if card is not None and card.content_sha256.get(name) != sha256(contents[name]):
             raise DataRefused(f"{path} is not the file that {CARD} beside it lists; prepare the folder again.")
     pool, test = (idx.parse_labels(contents[name], name) for name in paths)
     if not len(pool) or not len(test):
         raise DataRefused(f"The label files in {folder} hold no label; check which data set this is.")
-    if not official and not other_data and (card is None or card.redraw_seed is None):
+    if not official and not other_data and card is None:
         raise DataRefused(
             f"The label files in {folder} are not the known Fashion-MNIST files; pass --other-data if this is meant."
         )
@@ -116,7 +121,9 @@ def _find_label_files(data: Path) -> dict[str, Path]:
     )
 
 
-def _describe(folder: Path, card: DatasetCard | None, official: bool, pool: idx.Bytes, test: idx.Bytes) -> DatasetInfo:
+def _describe(
+    folder: Path, card: DatasetCard | None, official: bool, pool: idx.Labels, test: idx.Labels
+) -> DatasetInfo:
     classes = count_classes((pool, test))
     content_sha256: Mapping[str, str] = {}
     if official:
@@ -135,6 +142,7 @@ def _describe(folder: Path, card: DatasetCard | None, official: bool, pool: idx.
         pool_size=len(pool),
         test_size=len(test),
         class_names=class_names,
+        balanced=official or (card is not None and card.balanced),
         fingerprint=images_fingerprint(content_sha256),
         log_id=f"log-{secrets.token_hex(LOG_ID_BYTES)}",
     )
@@ -164,7 +172,9 @@ def seed(connection: Connection, files: LabelFiles) -> DatasetInfo:
             )
         return existing
     for table, labels in ((tables.pool_labels, files.pool), (tables.test_labels, files.test)):
-        connection.execute(insert(table), [{"id": row, "label": int(label)} for row, label in enumerate(labels)])
+        for start in range(0, len(labels), _ROWS):
+            rows = enumerate(labels[start : start + _ROWS].tolist(), start)
+            connection.execute(insert(table), [{"id": row, "label": label} for row, label in rows])
     info = files.info
     # Last: once this row exists, the triggers refuse further labels.
     connection.execute(
@@ -173,6 +183,7 @@ def seed(connection: Connection, files: LabelFiles) -> DatasetInfo:
                 **dict(info),
                 "singleton": 1,
                 "official": int(info.official),
+                "balanced": int(info.balanced),
                 "class_names": json.dumps(info.class_names),
                 "labels_sha256": files.labels_sha256,
                 "seeded_at": now(),

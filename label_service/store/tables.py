@@ -24,6 +24,7 @@ dataset = Table(
     Column("singleton", Integer, CheckConstraint("singleton = 1", name="one_row"), primary_key=True),
     Column("name", Text, nullable=False),
     Column("official", Integer, nullable=False),
+    Column("balanced", Integer, nullable=False),
     Column("redraw_seed", Integer),
     Column("pool_size", Integer, nullable=False),
     Column("test_size", Integer, nullable=False),

@@ -74,7 +74,9 @@ class Workspace:
     def _images_fingerprint(self) -> str:
         """Return the fingerprint of the images, as a run's configuration has it (`ImageSet`)."""
         cards = files.read_json(self.data / CARD_FILE)["files"]
-        return fingerprint_of(*(cards[f"images/{name}.gz"]["content_sha256"] for name in (POOL_FILE, TEST_FILE)))
+        # Large files are kept plain.
+        paths = (f"images/{name}" for name in (POOL_FILE, TEST_FILE))
+        return fingerprint_of(*((cards.get(f"{path}.gz") or cards[path])["content_sha256"] for path in paths))
 
 
 def _different_parts(saved: Mapping[str, Any] | None, profile: Profile) -> list[str]:

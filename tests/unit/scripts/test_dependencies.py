@@ -15,7 +15,9 @@ DEVELOPERS = ["scripts", "tests", "benchmarks"]
 PROGRAMS = {"service": "label_service", "trainer": "trainer"}
 # The folders that each extra serves, and the other extras that are there when their code runs.
 SERVED = {
-    "service": (["label_service"], []),
+    # What only `prepare` needs is imported where it reads a source.
+    "service": (["label_service"], ["sources"]),
+    "sources": (["label_service/data/readers"], ["service"]),
     "postgres": (DEVELOPERS, ["service", "trainer", "dev", "activeml"]),
     "trainer": (["trainer"], ["activeml"]),
     "activeml": (["trainer"], ["trainer"]),
@@ -67,7 +69,7 @@ def imported_packages(source):
 def packages_of(folders):
     """Return what the modules of folders import from outside these folders."""
     sources = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    return set().union(*map(imported_packages, sources)) - set(folders)
+    return set().union(*map(imported_packages, sources)) - {folder.split("/")[0] for folder in folders}
 
 
 def without_requirement(packages, required):

@@ -339,5 +339,5 @@ def test_missing_or_empty_data_folder_is_one_sentence(tmp_path, empty):
         (tmp_path / "nothing").mkdir()
     code, _, err = run(tmp_path, "DATA=nothing")
     assert code == 2
-    assert err.startswith("make run: The data folder nothing is missing or empty")
+    assert err.startswith("make run: The data nothing are missing or empty")
     assert err.count("\n") == 1

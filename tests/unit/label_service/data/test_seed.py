@@ -57,7 +57,10 @@ def test_service_never_opens_an_image_file(tmp_path: Path, data: Path) -> None:
 
 
 def test_other_data_needs_the_flag(tmp_path: Path, data: Path) -> None:
-    """Unknown label files are refused unless the operator says that they are meant."""
+    """Unknown label files are refused unless `prepare` has made them or the operator says that they are meant."""
+    assert read_label_files(data, other_data=False).info.pool_size == 30
+    for folder in (data, data / "labels"):
+        (folder / "dataset.json").unlink()
     with pytest.raises(DataRefused, match="pass --other-data"):
         read_label_files(data, other_data=False)
 
