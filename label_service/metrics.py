@@ -34,6 +34,7 @@ class Metrics:
             ["route", "method", "status_class"],
             buckets=REQUEST_BUCKETS_S,
         )
+        self._served: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.problems = counter("labelmeter_problems", "Errors answered, by code.", ["code"])
         self.charged = counter("labelmeter_labels_charged", "Labels charged.")
         self.replayed = counter("labelmeter_labels_replayed", "Labels answered again without a charge.")
@@ -54,9 +55,17 @@ class Metrics:
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Record one answered request; `route` is the template of its path, never the path itself."""
         # A client chooses the method, and each would be series of its own, kept for as long as the service runs.
-        method = method if method in METHODS else "(other)"
-        self.requests.labels(route, method, str(status)).inc()
-        self.request_seconds.labels(route, method, f"{status // 100}xx").observe(seconds)
+        served = (route, method if method in METHODS else "(other)", status)
+        if served not in self._served:
+            # Finding a series by its labels takes longer than counting.
+            route, method, status = served
+            self._served[served] = (
+                self.requests.labels(route, method, str(status)),
+                self.request_seconds.labels(route, method, f"{status // 100}xx"),
+            )
+        requests, request_seconds = self._served[served]
+        requests.inc()
+        request_seconds.observe(seconds)
 
     def observe_commit(self, requests: int, seconds: float, written: bool) -> None:
         """Record one write transaction; called by the writer's thread."""
