@@ -30,6 +30,7 @@ def open_torchvision(name: str, root: str) -> Source:
     kind: Any = getattr(datasets, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset)):
         raise DataRefused(f"torchvision has no data set {name}; see torchvision.datasets for the names.")
+    make: Any = kind  # each class takes arguments of its own
     takes = inspect.signature(kind).parameters
     fixed = {"download": False} if "download" in takes else {}
     if "train" in takes:
@@ -39,7 +40,7 @@ def open_torchvision(name: str, root: str) -> Source:
     else:
         choices = [{}]
     try:
-        sets = [kind(root=root, **fixed, **choice) for choice in choices]
+        sets = [make(root=root, **fixed, **choice) for choice in choices]
     except Exception as error:  # each class has errors of its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataRefused(f"torchvision cannot read {name} from {root} ({reason}).") from error
