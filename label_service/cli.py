@@ -1,4 +1,4 @@
-"""The command line: prepare | seed | serve | export | verify | witness.
+"""The command line: prepare | seed | serve | export | backup | restore | verify | witness.
 
 An expected failure is one sentence and exit code 1; a proof that fails for `witness` is exit code 87.
 """
@@ -106,7 +106,8 @@ def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
                 command(settings, **given)
 
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
-        parameters = [*map(_option, names), *own]
+        # A signature has what must be given before what has a default.
+        parameters = sorted([*map(_option, names), *own], key=lambda one: one.default is not inspect.Parameter.empty)
         # Typer reads both: the signature for names and defaults, the annotations for types and help.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -259,6 +260,50 @@ def export(
 
 
 @app.command()
+@takes_settings("database_url", "key_folder", "heads_folder", "data")
+def backup(
+    settings: Settings,
+    to: Annotated[Path, typer.Option(help="Folder to make. Keep it as secret as the database: it holds the labels.")],
+    with_key: Annotated[bool, typer.Option("--with-key", help="Copy the log's signing key too.")] = False,
+) -> None:
+    """Copy the log and its labels into a new folder, checked, with a manifest. The service may run meanwhile."""
+    from label_service.backup import back_up
+
+    manifest = back_up(settings, to, with_key)
+    key = "with its signing key" if with_key else "without its signing key, which is kept elsewhere"
+    say(f"{to} holds {manifest.log_id}: {manifest.entries:,} entries, {key}.")
+
+
+@app.command()
+@takes_settings("database_url", "key_folder", "heads_folder", "data", "other_data", "guest_budget")
+def restore(
+    settings: Settings,
+    source: Annotated[Path, typer.Argument(metavar="FROM", help="Folder that backup made.")],
+    nothing_followed: Annotated[
+        bool,
+        typer.Option(
+            "--nothing-followed", help="The service wrote nothing after this backup, though no head shows it."
+        ),
+    ] = False,
+    accept_lost_entries: Annotated[
+        bool,
+        typer.Option("--accept-lost-entries", help="Begin a new log that names the old one: entries or key are lost."),
+    ] = False,
+) -> None:
+    """Put a backup into an empty place, after a check of all of it. Never overwrites, and never forks a log."""
+    from label_service.backup import restore as put_back
+
+    done = put_back(settings, source, nothing_followed=nothing_followed, accept_lost_entries=accept_lost_entries)
+    if done.forerunner is None:
+        say(f"Restored {done.log_id}; serve goes on with it.")
+    else:
+        say(
+            f"Began {done.log_id}: {done.forerunner.describe()}. Its runs and budgets begin anew, and it has a key of "
+            f"its own: tell everybody who pinned the old one. The old log's evidence is in {done.evidence}."
+        )
+
+
+@app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Evidence bundle: GET /v1/log/evidence, or OUT/evidence.json.")],
     key: Annotated[str, typer.Option(help="The log's verifier key, pinned before the first query (GET /v1/log/key).")],
@@ -296,6 +341,8 @@ def verify(
         first, *more = verdict.clock_set_back
         others = f" and {len(more):,} later entries" if more else ""
         typer.echo(f"  the service's clock went back at entry {first}{others}")
+    if verdict.forerunner is not None:
+        typer.echo(printable(f"  {verdict.forerunner.describe()}"))
     if receipts is None:
         typer.echo("verified, without receipts")
     else:

@@ -5,6 +5,7 @@
     │   ├── DataRefused                 a data folder or file that cannot be used
     │   │   └── DataMissing             there are no label files in it
     │   ├── DatabaseRefused             the database cannot be opened, is in use, or holds other data
+    │   ├── BackupRefused               a backup cannot be made, or not be restored like this
     │   ├── PortTaken                   the address cannot be listened on
     │   └── RegistrationTokenRefused    the file of the registration token cannot be used
     ├── LogChanged                      the database does not hold what was signed or committed to: nothing is written
@@ -39,6 +40,10 @@ class DataMissing(DataRefused):
 
 class DatabaseRefused(SetupError):  # noqa: N818 - says what happened, as its siblings do
     """Raised when the database cannot be opened, is held by another service, or holds another data set."""
+
+
+class BackupRefused(SetupError):  # noqa: N818 - says what happened, as its siblings do
+    """Raised when a backup cannot be made, is damaged, would overwrite something, or would fork the log."""
 
 
 class PortTaken(SetupError):  # noqa: N818 - says what happened, as its siblings do

@@ -25,6 +25,7 @@ from label_service.ledger.writer import Work, Writer
 from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import Entry
 from label_service.log.evidence import EvidencePage
+from label_service.log.forerunner import Forerunner
 from label_service.log.log_reader import EXPORT_PAGE, LogReader, Summary, summarise
 from label_service.log.signed_log import SignedLog, open_signed_log
 from label_service.log.tree_head import TreeHead
@@ -317,8 +318,16 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
         )
 
 
-def begin_log(engine: Engine, settings: Settings, database: Database) -> tuple[DatasetInfo, Rules, SignedLog]:
+def begin_log(
+    engine: Engine, settings: Settings, database: Database, forerunner: Forerunner | None = None
+) -> tuple[DatasetInfo, Rules, SignedLog]:
     """Migrate a database, seed it if it is empty, commit to its labels, check its log, and set the guest's budget.
+
+    Args:
+        engine: the writing one.
+        settings: the operator's.
+        database: that the engine writes to.
+        forerunner: the log that this one, still without an entry, follows.
 
     Returns:
         What was seeded, the rules of the log, and the log.
@@ -347,7 +356,8 @@ def begin_log(engine: Engine, settings: Settings, database: Database) -> tuple[D
     log.require_answer_key(key)
     try:
         with UnitOfWork.begin(engine, log) as unit:
-            runs.set_guest_budget(unit, rules, settings.guest_budget)
+            said = None if forerunner is None else forerunner.model_dump(exclude_none=True)
+            runs.set_guest_budget(unit, rules, settings.guest_budget, said)
     except (errors.LogChanged, OSError) as error:
         raise errors.DatabaseRefused(f"The log cannot be begun ({error}).") from error
     return dataset, rules, log

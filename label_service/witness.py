@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from label_service.errors import SetupError
-from label_service.log.merkle import VerificationError, verify_consistency
+from label_service.log.forerunner import Forerunner
+from label_service.log.merkle import VerificationError, leaf_hash, verify_consistency, verify_inclusion
 from label_service.log.signed_note import Verifier, decode_base64
 from label_service.log.tree_head import TreeHead
 
@@ -37,6 +38,10 @@ _MAX_ANSWER_BYTES = 100_000
 
 class NoAnswer(SetupError):  # noqa: N818 - says what happened
     """Raised when the service gives no usable answer: that shows nothing about its log."""
+
+
+class LogEnded(SetupError):  # noqa: N818 - says what happened
+    """Raised when the service has a new log, and the pinned key has signed that it follows the watched one."""
 
 
 class Witness:
@@ -78,6 +83,7 @@ class Witness:
         Raises:
             NoAnswer: the service does not answer, or not with a head.
             SetupError: the head cannot be kept.
+            LogEnded: a new log follows the watched one.
             VerificationError: the head does not hold; it is kept as evidence.
         """
         if self._key is None:
@@ -90,12 +96,49 @@ class Witness:
             head = TreeHead.open(note, self._key)
             self._compare(head)
         except VerificationError as error:
-            self._keep(note, str(error))
+            successor = self._read_successor(note)
+            if successor is not None and successor.statement is not None:
+                # The pinned key has signed this: the log ended as its operator says, and no head contradicts it.
+                lost = max(0, (self.newest.size if self.newest else 0) - successor.kept.size)
+                raise LogEnded(
+                    f"{self._url} began a new log, which is not a fork: {successor.describe()}. Of what this witness "
+                    f"saw, {lost:,} entries are lost. Keep {self._path}, and watch the new log with another --heads."
+                ) from error
+            reason = (
+                str(error)
+                if successor is None
+                else f"the service has another log, and says that {successor.describe()}"
+            )
+            self._keep(note, reason)
+            if successor is not None:
+                raise VerificationError(reason) from error
             raise
         if head != self.newest:
             self._keep(note, None)
             self.newest = head
         return head
+
+    def _read_successor(self, note: str) -> Forerunner | None:
+        """Return what the first entry of another log says of the pinned one; None if it does not follow that."""
+        assert self._key is not None
+        try:
+            key = Verifier.from_vkey(str(_parse(self._get("/v1/log/key")).get("key")))
+            head = TreeHead.open(note, key)
+            page = _parse(self._get(f"/v1/log/evidence?limit=1&size={head.size}"))
+            (first,) = page["entries"]
+            proof = _parse(self._get(f"/v1/log/proof/inclusion?index=0&size={head.size}"))["proof"]
+            verify_inclusion(
+                leaf_hash(first.encode()),
+                0,
+                head.size,
+                [decode_base64(node, "a hash of the proof") for node in proof],
+                head.root,
+            )
+            forerunner = Forerunner.read(json.loads(first)["detail"]["forerunner"])
+            forerunner.require_statement(key)
+        except (VerificationError, NoAnswer, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return forerunner if forerunner.key == self._key.vkey else None
 
     def _compare(self, head: TreeHead) -> None:
         """Have it proved that the log of this head begins with the log of the newest kept one.

@@ -144,8 +144,13 @@ def _describe(
         class_names=class_names,
         balanced=official or (card is not None and card.balanced),
         fingerprint=images_fingerprint(content_sha256),
-        log_id=f"log-{secrets.token_hex(LOG_ID_BYTES)}",
+        log_id=new_log_id(),
     )
+
+
+def new_log_id() -> str:
+    """Return a fresh id for a log."""
+    return f"log-{secrets.token_hex(LOG_ID_BYTES)}"
 
 
 def load_info(connection: Connection) -> DatasetInfo | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -151,11 +151,19 @@ def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int) -> None:
-    """Make the guest run's budget what the operator set, and log it if that changes anything."""
+def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int, forerunner: Mapping[str, Any] | None = None) -> None:
+    """Make the guest run's budget what the operator set, and log it if that changes anything.
+
+    Args:
+        unit: the writer's transaction.
+        rules: of this log.
+        budget: labels that the guest run may be charged.
+        forerunner: what the first entry of a new log, which opens this run, says of the log before it.
+    """
     row = unit.connection.execute(select(tables.runs).where(tables.runs.c.run_id == GUEST)).one_or_none()
     if row is None:
-        _open(unit, rules, NO_REQUEST, RunState(GUEST, budget, 0, evaluations_allowed=0), name=GUEST)
+        run = RunState(GUEST, budget, 0, evaluations_allowed=0)
+        _open(unit, rules, NO_REQUEST, run, name=GUEST, forerunner=forerunner)
     elif row.budget != budget:
         unit.run(GUEST)  # before its row changes
         unit.connection.execute(update(tables.runs).where(tables.runs.c.run_id == GUEST).values(budget=budget))
@@ -164,7 +172,13 @@ def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int) -> None:
 
 
 def _open(
-    unit: UnitOfWork, rules: Rules, request_id: str, run: RunState, name: str, token_sha256: str | None = None
+    unit: UnitOfWork,
+    rules: Rules,
+    request_id: str,
+    run: RunState,
+    name: str,
+    token_sha256: str | None = None,
+    forerunner: Mapping[str, Any] | None = None,
 ) -> Entry:
     declared = list(run.evaluation_budgets)
     unit.connection.execute(
@@ -179,7 +193,7 @@ def _open(
             opened_at=now(),
         )
     )
-    detail = {
+    detail: dict[str, Any] = {
         "name": name,
         "evaluation_budgets": declared,
         "evaluations_allowed": run.evaluations_allowed,
@@ -188,4 +202,6 @@ def _open(
     }
     if run.opened_with is not None:
         detail["opened_with"] = run.opened_with
+    if forerunner is not None:
+        detail["forerunner"] = forerunner
     return append(unit, rules, run, request_id, "run-opened", "opened", detail=detail, bound_sha256=token_sha256)

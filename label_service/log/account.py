@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from label_service.log.entries import DONE, ENTRY_VERSION, GUEST, canonical_json
+from label_service.log.forerunner import Forerunner
 from label_service.log.merkle import HASH_BYTES, VerificationError
 from label_service.log.signed_note import decode_base64
 
@@ -112,6 +113,7 @@ class Account:
         newest_time: time of the last entry.
         clock_set_back: numbers of the entries at which the service's clock stood behind the entry before.
         entries: number of entries.
+        forerunner: what the first entry says of the log before this one, None if there was none.
         labels: ids of the labels revealed to anybody.
         queries: labels charged to all runs together.
         evaluations: of all runs together.
@@ -128,6 +130,7 @@ class Account:
     newest_time: str = ""
     clock_set_back: list[int] = field(default_factory=list)
     entries: int = 0
+    forerunner: Forerunner | None = None
     labels: set[int] = field(default_factory=set)
     queries: int = 0
     evaluations: int = 0
@@ -160,6 +163,9 @@ class Account:
                 pool_size = entry["detail"].get("pool_size", self.pool_size)
                 _require(self.pool_size in (None, pool_size), "it names another size of the pool")
                 self.pool_size = pool_size
+                if "forerunner" in entry["detail"]:
+                    _require(not self.entries, "it names a forerunner, and only the first entry of a log may")
+                    self.forerunner = _read_forerunner(entry["detail"]["forerunner"])
             older = entry["ts"] < self.newest_time
             # A log that commits to the test labels promises this too; older logs wrote the clock as it was.
             _require(not older or self.test_commitment is None, "it is older than the entry before it")
@@ -263,6 +269,13 @@ def _check_detail(entry: dict[str, Any], *, refused: bool) -> None:
         hashed = _is_count(asked) and asked > 0 and isinstance(digest, str) and bool(_SHA256.fullmatch(digest))
         named = bool(entry["ids"]) and not detail
         _require(named or (hashed and not entry["ids"]), "it does not say what it refused")
+
+
+def _read_forerunner(value: object) -> Forerunner:
+    try:
+        return Forerunner.read(value)
+    except VerificationError as error:
+        raise _Invalid(str(error)) from error
 
 
 def _is_root(text: str) -> bool:

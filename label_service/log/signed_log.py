@@ -287,7 +287,7 @@ def _data(row: Row[Any]) -> bytes:
     return row.entry if isinstance(row.entry, bytes) else b""
 
 
-def _load_key(path: Path, log_id: str, may_make: bool) -> SigningKey:
+def load_key(path: Path, log_id: str, may_make: bool) -> SigningKey:
     """Read the log's signing key. If it is missing and may be made, make it (mode 0600).
 
     Raises:
@@ -332,7 +332,7 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
         with engine.begin() as connection:
             last_seq = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
             # A new key could authenticate no entry that is there, and would sign another log than clients have pinned.
-            key = _load_key(key_path, log_id, may_make=last_seq is None)
+            key = load_key(key_path, log_id, may_make=last_seq is None)
             return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared)
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from label_service.log.account import EntryError, RunAccount, audit
 from label_service.log.evidence import EarlierHead, Evidence, Receipt
+from label_service.log.forerunner import Forerunner
 from label_service.log.kept_answers import KeptAnswer, check_answer, find_charges, parse_json
 from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash, verify_inclusion
 from label_service.log.signed_note import Verifier, decode_base64
@@ -40,6 +41,7 @@ class Verdict:
         signed_pool_size: an entry names the size of the pool; former versions left it to the bundle.
         origin: identity of the log.
         clock_set_back: numbers of the entries at which the service's clock stood behind the entry before.
+        forerunner: the log that this one says to follow, None if it follows none.
     """
 
     entries: int
@@ -50,6 +52,7 @@ class Verdict:
     signed_pool_size: bool
     origin: str
     clock_set_back: tuple[int, ...] = ()
+    forerunner: Forerunner | None = None
 
     @property
     def openings(self) -> int:
@@ -92,6 +95,8 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
         raise VerificationError(
             f"the bundle says that the pool has {evidence.pool_size} labels, and the log says {account.pool_size}"
         )
+    if account.forerunner is not None:
+        account.forerunner.require_statement(key)
     kept_entries = [json.loads(comparison.entries[answer.receipt.index]) for answer in answers]
     charges = find_charges(comparison.entries, {entry["run"] for entry in kept_entries})
     opened: dict[str, set[int]] = {}
@@ -107,6 +112,7 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
         signed_pool_size=account.pool_size is not None,
         origin=head.origin,
         clock_set_back=tuple(account.clock_set_back),
+        forerunner=account.forerunner,
     )
 
 
