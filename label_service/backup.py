@@ -5,9 +5,9 @@ the signing key if that was asked for, and a manifest with a hash of each. It is
 the service before the folder gets its name, so a backup that is there is whole.
 
 A restored log may go on only if nothing was signed after the backup. Otherwise the service would number other entries
-as it has numbered before, and clients hold receipts for those. Then, and if the signing key is lost, a new log begins over
-the same labels: with another id and key, and with an opening that names its forerunner and the forerunner's last head.
-The forerunner's evidence is kept, and verifies as ever.
+as it has numbered before, and clients hold receipts for those. Then, and if the signing key is lost, a new log begins
+over the same labels: with another id and key, and with an opening that names its forerunner and the forerunner's last
+head. The forerunner's evidence is kept, and verifies as ever.
 """
 
 from __future__ import annotations
