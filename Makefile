@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 WORDS = '$(subst ','\'',$(MAKEOVERRIDES))'
 
 .DEFAULT_GOAL := help
-.PHONY: help run study verify-records results picture test check lock lint types clean
+.PHONY: help run study leaderboard verify-records results picture test check lock lint types clean
 
 help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ run: $(STAMP) ## From nothing to a classifier (90.5% in the mean) and a checked 
 
 study: $(STAMP) ## Many runs and their record
 	@$(BIN)/python -m scripts.study --from-make $(WORDS)
+
+leaderboard: $(STAMP) ## Compare query strategies, your own included: STRATEGIES="uncertain-clusters ./mine.py"
+	@$(BIN)/python -m scripts.study.leaderboard --from-make $(WORDS)
 
 verify-records: $(STAMP) ## Check the evidence and the tables of everything in records/
 	@$(BIN)/python -m scripts.study.verify_records

@@ -1,4 +1,4 @@
-"""The variables of `make run` and `make study`: `NAME=value` words, declared here and nowhere else.
+"""The variables of `make run`, `make study` and `make leaderboard`: `NAME=value` words, declared here and nowhere else.
 
     python -m scripts.options    list them
 
@@ -25,6 +25,10 @@ MAKEFILE_VARIABLES = {"VENV", "PIP_ARGS", "PYTHON", "PYTEST_ARGS"}
 FROM_MAKE = "--from-make"
 
 Options = TypeVar("Options", bound=BaseModel)
+
+
+def _words(given: object) -> object:
+    return given.split() if isinstance(given, str) else given
 
 
 class MakeRunOptions(ExperimentOptions):
@@ -70,9 +74,9 @@ class StudyOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     study: str = Field("learning-curve", description=f"Which study: {', '.join(studies((1,)))}.")
-    seeds: Annotated[
-        tuple[int, ...], BeforeValidator(lambda given: given.split() if isinstance(given, str) else given)
-    ] = Field((1, 2, 3, 4, 5), min_length=1, description="Seeds, as one quoted word.")
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_words)] = Field(
+        (1, 2, 3, 4, 5), min_length=1, description="Seeds, as one quoted word."
+    )
     data: Path | None = Field(None, description="Prepared folder of data. Empty: Fashion-MNIST.")
     runs: Path | None = Field(None, description="Folder of its runs. Empty: runs/studies/STUDY.")
     record: Path | None = Field(
@@ -83,6 +87,32 @@ class StudyOptions(BaseModel):
     take_from: Path | None = Field(
         None, description="Another record; its runs with the same settings are taken over instead of made again."
     )
+    jobs: int = Field(1, ge=1, description="Runs at a time, each on its share of the cores.")
+
+
+class LeaderboardOptions(BaseModel):
+    """What `make leaderboard` takes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    strategies: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        ("uncertain-clusters", "margin", "random"),
+        min_length=1,
+        description="Query strategies to compare, as one quoted word: names, files (./mine.py), "
+        "package.module:function or skactiveml:CLASS. The others are compared with the first.",
+    )
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_words)] = Field(
+        (1, 2, 3), min_length=1, description="Seeds, as one quoted word; each strategy is run with each."
+    )
+    profile: str = Field(
+        "graph-without-hcl", description="Profile of the trainer. The default trains no network: a minute or two a run."
+    )
+    budget: int | None = Field(None, ge=1, description="Labels in all. Empty: the profile's number.")
+    rounds: str | None = Field(
+        None, pattern=r"^\d{1,9}(,\d{1,9})*$", description="Numbers of labels at which to ask. Empty: the profile's."
+    )
+    data: Path | None = Field(None, description="Prepared folder of data. Empty: Fashion-MNIST.")
+    runs: Path = Field(Path("runs/leaderboard"), description="Folder of its runs and records.")
     jobs: int = Field(1, ge=1, description="Runs at a time, each on its share of the cores.")
 
 
@@ -131,3 +161,4 @@ def describe(kind: type[BaseModel]) -> str:
 
 if __name__ == "__main__":
     print(f"  make run takes\n{describe(MakeRunOptions)}\n\n  make study takes\n{describe(StudyOptions)}")
+    print(f"\n  make leaderboard takes\n{describe(LeaderboardOptions)}")

@@ -234,6 +234,20 @@ ABLATIONS: dict[str, Callable[[Profile], Profile]] = {
 }
 
 
+def profile_of(name: str, budget: int | None, rounds: str | None) -> Profile:
+    """Look a profile up, with another budget or other rounds such as "20,40,100".
+
+    Raises:
+        ConfigError: there is no such profile, or budget and rounds do not fit.
+    """
+    profile = profile_named(name)
+    if rounds is not None:
+        if budget is not None:
+            raise ConfigError("rounds end at their last number, which is the budget; leave the budget out")
+        return profile.with_rounds(tuple(int(labels) for labels in rounds.split(",")))
+    return profile if budget is None else profile.with_budget(budget)
+
+
 def profile_named(name: str) -> Profile:
     """Look a profile up by NAME or NAME-without-PART.
 

@@ -45,7 +45,9 @@ class PlannedRun:
     weights: Path | None
 
 
-def carry_out(study: Study, workspace: Workspace, programs: Programs, at_a_time: int = 1) -> None:
+def carry_out(
+    study: Study, workspace: Workspace, programs: Programs, at_a_time: int = 1, only: Collection[str] | None = None
+) -> None:
     """Make all runs that the record does not have yet.
 
     Args:
@@ -53,6 +55,7 @@ def carry_out(study: Study, workspace: Workspace, programs: Programs, at_a_time:
         workspace: where.
         programs: how they are made.
         at_a_time: how many runs at a time, each on its share of the cores.
+        only: the names of the arms whose runs are made now, None for all.
 
     Raises:
         RunError: a run failed (the same command resumes it), or the record does not fit this study.
@@ -62,6 +65,7 @@ def carry_out(study: Study, workspace: Workspace, programs: Programs, at_a_time:
     finished |= _take_over(study, workspace, programs, finished)
     plan = _plan(study, workspace)
     missing = [planned for planned in plan if (planned.arm.name, planned.seed) not in finished]
+    missing = [planned for planned in missing if only is None or planned.arm.name in only]
     if finished:
         there = len(plan) - len(missing)
         print(f"[study] {workspace.record} has {there} of {len(plan)} runs, with evidence that holds", flush=True)
@@ -124,6 +128,8 @@ class _RunMaker:
             "PROFILE": planned.arm.profile,
             "SEED": planned.seed,
             "STRATEGY": planned.arm.strategy,
+            "BUDGET": planned.arm.budget,
+            "ROUNDS": planned.arm.rounds,
             "PRETRAINED": planned.weights and planned.weights / "encoder.pt",
             "DATA": self._workspace.given_data,
             "OUT": planned.out,

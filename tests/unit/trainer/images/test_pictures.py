@@ -42,12 +42,15 @@ def test_a_png_of_the_pools_size_is_read_bit_by_bit(tmp_path: Path) -> None:
     assert read_picture(saved(tmp_path, Image.fromarray(noise)), (28, 28)).tolist() == noise.tolist()
 
 
-def test_another_size_is_scaled_and_what_is_clear_is_black(tmp_path: Path) -> None:
-    """A large picture is averaged, not sampled; a transparent pixel counts as background."""
+def test_another_size_is_scaled_and_what_is_clear_is_white(tmp_path: Path) -> None:
+    """The middle of a large picture is averaged, not sampled; a transparent pixel is white."""
     stripes = np.tile(np.array([[0], [255]], np.uint8), (60, 120))
     assert 120 < read_picture(saved(tmp_path, Image.fromarray(stripes)), (12, 12)).float().mean() < 135
-    clear = Image.new("RGBA", (12, 12), (255, 255, 255, 0))
-    assert int(read_picture(saved(tmp_path, clear), (12, 12)).max()) == 0
+    clear = Image.new("RGBA", (12, 12), (0, 0, 0, 0))
+    assert int(read_picture(saved(tmp_path, clear), (12, 12)).min()) == 255
+    edges = np.zeros((12, 36), np.uint8)
+    edges[:, 12:24] = 200
+    assert read_picture(saved(tmp_path, Image.fromarray(edges)), (6, 6)).float().mean() > 190
 
 
 def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
