@@ -45,6 +45,11 @@ def test_prepare_seed_and_export_work_together(tmp_path: Path) -> None:
         (("serve", "--port", "70000"), "The setting port (LABEL_SERVICE_PORT) is not usable"),
         (("serve", "--database-url", "mysql://x/y", "--port", "0"), "is not an SQLite file"),
         (("export",), "does not exist"),
+        (("backup", "--to", "{tmp}/b"), "does not exist"),
+        (("backup", "--to", "{tmp}"), "exists already"),
+        (("backup", "--to", "{tmp}/b", "--database-url", "postgresql://x/y"), "back it up with pg_dump"),
+        (("restore", "{tmp}/b"), "is not a whole backup"),
+        (("restore", "{tmp}/b", "--database-url", "postgresql://x/y"), "back it up with pg_dump"),
     ],
 )
 def test_expected_failures_are_one_sentence_and_exit_code_1(
@@ -72,7 +77,7 @@ def test_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     assert failed.exit_code == 1 and len(failed.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["prepare", "seed", "serve", "export"])
+@pytest.mark.parametrize("command", ["prepare", "seed", "serve", "export", "backup", "restore"])
 def test_every_command_explains_itself(command: str) -> None:
     """`--help` works for each command."""
     assert run(command, "--help").exit_code == 0
