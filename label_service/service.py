@@ -26,7 +26,7 @@ from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import Entry
 from label_service.log.evidence import EvidencePage
 from label_service.log.forerunner import Forerunner
-from label_service.log.log_reader import EXPORT_PAGE, LogReader, Summary, summarise
+from label_service.log.log_reader import EXPORT_PAGE, LogReader, RunInfo, Summary, describe_run, summarise
 from label_service.log.signed_log import SignedLog, open_signed_log
 from label_service.log.tree_head import TreeHead
 from label_service.metrics import Metrics
@@ -202,6 +202,25 @@ class LabelService:
         bound: str | None = opening.bound_sha256
         return bound if json.loads(opening.entry)["run"] == run_id else None
 
+    async def run(self, run_id: str) -> RunInfo | None:
+        """Return the state of a run by the log, up to what other workers have committed now; None if there is none.
+
+        Raises:
+            LogNotWritable: the tree cannot be brought up to date.
+        """
+        await self.catch_up()
+        run = self.log.account.runs.get(run_id)
+        return None if run is None else describe_run(run_id, run)
+
+    async def runs(self) -> list[RunInfo]:
+        """Return the state of every run by the log, oldest first, up to what other workers have committed now.
+
+        Raises:
+            LogNotWritable: the tree cannot be brought up to date.
+        """
+        await self.catch_up()
+        return [describe_run(run_id, run) for run_id, run in list(self.log.account.runs.items())]
+
     async def summary(self) -> Summary:
         """Count the log, up to what other workers have committed now.
 
@@ -305,7 +324,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
             ) from error
         reading = database.open_reading_engine()
         stack.callback(reading.dispose)
-        reader, metrics = LogReader(reading), Metrics()
+        reader, metrics = LogReader(reading, log.mac), Metrics()
         writer = Writer(engine, log, settings.queue_size, settings.max_group, metrics.observe_commit)
         stack.callback(writer.close)
         metrics.watch(lambda: writer.waiting, reader.size)

@@ -22,6 +22,7 @@ from label_service.ledger.append import Rules, append
 from label_service.ledger.limits import GUEST, RunState
 from label_service.ledger.tokens import matches, new_nonce, new_run_id, new_token, token_hash, token_of_key
 from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log.account import open_account
 from label_service.log.entries import Entry, canonical_json, now
 from label_service.log.log_reader import RunInfo, describe_run
 from label_service.store import tables
@@ -117,7 +118,7 @@ def open_run(
                 run_id=run.run_id,
             )
         )
-    return _describe(unit, run.run_id, token, entry)
+    return _describe(run.run_id, token, entry)
 
 
 def _find_opening(
@@ -139,12 +140,13 @@ def _find_opening(
     unit.log.mac.require(opening)
     if not matches(token, opening.bound_sha256):
         raise LogChanged(f"The key that opened run {found.run_id} is not the one of entry {opening.seq}.")
-    return _describe(unit, found.run_id, token, Entry(opening.seq, bytes(opening.entry)))
+    return _describe(found.run_id, token, Entry(opening.seq, bytes(opening.entry)))
 
 
-def _describe(unit: UnitOfWork, run_id: str, token: str, entry: Entry) -> Opened:
-    row = unit.connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one()
-    return Opened(**dict(describe_run(row)), token=token, entry=entry)
+def _describe(run_id: str, token: str, entry: Entry) -> Opened:
+    """Describe a run by the entry that opened it, which need not be committed yet."""
+    run = open_account(json.loads(entry.data))
+    return Opened(**dict(describe_run(run_id, run)), token=token, entry=entry)
 
 
 def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value

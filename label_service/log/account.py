@@ -65,7 +65,8 @@ class RunAccount:
         replays: entries that charged nothing because the run had the labels already.
         refusals: entries that refused something.
         results: the detail of each evaluation made.
-        sealed: the run has ended.
+        opened_at: time of the entry that opened it.
+        sealed_at: time of the entry that ended it, None if it has not ended.
         opened_with: name of the token that allowed to open it, None if it was opened without one.
         entries: number of its entries.
     """
@@ -78,9 +79,15 @@ class RunAccount:
     replays: int = 0
     refusals: int = 0
     results: list[dict[str, Any]] = field(default_factory=list)
-    sealed: bool = False
+    opened_at: str = ""
+    sealed_at: str | None = None
     opened_with: str | None = None
     entries: int = 0
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the run has ended."""
+        return self.sealed_at is not None
 
     @property
     def queries(self) -> int:
@@ -294,9 +301,7 @@ def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
     name, op, outcome, detail = entry["run"], entry["op"], entry["outcome"], entry.get("detail", {})
     if op == "run-opened":
         _require(name not in runs, f"run {name} is opened a second time")
-        points = tuple(detail.get("evaluation_budgets", ()))
-        opened_with, allowed = detail.get("opened_with"), detail["evaluations_allowed"]
-        runs[name] = RunAccount(detail.get("name"), entry["budget"], allowed, points, opened_with=opened_with)
+        runs[name] = open_account(entry)
     _require(name in runs, f"run {name} was never opened")
     run = runs[name]
     if op == "budget-changed":
@@ -310,11 +315,25 @@ def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
         # Entries of former versions repeat an evaluation without its result.
         _require(not detail or detail in run.results, "it repeats an evaluation that the run never made")
     _require(op != "run-sealed" or not run.sealed, "the run was sealed before")
-    run.sealed |= op == "run-sealed"
+    if op == "run-sealed":
+        run.sealed_at = entry["ts"]
     run.replays += outcome == "replayed"
     run.refusals += outcome not in DONE
     run.entries += 1
     return new
+
+
+def open_account(opening: dict[str, Any]) -> RunAccount:
+    """Return the account of a run as its first entry opens it."""
+    detail = opening.get("detail", {})
+    return RunAccount(
+        name=detail.get("name"),
+        budget=opening["budget"],
+        evaluations_allowed=detail["evaluations_allowed"],
+        evaluation_budgets=tuple(detail.get("evaluation_budgets", ())),
+        opened_at=opening["ts"],
+        opened_with=detail.get("opened_with"),
+    )
 
 
 def _add_labels(run: RunAccount, entry: dict[str, Any]) -> set[int]:

@@ -1,6 +1,7 @@
-"""Reading the log, its summary and the runs, over read-only connections that never see an open transaction.
+"""Reading the log over read-only connections that never see an open transaction, and describing what it adds up to.
 
-Nothing here reads a table of labels.
+Runs and counts are those of the account of the signed entries. Entries come from the database, and none is answered
+that this service has not written. Nothing here reads a table of labels.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import Any
 from pydantic import BaseModel, Field, computed_field
 from sqlalchemy import Engine, Row, Select, false, func, select
 
-from label_service.log.account import Account
+from label_service.errors import LogChanged
+from label_service.log.account import Account, RunAccount
+from label_service.log.entry_mac import EntryMac
 from label_service.log.evidence import EarlierHead
 from label_service.store import tables
 
 EXPORT_PAGE = 1000
 # No run and no operation has this character in its name, and PostgreSQL accepts no text that contains it.
 _NUL = "\x00"
-_EVALUATIONS = select(tables.evaluations).order_by(tables.evaluations.c.run_id, tables.evaluations.c.number)
 
 
 class Evaluation(BaseModel, frozen=True):
@@ -78,10 +80,16 @@ class Summary(BaseModel, frozen=True):
 
 
 class LogReader:
-    """Reads the log and the runs; each method sees one consistent state."""
+    """Reads the entries; each method sees one consistent state."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, mac: EntryMac | None = None) -> None:
+        """Name the database.
+
+        Args:
+            engine: the reading one.
+            mac: authenticates the entries; None answers them as they stand, without the key.
+        """
+        self._engine, self._mac = engine, mac
 
     def page(
         self, after: int, limit: int, run: str | None = None, label_id: int | None = None, op: str | None = None
@@ -89,16 +97,29 @@ class LogReader:
         """Return up to `limit` entries numbered above `after`, and the number to continue after (None: no more).
 
         Only entries of this run, about this label and of this kind; None accepts every value of a field.
+
+        Raises:
+            LogChanged: somebody else has written or changed an entry, or removed one from between the others. Which
+                entries belong to a run, a label or a kind is the word of the tables.
         """
         with self._engine.connect() as connection:
             rows = connection.execute(_query(after, run, label_id, op).limit(limit + 1)).all()
         page = rows[:limit]
+        self._require(page, after + 1 if (run, label_id, op) == (None, None, None) else None)
         return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
 
     def between(self, first: int, end: int) -> list[bytes]:
-        """Return the exact bytes of the entries numbered from `first` to `end` - 1, in order."""
+        """Return the exact bytes of the entries numbered from `first` to `end` - 1, in order.
+
+        Raises:
+            LogChanged: they are not all there as this service has written them.
+        """
         with self._engine.connect() as connection:
-            return [row.entry for row in connection.execute(_query(first - 1).limit(end - first))]
+            rows = connection.execute(_query(first - 1).limit(end - first)).all()
+        self._require(rows, first)
+        if self._mac is not None and len(rows) != max(0, end - first):
+            raise LogChanged(f"Entries from {first + len(rows)} on are missing: the database was changed.")
+        return [row.entry for row in rows]
 
     def export(self) -> Iterator[bytes]:
         """Yield all entries that there are now, one a line, in pages.
@@ -117,32 +138,16 @@ class LogReader:
             return [EarlierHead(size=row.size, signature=row.signature) for row in connection.execute(wanted)]
 
     def latest(self, count: int) -> list[dict[str, Any]]:
-        """Return the latest entries, newest first, as parsed JSON."""
-        newest = select(tables.entries.c.entry).order_by(tables.entries.c.seq.desc()).limit(count)
-        with self._engine.connect() as connection:
-            return [json.loads(entry) for entry in connection.execute(newest).scalars()]
+        """Return the latest entries, newest first, as parsed JSON.
 
-    def runs(self, run_ids: Sequence[str] | None = None) -> list[RunInfo]:
-        """Return the state of every run, oldest first; or of these runs alone."""
-        runs, of_runs = tables.runs.c, tables.evaluations.c.run_id
-        rows_of, made_of = (select(tables.runs), _EVALUATIONS)
-        if run_ids is not None:
-            rows_of, made_of = rows_of.where(runs.run_id.in_(run_ids)), made_of.where(of_runs.in_(run_ids))
+        Raises:
+            LogChanged: somebody else has written or changed one.
+        """
+        newest = select(tables.entries).order_by(tables.entries.c.seq.desc()).limit(count)
         with self._engine.connect() as connection:
-            rows = connection.execute(rows_of.order_by(runs.opened_at, runs.run_id)).all()
-            made: dict[str, list[Row[Any]]] = {}
-            for evaluation in connection.execute(made_of):
-                made.setdefault(evaluation.run_id, []).append(evaluation)
-        return [describe_run(row, made.get(row.run_id, ())) for row in rows]
-
-    def run(self, run_id: str) -> RunInfo | None:
-        """Return the state of one run, or None if there is no such run."""
-        if _NUL in run_id:
-            return None
-        with self._engine.connect() as connection:
-            row = connection.execute(select(tables.runs).where(tables.runs.c.run_id == run_id)).one_or_none()
-            made = connection.execute(_EVALUATIONS.where(tables.evaluations.c.run_id == run_id)).all()
-        return None if row is None else describe_run(row, made)
+            rows = connection.execute(newest).all()
+        self._require(rows)
+        return [json.loads(row.entry) for row in rows]
 
     def opening(self, run_id: str) -> Row[Any] | None:
         """Return the row of the entry that opened a run, or None if there is no such run."""
@@ -157,12 +162,20 @@ class LogReader:
             last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
         return 0 if last is None else last + 1
 
+    def _require(self, rows: Sequence[Row[Any]], first: int | None = None) -> None:
+        """Make sure that this service has written the rows, and if `first` is given, that they follow it in order."""
+        if self._mac is None:
+            return
+        for row in rows:
+            self._mac.require(row)
+        numbers = [row.seq for row in rows]
+        if first is not None and numbers != list(range(first, first + len(rows))):
+            raise LogChanged(f"Entries from {first} on are not all there: the database was changed.")
 
-def _query(
-    after: int, run: str | None = None, label_id: int | None = None, op: str | None = None
-) -> Select[tuple[int, bytes]]:
+
+def _query(after: int, run: str | None = None, label_id: int | None = None, op: str | None = None) -> Select[Any]:
     entries = tables.entries.c
-    query = select(entries.seq, entries.entry).where(entries.seq > after).order_by(entries.seq)
+    query = select(tables.entries).where(entries.seq > after).order_by(entries.seq)
     for column, text in ((entries.run_id, run), (entries.op, op)):
         if text is not None:
             query = query.where(column == text if _NUL not in text else false())
@@ -196,17 +209,28 @@ def summarise(account: Account) -> Summary:
     )
 
 
-def describe_run(row: Row[Any], made: Sequence[Row[Any]] = ()) -> RunInfo:
-    """Return the state of a run from its row and the rows of its evaluations."""
-    shared = ("run_id", "name", "budget", "evaluations_allowed", "opened_at", "sealed_at")
+def describe_run(run_id: str, run: RunAccount) -> RunInfo:
+    """Return the state of a run by the log. Its row in the database, which others may change, is not asked."""
+    queries, results = run.queries, list(run.results)
     return RunInfo(
-        **{column: row._mapping[column] for column in shared},
-        queries=row.spent,
-        remaining=max(0, row.budget - row.spent),
-        evaluation_budgets=json.loads(row.evaluation_budgets),
-        evaluations_used=len(made),
+        run_id=run_id,
+        name=str(run.name),
+        budget=run.budget,
+        queries=queries,
+        remaining=max(0, run.budget - queries),
+        evaluation_budgets=run.evaluation_budgets,
+        evaluations_allowed=run.evaluations_allowed,
+        evaluations_used=len(results),
         evaluations=tuple(
-            Evaluation(evaluation=row.number, budget=row.budget, correct=row.correct, total=row.total) for row in made
+            Evaluation(
+                evaluation=result["evaluation"],
+                budget=result["evaluated_budget"],
+                correct=result["correct"],
+                total=result["total"],
+            )
+            for result in results
         ),
-        querying_closed=bool(made) or row.sealed_at is not None,
+        querying_closed=bool(results) or run.sealed,
+        opened_at=run.opened_at,
+        sealed_at=run.sealed_at,
     )

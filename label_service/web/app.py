@@ -12,7 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from label_service import __version__
-from label_service.errors import InternalError, InvalidRequest, LogNotReadable, MethodNotAllowed, NotFound, Problem
+from label_service.errors import (
+    InternalError,
+    InvalidRequest,
+    LogChanged,
+    LogNotReadable,
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+)
 from label_service.service import LabelService
 from label_service.web.callers import admit, problem_headers
 from label_service.web.middleware import RequestFrame
@@ -42,6 +50,7 @@ def create_app(service: LabelService) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(SQLAlchemyError, _answer_unreadable)
+    app.add_exception_handler(LogChanged, _answer_unreadable)
     app.add_exception_handler(Exception, _answer_fault)
     app.add_middleware(RequestFrame, metrics=service.metrics, max_body_bytes=service.settings.max_body_bytes)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
@@ -97,7 +106,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_unreadable(request: Request, error: Exception) -> Response:
-    """Answer a failed read of the database. The writer answers failed writes itself."""
+    """Answer a read of the database that failed, or found what somebody else has written; the writer answers writes."""
     logger.error("database not readable: %s", getattr(error, "orig", error))
     problem = LogNotReadable("The database could not be read; try again later.", headers={"Retry-After": "1"})
     return await _answer_problem(request, problem)

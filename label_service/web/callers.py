@@ -124,19 +124,19 @@ async def caller(request: Request, service: Service) -> str:
 Caller = Annotated[str, Depends(caller)]
 
 
-def find_run(service: LabelService, run_id: str) -> RunInfo:
-    """Read a run's state from the database.
+async def find_run(service: LabelService, run_id: str) -> RunInfo:
+    """Return a run's state by the log.
 
     Raises:
         UnknownRun: no run has this id.
     """
-    run = service.reader.run(run_id)
+    run = await service.run(run_id)
     if run is None:
         raise errors.UnknownRun("No run has this id; open one with POST /v1/runs.")
     return run
 
 
-def own_run(service: Service, run_id: str, caller_id: Caller) -> str:
+async def own_run(service: Service, run_id: str, caller_id: Caller) -> str:
     """Return the run in the path, after checking that the caller sent the token of this run.
 
     Raises:
@@ -146,7 +146,7 @@ def own_run(service: Service, run_id: str, caller_id: Caller) -> str:
     """
     if run_id == caller_id:
         return run_id
-    find_run(service, run_id)
+    await find_run(service, run_id)
     if caller_id == GUEST:
         raise errors.TokenRequired(f"This call belongs to run {run_id}; send its token.")
     raise errors.NotYourRun(f"The token belongs to another run than {run_id}; send the token of that run.")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import create_engine, func, insert, select
 
@@ -253,3 +254,41 @@ def test_test_labels_and_class_names_are_those_of_the_log(service_settings: Make
         assert running.client.get(f"/v1/runs/{run_id}").json()["evaluations_used"] == 0
     with pytest.raises(DatabaseRefused, match="test labels or the names of the classes"):
         start_again(settings)
+
+
+def test_runs_are_answered_from_the_log(running: RunningService) -> None:
+    """What somebody writes into the tables of a running service shows in no list, no state of a run and on no page."""
+    run_id, _ = use(running)
+    before = running.client.get("/v1/runs").json()
+    state = running.client.get(f"/v1/runs/{run_id}").json()
+    assert (state["queries"], state["evaluations_used"], state in before["runs"]) == (3, 1, True)
+    tamper(
+        running.service.settings.database_url,
+        f"UPDATE runs SET spent = 0, name = 'forged', budget = 99, sealed_at = 'never' WHERE {NOT_GUEST}",
+        "UPDATE evaluations SET correct = total",
+        f"INSERT INTO runs SELECT 'run-x', name, token_sha256, budget, evaluation_budgets, evaluations_allowed, "
+        f"opened_with, 0, opened_at, NULL FROM runs WHERE {NOT_GUEST}",
+    )
+    assert running.client.get("/v1/runs").json() == before
+    assert running.client.get(f"/v1/runs/{run_id}").json() == state
+    assert running.client.get("/v1/runs/run-x").json()["code"] == "unknown-run"
+    page = running.client.get("/").text
+    assert run_id in page and "forged" not in page and "run-x" not in page
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE entries SET entry = swap(entry, 'query', 'quary')", "DELETE FROM entries WHERE seq = 2"],
+)
+def test_an_entry_that_was_changed_or_removed_is_not_answered(running: RunningService, statement: str) -> None:
+    """Pages, export and evidence answer what this service has written, or an error."""
+    use(running)
+    tamper(running.service.settings.database_url, statement)
+    calls = ["/v1/log/entries", "/v1/log/evidence?limit=5"]
+    for call in [*calls, "/"] if statement.startswith("UPDATE") else calls:
+        answer = running.client.get(call)
+        assert (answer.status_code, answer.json()["code"]) == (503, "log-not-readable"), call
+    with pytest.raises(httpx.HTTPError):
+        running.client.get("/v1/log/export.ndjson")
+    # Entries that hold are still answered.
+    assert len(running.client.get("/v1/log/entries", params={"limit": 1}).json()["entries"]) == 1

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from label_service.errors import all_problems
 from label_service.log.entries import DONE, GUEST
+from label_service.log.log_reader import describe_run
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import first_line, problems
 
@@ -33,7 +34,7 @@ def overview(request: Request, service: Service) -> HTMLResponse:
     page = _templates.get_template("dashboard.html").render(
         dataset=service.dataset,
         account=account,
-        runs=service.reader.runs(shown),
+        runs=[describe_run(run_id, account.runs[run_id]) for run_id in shown],
         hidden_runs=len(opened) + 1 - len(shown),
         latest=service.reader.latest(SHOWN_ENTRIES),
         done=DONE,

@@ -75,16 +75,19 @@ async def open_run(
     return RunOpenedAnswer(**dict(opened), dataset=service.dataset, receipt=service.log.receipt(opened.entry))
 
 
-@router.get("", responses=problems())
-def list_runs(service: Service) -> RunsAnswer:
+@router.get("", response_model=RunsAnswer, responses=problems("log-not-writable"))
+async def list_runs(service: Service) -> Response:
     """List all runs, oldest first. Charges and logs nothing."""
-    return RunsAnswer(runs=service.reader.runs())
+    runs = await service.runs()
+    # In a thread, because thousands of runs take a while to write.
+    body = await run_in_threadpool(lambda: RunsAnswer(runs=runs).model_dump_json())
+    return Response(body, media_type="application/json")
 
 
-@router.get("/{run_id:run_id}", responses=problems("unknown-run"))
-def read_run(run_id: str, service: Service) -> RunInfo:
+@router.get("/{run_id:run_id}", responses=problems("log-not-writable", "unknown-run"))
+async def read_run(run_id: str, service: Service) -> RunInfo:
     """Answer a run's state. Charges and logs nothing; needs no token, as the log is open too."""
-    return find_run(service, run_id)
+    return await find_run(service, run_id)
 
 
 @router.post("/{run_id:run_id}:seal", responses=problems(*_OF_OWN_RUN))
@@ -93,7 +96,7 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
     if run_id == GUEST:
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
     entry = await service.seal(ledger_request(request, run_id))
-    run = await run_in_threadpool(find_run, service, run_id)
+    run = await find_run(service, run_id)
     return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry))
 
 
