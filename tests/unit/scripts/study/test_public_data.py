@@ -36,7 +36,6 @@ def test_official_files_are_those_that_the_service_knows():
     assert images_fingerprint(OFFICIAL_CONTENT_SHA256) == public_data.OFFICIAL_FINGERPRINT
     labels = tuple(OFFICIAL_CONTENT_SHA256[name] for name in (TRAIN_LABELS, TEST_LABELS))
     assert labels == public_data.OFFICIAL_LABELS_SHA256
-    assert public_data.REDRAWN_TEST_SIZE == prepare.REDRAWN_TEST_SIZE
 
 
 def test_a_folder_is_found_by_its_images(tmp_path):
@@ -62,8 +61,9 @@ def test_a_split_is_drawn_as_the_service_draws_it():
         for name in (TRAIN_LABELS, TEST_LABELS)
     }
     labels = np.concatenate(list(arrays.values()))
-    drawn = prepare.redraw(labels, labels, unseen["redraw_seed"])
-    assert np.array_equal(split.test_labels, drawn.test_labels)
-    assert np.array_equal(split.pool_labels, drawn.pool_labels)
+    # Without a share, `prepare` draws as many test images as the official test set has.
+    pool, test = prepare.redraw(len(labels), unseen["redraw_seed"], len(arrays[TEST_LABELS]))
+    assert np.array_equal(split.test_labels, labels[test])
+    assert np.array_equal(split.pool_labels, labels[pool])
     with pytest.raises(RunError, match="are not those of the re-drawn split 8"):
         find_split(unseen | {"redraw_seed": 8}, (DEBIAN_FOLDER,))
