@@ -36,6 +36,8 @@ _ACTIVEML = ("activeml", "skactiveml", "skactiveml.pool")
 _DEFAULT_FUNCTION = "select"
 # Characters of a SHA-256 that name a version of a plug-in to people.
 _SHORT = 12
+# Characters of a plug-in's own error that are repeated.
+_LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,10 @@ def _describe(error: BaseException) -> str:
     file = getattr(error, "filename", None) or (own[-1].filename if own else "")
     where = f" ({Path(str(file)).name}, line {line})" if line and file else ""
     text = str(error.args[0] if isinstance(error, SyntaxError) and error.args else error)
-    return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
+    # Some libraries print their arguments, which may be the whole pool.
+    first = text.partition("\n")[0]
+    first = first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]}…"
+    return f"{type(error).__name__}{f': {first}' if first else ''}{where}"
 
 
 def _indices(answer: object) -> Tensor | str:

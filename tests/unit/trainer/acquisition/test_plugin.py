@@ -51,6 +51,7 @@ def test_a_file_chooses_in_any_form_of_integers(body: str, tmp_path: Path) -> No
         ("return 1 // 0", r"raised ZeroDivisionError: .* \(mine\.py, line 4\)"),
         ("raise SystemExit(3)", r"raised SystemExit: 3 \(mine\.py, line 4\)"),
         ("raise RuntimeError", r"raised RuntimeError \(mine\.py, line 4\)"),
+        ("raise ValueError('x' * 999 + chr(10) + 'y')", r"raised ValueError: x{200}… \(mine\.py, line 4\)"),
         ("return None", "returned NoneType, where it must return the numbers of images"),
         ("return {'a': 1}", "returned dict, where"),
         ("return ['a'] * batch", "returned list, where"),
