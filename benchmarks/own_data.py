@@ -257,10 +257,11 @@ def main() -> int:
             plain, even = zip(*baseline(data), strict=True)
         largest = float(torch.bincount(data.test_labels).max()) / len(data.test)
         estimate = "" if learned.estimate is None else f"{100 * learned.estimate.balanced_accuracy:.1f}"
+        believed = learned.class_shares.constant_guess
         print(
-            f"| {name} | {len(data.pool):,} | {100 * largest:.0f}% (taken for {learned.class_shares.constant_guess:.0%})"
-            f" | {accuracy:.1f} | {statistics.mean(plain):.1f} | {balanced:.1f} | {estimate} | "
-            f"{statistics.mean(even):.1f} | {seconds:.0f} | {gigabytes:.1f} |",
+            f"| {name} | {len(data.pool):,} | {100 * largest:.0f}% (taken for {believed:.0%}) | {accuracy:.1f} | "
+            f"{statistics.mean(plain):.1f} | {balanced:.1f} | {estimate} | {statistics.mean(even):.1f} | "
+            f"{seconds:.0f} | {gigabytes:.1f} |",
             flush=True,
         )
     return 0

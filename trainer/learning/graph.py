@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.learning.cells import nearest_in_cells
 from trainer.learning.losses import PROBABILITY_FLOOR
 from trainer.learning.parallel import side_by_side
 
@@ -19,6 +20,8 @@ from trainer.learning.parallel import side_by_side
 _LEADING_AXES = 128
 # Similarities held at once by a search, in numbers: a larger pool is searched for fewer queries at a time.
 _SEARCH_NUMBERS = 2**26
+# A larger pool is searched in cells: the time of a whole search grows with the square of the pool.
+_SEARCHED_WHOLE = 150_000
 # Smallest weight of an edge: an image whose neighbours are all copies of one another would have no edge else.
 _SMALLEST_WEIGHT = 1e-6
 # Fewest neighbours of an image, and how many of an average class's images may be neighbours: 1 / 4.
@@ -45,7 +48,7 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
 
     In many dimensions, the 2k most similar keys on the leading principal axes are candidates, and among those the
     similarities are exact. On the joint features of 50,000 images this finds 99.7% of the true neighbours
-    (docs/decisions/0019-halves-side-by-side.md).
+    (docs/decisions/0019-halves-side-by-side.md). More than 150,000 keys are searched in cells (`cells.py`).
 
     Args:
         queries: float32 [Q, D], unit vectors.
@@ -56,6 +59,8 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
     Returns:
         Similarities float32 [Q, k], highest first, and indices int64 [Q, k].
     """
+    if len(keys) > _SEARCHED_WHOLE:
+        return nearest_in_cells(queries, keys, k)
     chunk = max(1, min(chunk, _SEARCH_NUMBERS // len(keys)))
     is_direct = keys.shape[1] <= _LEADING_AXES
     axes = None if is_direct else torch.linalg.eigh(keys.T @ keys).eigenvectors[:, -_LEADING_AXES:]
