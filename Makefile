@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 WORDS = '$(subst ','\'',$(MAKEOVERRIDES))'
 
 .DEFAULT_GOAL := help
-.PHONY: help run study leaderboard verify-records results picture test check lock lint types clean
+.PHONY: help run study leaderboard verify-records results openapi picture test check lock lint types clean
 
 help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ verify-records: $(STAMP) ## Check the evidence and the tables of everything in r
 
 results: $(STAMP) ## Write the tables of docs/results.md from the records
 	@$(BIN)/python -m scripts.results_page
+
+openapi: $(STAMP) ## Write docs/openapi.json, the description of the service's calls
+	@$(BIN)/python -m label_service openapi >docs/openapi.json
 
 picture: $(STAMP) ## A picture of a run's report for the README: OUT= names the run (needs Chromium)
 	@$(BIN)/python -m scripts.picture '$(OUT)'

@@ -1,4 +1,4 @@
-"""The command line: prepare | seed | serve | export | backup | restore | verify | witness.
+"""The command line: prepare | seed | serve | export | backup | restore | verify | witness | openapi.
 
 An expected failure is one sentence and exit code 1; a proof that fails for `witness` is exit code 87.
 """
@@ -347,6 +347,16 @@ def verify(
         typer.echo("verified, without receipts")
     else:
         typer.echo(f"verified with {verdict.receipts:,} receipts and {verdict.openings:,} labels as committed to")
+
+
+@app.command()
+def openapi() -> None:
+    """Write the OpenAPI document of the service's calls to stdout."""
+    import json
+
+    from label_service.web.app import openapi_document
+
+    typer.echo(json.dumps(openapi_document(), indent=1, ensure_ascii=True))
 
 
 @app.command()

@@ -53,6 +53,11 @@ class Settings(BaseSettings):
         description="Names, separated by commas, under which clients reach the service beside localhost, its own "
         "addresses and HOST.",
     )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="Path under which a reverse proxy shows the service, such as /labels; the proxy takes it away.",
+    )
     guest_budget: int = Field(100, ge=0, description="Labels that queries without a token may reveal; 0 closes them.")
     default_run_budget: int = Field(1000, ge=0, description="Budget of a run that names none.")
     max_run_budget: int | None = Field(None, ge=0, description="Largest budget a run may have; empty: no limit.")
@@ -80,6 +85,9 @@ class Settings(BaseSettings):
     max_connections: int = Field(512, ge=1, description="Connections at a time; each worker counts its own.")
     max_connections_per_address: int = Field(
         256, ge=1, description="Connections at a time from one address; behind a reverse proxy all are the proxy's."
+    )
+    max_watchers: int = Field(
+        64, ge=0, description="Open pages that are told of new entries at a time; each worker counts its own."
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body that is read, in bytes.")
     log_format: Literal["text", "json"] = Field(

@@ -29,6 +29,7 @@ _OUTCOMES = {
     "query": ("revealed", "replayed"),
     "evaluation": ("evaluated", "replayed"),
 }
+OPERATIONS = tuple(_OUTCOMES)
 _DETAIL_COUNT = {"opened": "evaluations_allowed", "changed": "previous_budget", "evaluated": "evaluation"}
 
 

@@ -6,12 +6,15 @@ that this service has not written. Nothing here reads a table of labels.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, Field, computed_field
-from sqlalchemy import Engine, Row, Select, false, func, select
+from sqlalchemy import Connection, Engine, Row, Select, false, func, select
 
 from label_service.errors import LogChanged
 from label_service.log.account import Account, RunAccount
@@ -22,6 +25,8 @@ from label_service.store import tables
 EXPORT_PAGE = 1000
 # No run and no operation has this character in its name, and PostgreSQL accepts no text that contains it.
 _NUL = "\x00"
+# The columns of an exported table. `ids` are separated by spaces; `detail` is JSON.
+CSV_COLUMNS = ("seq", "ts", "run", "op", "outcome", "ids", "charged", "spent", "budget", "request_id", "detail")
 
 
 class Evaluation(BaseModel, frozen=True):
@@ -79,6 +84,30 @@ class Summary(BaseModel, frozen=True):
     entries: int
 
 
+@dataclass(frozen=True)
+class EntryFilter:
+    """Which entries of the log are wanted; None accepts every value.
+
+    Attributes:
+        run: id of the run that asked.
+        label_id: an id that the entry asks for, inside the data set.
+        op: the operation.
+        outcome: what came of it.
+        since: not older than this time, as entries write it.
+        until: older than this time.
+    """
+
+    run: str | None = None
+    label_id: int | None = None
+    op: str | None = None
+    outcome: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+EVERYTHING = EntryFilter()
+
+
 class LogReader:
     """Reads the entries; each method sees one consistent state."""
 
@@ -91,22 +120,66 @@ class LogReader:
         """
         self._engine, self._mac = engine, mac
 
-    def page(
-        self, after: int, limit: int, run: str | None = None, label_id: int | None = None, op: str | None = None
-    ) -> tuple[list[bytes], int | None]:
-        """Return up to `limit` entries numbered above `after`, and the number to continue after (None: no more).
+    def find(
+        self,
+        wanted: EntryFilter,
+        limit: int,
+        after: int = -1,
+        before: int | None = None,
+        *,
+        newest_first: bool = False,
+    ) -> list[Row[Any]]:
+        """Return up to `limit` rows of wanted entries numbered above `after` and below `before`, in order.
 
-        Only entries of this run, about this label and of this kind; None accepts every value of a field.
+        Args:
+            wanted: the filter.
+            limit: most rows.
+            after: only larger numbers.
+            before: only smaller numbers; None for no bound.
+            newest_first: in falling order of their numbers.
 
         Raises:
             LogChanged: somebody else has written or changed an entry, or removed one from between the others. Which
-                entries belong to a run, a label or a kind is the word of the tables.
+                entries belong to a run, a label, a kind or an outcome is the word of the tables.
         """
         with self._engine.connect() as connection:
-            rows = connection.execute(_query(after, run, label_id, op).limit(limit + 1)).all()
-        page = rows[:limit]
-        self._require(page, after + 1 if (run, label_id, op) == (None, None, None) else None)
-        return [row.entry for row in page], page[-1].seq if len(rows) > limit else None
+            first, end = _bounds(connection, wanted, after + 1, before)
+            column = tables.entries.c.seq
+            order = column.desc() if newest_first else column
+            numbers = _numbers(wanted, first, end, limit, newest_first)
+            found = select(tables.entries).where(column.in_(numbers)).order_by(order)
+            rows = list(connection.execute(found))
+        if wanted != EVERYTHING:
+            self._require(rows)
+        elif newest_first:
+            self._require(rows[::-1], max(first, end - len(rows)))
+        else:
+            self._require(rows, first)
+        return rows
+
+    def spending(self, run_id: str, count: int) -> list[Row[Any]]:
+        """Return the rows of up to `count` + 1 entries that charged a run, evenly spaced, the last one among them."""
+        entries = tables.entries.c
+        charged = select(
+            entries.seq,
+            func.row_number().over(order_by=entries.seq).label("place"),
+            func.count().over().label("total"),
+        ).where(entries.run_id == run_id, entries.outcome == "revealed")
+        numbered = charged.subquery().c
+        step = 1 + (numbered.total - 1) // count
+        spaced = select(numbered.seq).where((numbered.total - numbered.place) % step == 0)
+        with self._engine.connect() as connection:
+            found = select(tables.entries).where(entries.seq.in_(spaced)).order_by(entries.seq)
+            rows = list(connection.execute(found))
+        self._require(rows)
+        return rows
+
+    def outcomes(self, run_id: str) -> dict[str, int]:
+        """Return how many entries of a run have each outcome."""
+        entries = tables.entries.c
+        counted = select(entries.outcome, func.count()).where(entries.run_id == run_id).group_by(entries.outcome)
+        with self._engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(counted)}
 
     def between(self, first: int, end: int) -> list[bytes]:
         """Return the exact bytes of the entries numbered from `first` to `end` - 1, in order.
@@ -115,20 +188,40 @@ class LogReader:
             LogChanged: they are not all there as this service has written them.
         """
         with self._engine.connect() as connection:
-            rows = connection.execute(_query(first - 1).limit(end - first)).all()
+            numbers = tables.entries.c.seq
+            wanted = select(tables.entries).where(numbers >= first, numbers < end).order_by(numbers)
+            rows = connection.execute(wanted).all()
         self._require(rows, first)
         if self._mac is not None and len(rows) != max(0, end - first):
             raise LogChanged(f"Entries from {first + len(rows)} on are missing: the database was changed.")
         return [row.entry for row in rows]
 
-    def export(self) -> Iterator[bytes]:
-        """Yield all entries that there are now, one a line, in pages.
+    def export(self, wanted: EntryFilter = EVERYTHING) -> Iterator[bytes]:
+        """Yield the wanted entries that there are now, one a line, in pages.
 
         One long transaction would keep SQLite from truncating its journal.
         """
-        size = self.size()
-        for first in range(0, size, EXPORT_PAGE):
-            yield b"".join(entry + b"\n" for entry in self.between(first, min(first + EXPORT_PAGE, size)))
+        for rows in self._pages(wanted):
+            yield b"".join(row.entry + b"\n" for row in rows)
+
+    def export_csv(self, wanted: EntryFilter = EVERYTHING) -> Iterator[str]:
+        """Yield the same entries as a table of `CSV_COLUMNS`, in pages."""
+        yield ",".join(CSV_COLUMNS) + "\r\n"
+        for rows in self._pages(wanted):
+            lines = io.StringIO()
+            table = csv.writer(lines)
+            for row in rows:
+                entry = json.loads(row.entry)
+                entry["ids"] = " ".join(map(str, entry["ids"]))
+                entry["detail"] = json.dumps(entry["detail"], separators=(",", ":")) if "detail" in entry else ""
+                table.writerow([entry[column] for column in CSV_COLUMNS])
+            yield lines.getvalue()
+
+    def _pages(self, wanted: EntryFilter) -> Iterator[list[Row[Any]]]:
+        size, after = self.size(), -1
+        while rows := self.find(wanted, EXPORT_PAGE, after, size):
+            yield rows
+            after = rows[-1].seq
 
     def heads(self, first: int, end: int) -> list[EarlierHead]:
         """Return the heads whose last entry is numbered from `first` to `end` - 1, in order."""
@@ -136,18 +229,6 @@ class LogReader:
         wanted = select(heads.size, heads.signature).where(heads.size > first, heads.size <= end).order_by(heads.size)
         with self._engine.connect() as connection:
             return [EarlierHead(size=row.size, signature=row.signature) for row in connection.execute(wanted)]
-
-    def latest(self, count: int) -> list[dict[str, Any]]:
-        """Return the latest entries, newest first, as parsed JSON.
-
-        Raises:
-            LogChanged: somebody else has written or changed one.
-        """
-        newest = select(tables.entries).order_by(tables.entries.c.seq.desc()).limit(count)
-        with self._engine.connect() as connection:
-            rows = connection.execute(newest).all()
-        self._require(rows)
-        return [json.loads(row.entry) for row in rows]
 
     def opening(self, run_id: str) -> Row[Any] | None:
         """Return the row of the entry that opened a run, or None if there is no such run."""
@@ -173,16 +254,55 @@ class LogReader:
             raise LogChanged(f"Entries from {first} on are not all there: the database was changed.")
 
 
-def _query(after: int, run: str | None = None, label_id: int | None = None, op: str | None = None) -> Select[Any]:
+def _bounds(connection: Connection, wanted: EntryFilter, first: int, end: int | None) -> tuple[int, int]:
+    """Return the first number and the end of the numbers that can be wanted. Times in the log never go back."""
+    last = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
+    size = 0 if last is None else last + 1
+    end = size if end is None else min(end, size)
+    if wanted.since is not None:
+        first = max(first, _first_at(connection, wanted.since, size))
+    if wanted.until is not None:
+        end = min(end, _first_at(connection, wanted.until, size))
+    return first, end
+
+
+def _first_at(connection: Connection, time: str, size: int) -> int:
+    """Return the number of the first entry that is not older than a time; `size` if all are."""
     entries = tables.entries.c
-    query = select(tables.entries).where(entries.seq > after).order_by(entries.seq)
-    for column, text in ((entries.run_id, run), (entries.op, op)):
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        entry = connection.execute(select(entries.entry).where(entries.seq == middle)).scalar_one()
+        low, high = (middle + 1, high) if json.loads(entry)["ts"] < time else (low, middle)
+    return low
+
+
+def _numbers(wanted: EntryFilter, first: int, end: int, limit: int, newest_first: bool) -> Select[tuple[int]]:
+    """Return the query for the numbers of wanted entries.
+
+    It reads one index in the order of the numbers, and stops at the limit. `coalesce` hides the other filters from the
+    database, which might choose an index that finds many entries, or must be sorted. An id, and an operation other than
+    a query, are rare; run and outcome have an index together; nearly all entries are queries.
+    """
+    entries, ids = tables.entries.c, tables.entry_ids.c
+    rare = wanted.op is not None and wanted.op != "query"
+    if wanted.label_id is None:
+        query, number = select(entries.seq), entries.seq
+    else:
+        query = select(ids.seq).join(tables.entries, entries.seq == ids.seq).where(ids.label_id == wanted.label_id)
+        number = ids.seq
+    indexed = wanted.label_id is None
+    for column, text, shown in (
+        (entries.op, wanted.op, indexed and rare),
+        (entries.run_id, wanted.run, indexed and not rare),
+        (entries.outcome, wanted.outcome, indexed and not rare),
+    ):
         if text is not None:
-            query = query.where(column == text if _NUL not in text else false())
-    if label_id is not None:
-        asked = select(tables.entry_ids.c.seq).where(tables.entry_ids.c.label_id == label_id)
-        query = query.where(entries.seq.in_(asked))
-    return query
+            query = query.where(
+                (column if shown else func.coalesce(column, "")) == text if _NUL not in text else false()
+            )
+    query = query.where(number >= first, number < end)
+    return query.order_by(number.desc() if newest_first else number).limit(limit)
 
 
 def summarise(account: Account) -> Summary:

@@ -6,7 +6,7 @@ one can check the other: `runs.spent` against the rows of `reveals` and against 
 
 from __future__ import annotations
 
-from sqlalchemy import CheckConstraint, Column, ForeignKey, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
 
 metadata = MetaData(
     naming_convention={
@@ -86,10 +86,15 @@ entries = Table(
     Column("entry", LargeBinary, nullable=False),
     Column("mac", LargeBinary, nullable=False),
     Column("bound_sha256", Text),
-    Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False, index=True),
+    Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False),
     Column("op", Text, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("charged", Integer, nullable=False),
+    # One for each filter of the log, in the order of the numbers.
+    Index("ix_entries_run", "run_id", "seq"),
+    Index("ix_entries_run_outcome", "run_id", "outcome", "seq"),
+    Index("ix_entries_outcome", "outcome", "seq"),
+    Index("ix_entries_op", "op", "seq"),
 )
 
 # The signed head of every commit but the newest. That one is in memory and can be signed again, to the same bytes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -25,27 +26,20 @@ from label_service.service import LabelService
 from label_service.web.callers import admit, problem_headers
 from label_service.web.middleware import RequestFrame
 from label_service.web.openapi import DESCRIPTION, PROBLEM_MEDIA_TYPE, describe
-from label_service.web.routes import dashboard, health, labels, log, runs
+from label_service.web.routes import events, health, labels, log, pages, runs, static
+from label_service.web.routes.events import Watchers
 
 logger = logging.getLogger(__name__)
 
 
-ROUTERS = tuple(module.router for module in (labels, runs, log, health, dashboard))
+ROUTERS = tuple(module.router for module in (labels, runs, log, events, health, pages, static))
 
 
 def create_app(service: LabelService) -> FastAPI:
     """Return the web application of an open service. The caller opens and closes the service."""
-    app = FastAPI(
-        title="Label service",
-        version=__version__,
-        description=DESCRIPTION,
-        # A path with an extra slash does not exist, so it gets 404 and no redirect.
-        redirect_slashes=False,
-        dependencies=[Depends(admit)],
-    )
+    app = _route()
     app.state.service = service
-    for router in ROUTERS:
-        app.include_router(router)
+    app.state.watchers = Watchers(service.settings.max_watchers)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
@@ -53,6 +47,29 @@ def create_app(service: LabelService) -> FastAPI:
     app.add_exception_handler(LogChanged, _answer_unreadable)
     app.add_exception_handler(Exception, _answer_fault)
     app.add_middleware(RequestFrame, metrics=service.metrics, max_body_bytes=service.settings.max_body_bytes)
+    return app
+
+
+def openapi_document() -> dict[str, Any]:
+    """Return the OpenAPI document of every service of this version."""
+    return _route().openapi()
+
+
+def _route() -> FastAPI:
+    """Return an application that has the routes and their description, and no service yet."""
+    app = FastAPI(
+        title="Label service",
+        version=__version__,
+        description=DESCRIPTION,
+        # A path with an extra slash does not exist, so it gets 404 and no redirect.
+        redirect_slashes=False,
+        # `routes/pages.py` has a page for the calls whose files come from here.
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(admit)],
+    )
+    for router in ROUTERS:
+        app.include_router(router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
@@ -96,7 +113,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         problem = NotFound("The service has no such path; see /docs for those it has.")
     elif error.status_code == 405:
-        allowed = {"Allow": ", ".join(_methods_of(request.scope["path"]))}
+        allowed = {"Allow": ", ".join(_methods_of(request.scope["path"].removeprefix(request.scope["root_path"])))}
         problem = MethodNotAllowed("This path does not take this method; see /docs.", headers=allowed)
     elif error.status_code < 500:
         problem = InvalidRequest("The body could not be read as JSON; send JSON as /docs describes it.")

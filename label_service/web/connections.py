@@ -147,6 +147,13 @@ class LimitedConnection(HttpToolsProtocol):
         super().resume_writing()
         self._cancel()
 
+    def shutdown(self) -> None:
+        """Let the request in progress be answered; a stream without end is cut."""
+        if self.cycle is not None and self.cycle.scope["state"].get("endless"):
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection on which no further request came."""
         self._end()

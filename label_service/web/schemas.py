@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,21 @@ def _printable(name: str) -> str:
     return name
 
 
+def utc(value: object) -> str:
+    """Return a time (RFC 3339) as entries write it; without a time zone it is UTC.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    try:
+        time = datetime.fromisoformat(str(value))
+        aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("must be a time such as 2026-01-31T12:00:00Z") from error
+    return aware.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+
+
+UtcTime = Annotated[str, BeforeValidator(utc), Field(json_schema_extra={"format": "date-time"})]
 LabelId = Annotated[StrictInt, Field(ge=-MAX_ID, le=MAX_ID)]
 PathLabelId = Annotated[
     int,
@@ -170,7 +186,9 @@ class LogPage(BaseModel):
     """Entries in order, exactly as stored, and where to go on."""
 
     entries: list[dict[str, Any]]
-    next: int | None = Field(description="Pass as `after` for the next page; null: this was the last.")
+    next: int | None = Field(
+        description="Pass as `after` for the next page, or as `before` if the newest come first; null: the last page."
+    )
 
 
 class HealthAnswer(BaseModel):

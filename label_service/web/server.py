@@ -74,6 +74,7 @@ def configure(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:  # n
         # uvicorn takes whatever makes a protocol. A partial travels to the workers by pickle.
         http=cast("type[asyncio.Protocol]", partial(LimitedConnection, limits=limits)),
         ws="none",
+        root_path=settings.root_path,
         access_log=False,
         log_config=None,
         log_level="warning",

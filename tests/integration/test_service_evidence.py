@@ -98,7 +98,7 @@ def test_refusal_logs_count_and_hash_of_its_ids(running: RunningService) -> None
     assert running.entries()[-1]["outcome"] == "label-budget-exhausted"
     assert running.entries(label_id=7) == []
     page = running.client.get("/").text
-    assert "1000 refused" in page and "101 refused" in page
+    assert "1,000 refused" in page and "101 refused" in page
     verify(Evidence.model_validate_json("".join(running.service.evidence())), running.service.log.verifier)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
@@ -12,36 +12,69 @@ from starlette.concurrency import run_in_threadpool
 
 from label_service.errors import NotSigned
 from label_service.log.evidence import EvidencePage
-from label_service.log.log_reader import Summary
+from label_service.log.log_reader import EntryFilter, Summary
 from label_service.log.merkle import encode_hash
+from label_service.service import LabelService
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import problems
-from label_service.web.schemas import MAX_ID, MAX_SEQ, ConsistencyAnswer, InclusionAnswer, KeyAnswer, LogPage
+from label_service.web.schemas import MAX_ID, MAX_SEQ, ConsistencyAnswer, InclusionAnswer, KeyAnswer, LogPage, UtcTime
 
 router = APIRouter(prefix="/v1/log", tags=["log"])
 
 MAX_PAGE = 1000
 
 
-@router.get("/entries", response_model=LogPage, responses=problems())
-def read_entries(
-    service: Service,
-    after: Annotated[int, Query(ge=-1, le=MAX_SEQ, description="Only entries with a larger number.")] = -1,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most entries to answer.")] = 100,
-    run: Annotated[str | None, Query(max_length=100, description="Only this run's entries.")] = None,
-    label_id: Annotated[
-        int | None, Query(ge=-MAX_ID, le=MAX_ID, description="Only entries asking for this id.")
-    ] = None,
-    op: Annotated[str | None, Query(max_length=100, description="Only this kind of entry.")] = None,
-) -> Response:
-    """Answer entries in order, exactly as stored, and where the next page begins. Nothing is logged."""
+After = Annotated[int, Query(ge=-1, le=MAX_SEQ, description="Only entries with a larger number.")]
+Before = Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="Only entries with a smaller number.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="Most entries to answer.")]
+Run = Annotated[str | None, Query(max_length=100, description="Only this run's entries.")]
+AskedId = Annotated[int | None, Query(ge=-MAX_ID, le=MAX_ID, description="Only entries asking for this id.")]
+Operation = Annotated[str | None, Query(max_length=100, description="Only this kind of entry.")]
+Outcome = Annotated[str | None, Query(max_length=100, description="Only entries with this outcome.")]
+Since = Annotated[UtcTime | None, Query(description="Not older than this time (RFC 3339; UTC if it names no zone).")]
+Until = Annotated[UtcTime | None, Query(description="Older than this time.")]
+
+
+def entry_filter(
+    service: LabelService,
+    run: str | None,
+    label_id: int | None,
+    op: str | None,
+    outcome: str | None,
+    since: str | None,
+    until: str | None,
+) -> EntryFilter:
+    """Return the filter of a request."""
     # Only ids of the data set are indexed. All others become -1, because SQLite cannot hold the largest of them.
     if label_id is not None and not 0 <= label_id < service.dataset.pool_size:
         label_id = -1
-    entries, following = service.reader.page(after, limit, run, label_id, op)
+    return EntryFilter(run, label_id, op, outcome, since, until)
+
+
+@router.get("/entries", response_model=LogPage, responses=problems())
+def read_entries(
+    service: Service,
+    after: After = -1,
+    before: Before = None,
+    limit: Limit = 100,
+    order: Annotated[Literal["oldest", "newest"], Query(description="Which entries come first.")] = "oldest",
+    run: Run = None,
+    label_id: AskedId = None,
+    op: Operation = None,
+    outcome: Outcome = None,
+    since: Since = None,
+    until: Until = None,
+) -> Response:
+    """Answer entries in order, exactly as stored, and where the next page begins. Nothing is logged.
+
+    All filters given must hold.
+    """
+    wanted = entry_filter(service, run, label_id, op, outcome, since, until)
+    rows = service.reader.find(wanted, limit + 1, after, before, newest_first=order == "newest")
+    page = rows[:limit]
     # Joined as bytes, so that each entry is answered exactly as stored.
-    end = b"null" if following is None else str(following).encode()
-    body = b'{"entries":[' + b",".join(entries) + b'],"next":' + end + b"}"
+    end = str(page[-1].seq).encode() if len(rows) > limit else b"null"
+    body = b'{"entries":[' + b",".join(row.entry for row in page) + b'],"next":' + end + b"}"
     return Response(body, media_type="application/json", headers=NO_STORE)
 
 
@@ -50,9 +83,38 @@ def read_entries(
     response_class=StreamingResponse,
     responses={**problems(), 200: {"content": {"application/x-ndjson": {}}, "description": "One entry a line."}},
 )
-def export_log(service: Service) -> StreamingResponse:
-    """Answer the whole log, one entry a line, exactly as stored. Nothing is logged."""
-    return StreamingResponse(service.reader.export(), media_type="application/x-ndjson", headers=NO_STORE)
+def export_log(
+    service: Service,
+    run: Run = None,
+    label_id: AskedId = None,
+    op: Operation = None,
+    outcome: Outcome = None,
+    since: Since = None,
+    until: Until = None,
+) -> StreamingResponse:
+    """Answer the whole log, or the entries that the filters want: one a line, exactly as stored. Nothing is logged."""
+    wanted = entry_filter(service, run, label_id, op, outcome, since, until)
+    return StreamingResponse(service.reader.export(wanted), media_type="application/x-ndjson", headers=NO_STORE)
+
+
+@router.get(
+    "/export.csv",
+    response_class=StreamingResponse,
+    responses={**problems(), 200: {"content": {"text/csv": {}}, "description": "A header, then one entry a line."}},
+)
+def export_table(
+    service: Service,
+    run: Run = None,
+    label_id: AskedId = None,
+    op: Operation = None,
+    outcome: Outcome = None,
+    since: Since = None,
+    until: Until = None,
+) -> StreamingResponse:
+    """Answer the same entries as a table; ids are separated by spaces, the detail is JSON. Nothing is logged."""
+    wanted = entry_filter(service, run, label_id, op, outcome, since, until)
+    headers = {**NO_STORE, "Content-Disposition": 'attachment; filename="log.csv"'}
+    return StreamingResponse(service.reader.export_csv(wanted), media_type="text/csv", headers=headers)
 
 
 @router.get("/evidence", response_model=EvidencePage, responses=problems("log-not-writable", "not-signed"))

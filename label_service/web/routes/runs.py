@@ -71,7 +71,7 @@ async def open_run(
         opened_with,
         idempotency_key(request, shortest=OPENING_KEY_CHARACTERS),
     )
-    response.headers.update({**NO_STORE, "Location": f"/v1/runs/{opened.run_id}"})
+    response.headers.update({**NO_STORE, "Location": f"{service.settings.root_path}/v1/runs/{opened.run_id}"})
     return RunOpenedAnswer(**dict(opened), dataset=service.dataset, receipt=service.log.receipt(opened.entry))
 
 
