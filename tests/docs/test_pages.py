@@ -14,7 +14,7 @@ from label_service.cli import app as service_app
 from scripts import counts
 from scripts.errors import RunError
 from scripts.options import LeaderboardOptions, MakeRunOptions, StudyOptions, read_options
-from scripts.results_page import PAGE, fill
+from scripts.results_page import CURVE, CURVE_RECORD, PAGE, fill, published_curve
 from scripts.study import published, tables
 from scripts.study.records import read_results
 from tests.docs import PAGES, ROOT, commands, read, rows
@@ -50,6 +50,11 @@ def test_index_leads_to_every_page():
     """A page that the index does not name is a page that nobody finds."""
     links = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)#]+)", read("docs/README.md"))}
     assert {path for path in (ROOT / "docs").rglob("*.md") if path.name != "README.md"} <= links
+
+
+def test_the_curve_in_the_reports_is_that_of_the_record():
+    """`make results` writes it; a newer record must not leave an older curve in the reports."""
+    assert read(CURVE) == published_curve(ROOT / CURVE_RECORD)
 
 
 def test_readme_is_short_and_its_picture_small():

@@ -28,6 +28,7 @@ class Schedule:
 
     Attributes:
         name: seeds the randomness and names the metrics; unique in a run.
+        title: what a reader of the progress sees.
         rows: number of images in the pool.
         batch: images per step.
         epochs: passes over the pool.
@@ -37,6 +38,7 @@ class Schedule:
     """
 
     name: str
+    title: str
     rows: int
     batch: int
     epochs: int
@@ -95,7 +97,7 @@ def train_epochs(
         order = torch.randperm(schedule.rows, generator=generator, device=generator.device)
         batches = order[: schedule.steps * schedule.batch].split(schedule.batch)
         totals = torch.zeros(len(measures), device=generator.device)
-        for batch in progress(batches, schedule.steps, f"{schedule.name} {epoch + 1}/{schedule.epochs}"):
+        for batch in progress(batches, schedule.steps, f"{schedule.title}, epoch {epoch + 1} of {schedule.epochs}"):
             totals += step(batch)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -103,8 +105,8 @@ def train_epochs(
             after_step()
         means = {name: total / schedule.steps for name, total in zip(measures, totals.tolist(), strict=True)}
         log.info(
-            "%s epoch %d/%d: %s",
-            schedule.name,
+            "%s, epoch %d of %d: %s",
+            schedule.title,
             epoch + 1,
             schedule.epochs,
             ", ".join(f"{name} {mean:.4f}" for name, mean in means.items()),

@@ -106,6 +106,7 @@ class FineTuner:
         *,
         class_prior: Tensor | None = None,
         name: str,
+        title: str = "fine-tuning",
         state: TrainingState | None = None,
         on_epoch: Callable[[TrainingState], None] = lambda _: None,
     ) -> None:
@@ -119,6 +120,7 @@ class FineTuner:
             class_prior: float32 [C], share of each class in the pool, to which pseudo-labels are aligned; None where
                 all classes are equally frequent.
             name: seeds the phase's randomness and names its metrics; unique in a run.
+            title: what a reader of the progress sees.
             state: of an interrupted phase, to go on with.
             on_epoch: called after each epoch with the phase's state, for checkpoints.
         """
@@ -141,6 +143,7 @@ class FineTuner:
             self._parameter_groups(),
             Schedule(
                 name=name,
+                title=title,
                 rows=len(self._images),
                 batch=config.batch,
                 epochs=phase.epochs,
@@ -240,7 +243,7 @@ def predict(network: Encoder, images: Tensor) -> Tensor:
         variants = [network.classify(variant).softmax(1) for y in shifted for variant in (y, y.flip(3))]
         return torch.stack(variants).mean(0)
 
-    return torch.cat(_evaluate(network, images, compute))
+    return torch.cat(_evaluate(network, images, compute, "predicting"))
 
 
 def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,12 +258,15 @@ def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]
         prediction = torch.stack([network.classifier(rows).float().softmax(1) for rows in features]).mean(0)
         return features[0].float() + features[1].float(), prediction
 
-    features, predictions = zip(*_evaluate(network, images, compute), strict=True)
+    features, predictions = zip(*_evaluate(network, images, compute, "computing features"), strict=True)
     return F.normalize(torch.cat(features), dim=1), torch.cat(predictions)
 
 
-def _evaluate(network: Encoder, images: Tensor, compute: Callable[[Tensor], Output]) -> list[Output]:
-    """Put a network into evaluation mode, and compute on uint8 images in chunks [B, channels, H, W] in [0, 1]."""
+def _evaluate(network: Encoder, images: Tensor, compute: Callable[[Tensor], Output], title: str) -> list[Output]:
+    """Put a network into evaluation mode, and compute on uint8 images in chunks [B, channels, H, W] in [0, 1].
+
+    The title is what a reader of the progress sees.
+    """
     network.eval()
     H, W = images.shape[1:3]
     area = _EVALUATION_SIDE**2
@@ -271,5 +277,5 @@ def _evaluate(network: Encoder, images: Tensor, compute: Callable[[Tensor], Outp
             return compute(as_planes(chunk))
 
     return side_by_side(
-        compute_chunk, images.split(max(1, _EVALUATION_CHUNK * area // max(area, H * W))), images.device
+        compute_chunk, images.split(max(1, _EVALUATION_CHUNK * area // max(area, H * W))), images.device, title
     )

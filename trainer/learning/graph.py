@@ -74,7 +74,9 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
         values, order = torch.bmm(keys[candidates], part.unsqueeze(2)).squeeze(2).topk(k, dim=1)
         return values, candidates.gather(1, order)
 
-    similarities, indices = zip(*side_by_side(nearest, queries.split(chunk), queries.device), strict=True)
+    similarities, indices = zip(
+        *side_by_side(nearest, queries.split(chunk), queries.device, "finding neighbours"), strict=True
+    )
     return torch.cat(similarities), torch.cat(indices)
 
 

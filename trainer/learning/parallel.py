@@ -7,7 +7,7 @@ number of its cores, because the last bits of a result depend on the split. A GP
 import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.learning.device import generator_for
+from trainer.records.progress import progress
 
 # Parts of a batch on a CPU. More would leave batch normalisation too few images in a part.
 _CPU_PARTS = 2
@@ -38,7 +39,9 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(max(1, cores // threads)))
 
 
-def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
+def side_by_side(
+    function: Callable[[Item], Result], items: Iterable[Item], device: torch.device, title: str = ""
+) -> list[Result]:
     """Apply a function to each item; on a CPU to several at a time, each on its share of the cores.
 
     Args:
@@ -46,13 +49,18 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], devi
             not call `side_by_side` itself: a single worker would wait for itself.
         items: independent of each other.
         device: where the function computes.
+        title: what a reader of the progress sees; empty to show none.
 
     Returns:
         The results in the order of the items. If calls fail, the first exception is raised after all have ended.
     """
     if device.type != "cpu":
-        return [function(item) for item in items]
+        listed = list(items)
+        return [function(item) for item in (progress(listed, len(listed), title) if title else listed)]
     futures = [_workers().submit(function, item) for item in items]
+    if title:
+        for _ in progress(as_completed(futures), len(futures), title):
+            pass
     wait(futures)
     return [future.result() for future in futures]
 

@@ -91,6 +91,7 @@ def pretrain(
         [{"params": list(encoder.parameters()), "weight_decay": config.weight_decay}],
         Schedule(
             name="pretrain",
+            title="pretraining",
             rows=len(images),
             batch=config.batch,
             epochs=config.epochs,

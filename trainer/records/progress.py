@@ -26,6 +26,8 @@ from trainer.records.files import read_file, replace_file
 from trainer.records.run_records import MetricRecord, append_metric, read_metrics
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch.utils.tensorboard import SummaryWriter
 
 LOG_FILE = "trainer.log"
@@ -126,6 +128,31 @@ def progress(
             logged = now
             left = duration((now - began) / done * (total - done))
             logger.info("%s: %.0f%% (%d of %d), %s left", description, 100 * done / total, done, total, left)
+
+
+@contextmanager
+def overall_line() -> Iterator[Callable[[str], None]]:
+    """Show one line about the whole work above the bar of the moment, inside the `with` block.
+
+    Where stderr is no terminal, a line that differs in more than its end (the time left) is logged.
+
+    Yields:
+        A function that shows a line, such as `round 4 of 12, 214 of 400 labels, 21 min left`.
+    """
+    if sys.stderr.isatty():
+        with tqdm(total=0, bar_format="{desc}", leave=False, dynamic_ncols=True) as line:
+            yield lambda text: line.set_description_str(text)
+        return
+    shown: str | None = None
+
+    def log_line(text: str) -> None:
+        nonlocal shown
+        place = text.rpartition(", ")[0] if text.endswith(" left") else text
+        if place != shown:
+            shown = place
+            logger.info("%s", text)
+
+    yield log_line
 
 
 def duration(seconds: float) -> str:
@@ -235,9 +262,19 @@ class MetricWriter(AbstractContextManager["MetricWriter", None]):
         wall_s = self._clock() - self._began
         record = MetricRecord(stage=stage, step=step, epoch=epoch, wall_s=round(wall_s, 3), values=dict(values))
         append_metric(self._out_dir, record)
+        self.write_point(stage, step, values)
+
+    def write_point(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Show values in TensorBoard alone: what other records keep already."""
         board = self._open_board()
         for name, value in values.items():
             board.add_scalar(f"{stage}/{name}", value, step)
+
+    def write_images(self, name: str, step: int, images: npt.NDArray[np.uint8]) -> None:
+        """Show images [N, H, W] or [N, H, W, 3], uint8, in TensorBoard."""
+        if len(images):
+            colour = images if images.ndim == 4 else images[..., None]
+            self._open_board().add_images(name, colour, step, dataformats="NHWC")
 
     def close(self) -> None:
         """Flush and close TensorBoard's event file; a later write opens a new one."""

@@ -105,7 +105,8 @@ class RoundRecord(Record):
         round: Round, from 0 (the cold start).
         labels: Labels paid for after the round.
         prequential_accuracy: Share of this round's queries whose guess before asking was right; None without guesses.
-        estimated_accuracy: The run's own estimate after training on the round; None where no target was set.
+        estimated_accuracy: The run's own estimate after training on the round, made without test labels; None while
+            no label had been guessed before it was asked for.
         estimate_error: Its standard error.
     """
 

@@ -5,7 +5,7 @@ training phase that the checkpoint marks as finished.
 """
 
 import logging
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from trainer.records.run_records import RoundRecord, append_round, read_rounds
 from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy
 from trainer.run.class_shares import ClassShares, class_shares
 from trainer.run.label_oracle import LabelOracle
+from trainer.run.overall import Overall
 from trainer.run.session import note_failed_strategy
 from trainer.run.steps import Ask, Estimate, Freeze, Step, Train, plan
 
@@ -79,22 +80,27 @@ class ActiveLoop:
         target: float | None = None,
         balanced: bool = True,
         own_features: Tensor | None = None,
+        show_overall: Callable[[str], None] = lambda _: None,
+        on_round: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare, and load the checkpoint if there is one.
 
         The pool is uint8 [N, H, W] or [N, H, W, 3], on the device to train on; the encoder is pretrained, and
         fine-tuned in place. The identity is that of data, seed, configuration and run. Where the run's own estimate
         reaches the target, an accuracy, the run stops asking. If the classes are not balanced, their shares are
-        estimated from the labels. The user's own features of the pool are float32 [N, E].
+        estimated from the labels. The user's own features of the pool are float32 [N, E]. `show_overall` shows a line
+        about the whole run; `on_round` is called after each round of queries.
 
         Raises:
             ResumeError: the folder's checkpoint is damaged or another run's.
         """
         self._pool, self._profile, self._oracle, self._strategy = pool, profile, oracle, strategy
-        self._seed, self._identity, self._clock = seed, identity, clock
+        self._seed, self._identity, self._clock, self._metrics = seed, identity, clock, metrics
         self._out = out
         self._target = target
         self._balanced = balanced
+        self._overall = Overall(len(profile.rounds), profile.budget, show_overall)
+        self._on_round = on_round
         self._classes = len(oracle.class_names)
         with clock.stage("features"):
             self._space = FeatureSpace(pool, encoder, profile.graph, own_features)
@@ -128,17 +134,19 @@ class ActiveLoop:
             if not self._is_finished(step, frozen)
         ]
         while steps:
-            match steps.pop(0):
-                case Ask() as step:
-                    self._ask(step)
-                case Train() as step:
-                    self._train(step)
-                case Estimate(number):
-                    if self._is_target_met(number):
-                        last = len(self._profile.rounds) - 1
-                        steps = [step for step in steps if step.round == last and not isinstance(step, Ask)]
-                case Freeze(number, _, is_end):
-                    yield self._learned(number, is_end=is_end)
+            step = steps.pop(0)
+            with self._overall.step(step, steps, len(self._oracle.records)) as epoch_ended:
+                match step:
+                    case Ask():
+                        self._ask(step)
+                    case Train():
+                        self._train(step, epoch_ended)
+                    case Estimate(number):
+                        if self._is_target_met(number):
+                            last = len(self._profile.rounds) - 1
+                            steps = [step for step in steps if step.round == last and not isinstance(step, Ask)]
+                    case Freeze(number, _, is_end):
+                        yield self._learned(number, is_end=is_end)
 
     def _is_finished(self, step: Step, frozen: Container[int]) -> bool:
         """Tell whether a step is finished. An estimate is never skipped: its result decides whether to go on asking."""
@@ -160,10 +168,13 @@ class ActiveLoop:
             with self._clock.stage("query"):
                 state = self._pool_state(step.round)
                 wanted = min(step.labels, len(self._pool)) - int(state.labelled.sum())
+                if state.beliefs is not None:
+                    self._record_learned(step.round - 1, state.beliefs, state.neighbours)
                 if wanted <= 0:
                     return
                 self._oracle.ask(step.round, self._strategy.title, self._choose(step, state)[:wanted], state)
         self._record_round(step.round)
+        self._on_round()
 
     def _choose(self, step: Ask, state: PoolState) -> Tensor:
         """Choose a round's images, best first; if an earlier round chose them ahead, recompute that choice."""
@@ -222,9 +233,13 @@ class ActiveLoop:
         hits = sum(guessed) / len(guessed) if guessed else None
         labels = sum(record.round <= number for record in self._oracle.records)
         append_round(self._out, RoundRecord(round=number, labels=labels, prequential_accuracy=hits))
+        self._metrics.write_images("queries", number + 1, self._pool[[record.id for record in asked]].cpu().numpy())
+        if hits is not None:
+            self._metrics.write_point("accuracy", labels, {"right_before_asking": hits})
         log.info(
-            "round %d: asked for %d labels, %d so far%s",
-            number,
+            "round %d of %d: asked for %d labels, %d so far%s",
+            number + 1,
+            len(self._profile.rounds),
             len(asked),
             labels,
             "" if hits is None else f"; {hits:.0%} of these had been guessed right before",
@@ -233,7 +248,32 @@ class ActiveLoop:
     def _round_record(self, number: int) -> RoundRecord | None:
         return next((record for record in read_rounds(self._out) if record.round == number), None)
 
-    def _train(self, step: Train) -> None:
+    def _record_learned(self, number: int, beliefs: Tensor, neighbours: Tensor) -> AccuracyEstimate | None:
+        """Write what the run expects of itself after a round, unless it is written; return the estimate."""
+        record = self._round_record(number)
+        estimate = estimate_accuracy(beliefs, [query for query in self._oracle.records if query.round <= number])
+        if record is None or estimate is None or record.estimated_accuracy is not None:
+            return estimate
+        append_round(
+            self._out,
+            record.model_copy(
+                update={"estimated_accuracy": estimate.accuracy, "estimate_error": estimate.standard_error}
+            ),
+        )
+        guesses = beliefs.argmax(1)
+        purity = float((guesses[neighbours] == guesses.unsqueeze(1)).float().mean())
+        self._metrics.write("graph", number, number, {"neighbour_purity": purity})
+        self._metrics.write_point("accuracy", record.labels, {"own_estimate": estimate.accuracy})
+        log.info(
+            "round %d of %d: own estimate of the accuracy %.2f%% (standard error %.2f)",
+            number + 1,
+            len(self._profile.rounds),
+            100 * estimate.accuracy,
+            100 * estimate.standard_error,
+        )
+        return estimate
+
+    def _train(self, step: Train, epoch_ended: Callable[[int], None]) -> None:
         ids, labels = self._oracle.answered(step.round + 1, self._pool.device)
         # Finished steps were removed from the plan, so the half-done phase is the first `Train` step in it.
         resumed, self._half_done = self._half_done, None
@@ -251,6 +291,7 @@ class ActiveLoop:
                 if state["epoch"] == step.config.epochs
                 else state | {"targets": targets, "class_prior": class_prior}
             )
+            epoch_ended(state["epoch"])
 
         with self._clock.stage("fine-tune"):
             self._tuner.train_phase(
@@ -262,6 +303,8 @@ class ActiveLoop:
                 # The name seeds the randomness. It must not depend on which round is the last, so that a learning curve
                 # trains its early rounds exactly as a run that stops there.
                 name=f"round-{step.round}-{step.phase}",
+                title=f"round {step.round + 1}, training {step.phase + 1} of "
+                f"{len(self._profile.rounds[step.round].phases)}",
                 state=resumed,
                 on_epoch=keep,
             )
@@ -272,31 +315,16 @@ class ActiveLoop:
         assert self._target is not None
         record = self._round_record(number)
         assert record is not None
-        if record.estimated_accuracy is None or record.estimate_error is None:
-            estimate = self._learned(number, is_end=False).estimate
-            if estimate is None:
-                return False
-            append_round(
-                self._out,
-                record.model_copy(
-                    update={"estimated_accuracy": estimate.accuracy, "estimate_error": estimate.standard_error}
-                ),
-            )
-            log.info(
-                "round %d: own estimate of the accuracy %.2f%% (standard error %.2f)",
-                number,
-                100 * estimate.accuracy,
-                100 * estimate.standard_error,
-            )
-        else:
-            estimate = AccuracyEstimate(record.estimated_accuracy, record.estimate_error)
-        return estimate.reaches(self._target)
+        if record.estimated_accuracy is not None and record.estimate_error is not None:
+            return AccuracyEstimate(record.estimated_accuracy, record.estimate_error).reaches(self._target)
+        estimate = self._learned(number, is_end=False).estimate
+        return estimate is not None and estimate.reaches(self._target)
 
     def _learned(self, number: int, *, is_end: bool) -> LearnedState:
         ids, labels = self._oracle.answered(number + 1, self._pool.device)
         model = self._joint_model()
         beliefs = model.beliefs(ids, labels, self._classes)
-        estimate = estimate_accuracy(beliefs, [record for record in self._oracle.records if record.round <= number])
+        estimate = self._record_learned(number, beliefs, model.graph.neighbours)
         shares = class_shares(labels, model.class_prior(ids, labels, self._classes), self._oracle.class_names)
         return LearnedState(len(ids), is_end, self._tuner.teacher, model, beliefs, estimate, shares)
 
@@ -312,4 +340,4 @@ class ActiveLoop:
             raise ResumeError(f"{path} belongs to another run; choose another --out")
         self._tuner.load_state_dict(state)
         self._reached, self._half_done = state["reached"], state["half_done"]
-        log.info("fine-tuning goes on in round %d, phase %d", *self._reached)
+        log.info("fine-tuning goes on in round %d, training %d", *(number + 1 for number in self._reached))

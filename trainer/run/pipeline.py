@@ -22,7 +22,7 @@ from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.oracle.witness import Witness
 from trainer.profiles import profile_of, with_own_features
-from trainer.records.progress import MetricWriter, StageClock
+from trainer.records.progress import MetricWriter, StageClock, overall_line
 from trainer.records.run_records import RunResult
 from trainer.run import session
 from trainer.run.active_loop import ActiveLoop
@@ -30,6 +30,7 @@ from trainer.run.evaluate import freeze_predictions, predictions_path, submit
 from trainer.run.label_oracle import LabelOracle
 from trainer.run.memory import Sizes, require_memory
 from trainer.run.model_file import MODEL_FILE, save_model
+from trainer.run.pool_map import write_pool_map
 from trainer.run.report import write_report
 
 # Fewer images have no neighbourhoods to learn from.
@@ -154,7 +155,7 @@ class Pipeline:
         if predictions_path(self.out).exists():
             log.info("fine-tuning was finished before")
             return ticket
-        with self.client(ticket) as own_client, MetricWriter(self.out) as metrics:
+        with self.client(ticket) as own_client, MetricWriter(self.out) as metrics, overall_line() as show_overall:
             pool = self._pool()
             oracle = LabelOracle(own_client, ticket.run_id, self.out, ticket.dataset.class_names, len(pool))
             encoder = self._new_encoder(ticket.dataset.num_classes)
@@ -173,6 +174,8 @@ class Pipeline:
                 target=self.config.target,
                 balanced=self.config.class_prior_for(ticket.dataset) == "balanced",
                 own_features=None if self._own is None else self._own.pool[: len(pool)].to(self._device),
+                show_overall=show_overall,
+                on_round=lambda: self._renew_report(ticket),
             )
             test = to_working_size(self.images.test, self.profile.working_px).to(self._device)
             own = None if self._own is None else self._own.test.to(self._device)
@@ -188,6 +191,9 @@ class Pipeline:
                             (ticket.run_id, self.images.fingerprint),
                         )
                     freeze_predictions(self.out, learned, test, self._clock, own)
+                    asked = [record.id for record in oracle.records]
+                    write_pool_map(self.out, learned, asked, self.config.seed)
+                self._renew_report(ticket)
                 log.info("predictions frozen at %d labels", learned.labels)
         return ticket
 
@@ -204,6 +210,10 @@ class Pipeline:
         """Return the pool on the device, up to the profile's limit, at the working size."""
         pool = self.images.pool[: self.profile.pool_limit]
         return to_working_size(pool, self.profile.working_px).to(self._device)
+
+    def _renew_report(self, ticket: session.RunTicket) -> None:
+        with self._clock.stage("report"):
+            self.report(ticket)
 
     def report(self, ticket: session.RunTicket) -> Path:
         """Write OUT/report.html."""

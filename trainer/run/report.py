@@ -1,16 +1,18 @@
-"""Write OUT/report.html: one page with the queries of a run, its learning curve, its accuracy and its cost.
+"""Write OUT/report.html: one page with a run's accuracy, its queries, its training and its cost.
 
-The page needs no script, no network and no other file, and its content policy forbids them. It also works for a run
-that has not ended, and leaves out what is not known yet. Its accuracies are measured on labels that the run paid for;
-the only number from test labels is the label service's answer.
+The page is written after each round, so that it can be watched while the run goes on, and leaves out what is not known
+yet. It needs no script, no network and no other file, and its content policy forbids them. Its accuracies are the run's
+own estimates and the label service's answers; no test label is in it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +21,46 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from trainer.errors import DataError
 from trainer.records.files import replace_file
 from trainer.records.progress import duration, read_stages
-from trainer.records.run_records import QueryRecord, read_queries, read_result
-from trainer.run.report_figures import confusion, draw_curve, learning_curve, sprite_sheet
+from trainer.records.run_records import (
+    QueryRecord,
+    RoundRecord,
+    RunResult,
+    read_metrics,
+    read_queries,
+    read_result,
+    read_rounds,
+)
+from trainer.run import session
+from trainer.run.pool_map import read_pool_map
+from trainer.run.report_charts import (
+    BLUE,
+    GREEN,
+    GREY,
+    CurvePoint,
+    Series,
+    asking_curve,
+    draw_accuracies,
+    page_colour,
+    training_charts,
+)
+from trainer.run.report_figures import class_colours, confusion, draw_map, sprite_sheet
 
 REPORT_FILE = "report.html"
+# Mean test accuracies of the records, by profile; `make results` writes it from the record that the README quotes.
+PUBLISHED_FILE = Path(__file__).parent / "published.json"
 # Height of a thumbnail in CSS pixels, about: it is scaled by a whole factor, so that every pixel stays a square.
 _SHOWN_HEIGHT = 56
+# Half the width of a 95% interval in standard errors.
+_Z_95 = 1.96
 
 
 def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequence[str]) -> Path:
-    """Write the report of a run, finished or not, from its records and the pool [N, H, W], uint8; return its path.
+    """Write the report of a run, finished or not, from its records and the pool; return its path.
+
+    Args:
+        out_dir: the run's folder.
+        images: the pool, uint8 [N, H, W] or [N, H, W, 3].
+        class_names: by class number.
 
     Raises:
         DataError: The records are damaged, or do not fit the images or the class names.
@@ -36,9 +68,43 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
     """
     queries = read_queries(out_dir)
     _check_fit(out_dir, queries, images, class_names)
-    result = read_result(out_dir)
+    result, rounds = read_result(out_dir), read_rounds(out_dir)
     stages = result.stage_seconds if result is not None else read_stages(out_dir)
     sheet = sprite_sheet(np.asarray(images[[query.id for query in queries]], dtype=np.uint8)) if queries else None
+    pool_map = read_pool_map(out_dir)
+    labels = [query.label for query in queries]
+    page = (
+        page_environment()
+        .get_template(REPORT_FILE)
+        .render(
+            result=result,
+            queries=queries,
+            rounds=[list(batch) for _, batch in groupby(queries, key=lambda query: query.round)],
+            plan=_plan(out_dir),
+            class_names=class_names,
+            colours=class_colours(len(class_names)),
+            balance=[(name, labels.count(label)) for label, name in enumerate(class_names)],
+            confusion=confusion(queries, len(class_names)).tolist(),
+            estimate=next((each for each in reversed(rounds) if each.estimated_accuracy is not None), None),
+            z=_Z_95,
+            accuracy=_accuracy_chart(rounds, result, _published_curve(out_dir)),
+            asking=_chart(asking_curve(queries), "Right before asking"),
+            training=training_charts(read_metrics(out_dir)),
+            map=None if pool_map is None else draw_map(pool_map, queries, len(class_names)),
+            stages=list(stages.items()),
+            total_s=sum(stages.values()),
+            sheet=sheet,
+            thumb=None if sheet is None else _thumb_size(*sheet.thumb),
+            written_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        )
+    )
+    path = out_dir / REPORT_FILE
+    replace_file(path, page)
+    return path
+
+
+def page_environment() -> Environment:
+    """Make the environment of the pages' templates: all that is put in is text, and a missing value is an error."""
     environment = Environment(
         loader=PackageLoader("trainer.run"),
         autoescape=True,
@@ -48,32 +114,74 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
     )
     environment.filters["percent"] = _percent
     environment.filters["duration"] = duration
-    labels = [query.label for query in queries]
-    page = environment.get_template(REPORT_FILE).render(
-        result=result,
-        queries=queries,
-        rounds=[list(batch) for _, batch in groupby(queries, key=lambda query: query.round)],
-        class_names=class_names,
-        balance=[(name, labels.count(label)) for label, name in enumerate(class_names)],
-        confusion=confusion(queries, len(class_names)).tolist(),
-        curve=draw_curve(learning_curve(queries)),
-        stages=list(stages.items()),
-        total_s=sum(stages.values()),
-        sheet=sheet,
-        thumb=_thumb_size(images),
-        written_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-    )
-    path = out_dir / REPORT_FILE
-    replace_file(path, page)
-    return path
+    environment.filters["page_colour"] = page_colour
+    return environment
+
+
+def own_estimates(rounds: Sequence[RoundRecord], name: str = "own estimate", colour: str = BLUE) -> Series:
+    """Return the run's own estimates by number of labels, with their 95% intervals."""
+    points = [
+        CurvePoint(
+            each.labels,
+            each.estimated_accuracy,
+            max(0.0, each.estimated_accuracy - _Z_95 * each.estimate_error),
+            min(1.0, each.estimated_accuracy + _Z_95 * each.estimate_error),
+        )
+        for each in rounds
+        if each.estimated_accuracy is not None and each.estimate_error is not None
+    ]
+    return Series(name, tuple(points), colour)
+
+
+def evaluated_accuracies(result: RunResult | None, name: str = "test accuracy", colour: str = GREEN) -> Series:
+    """Return what the label service answered at each point that was evaluated."""
+    evaluated = () if result is None else result.points
+    points = [CurvePoint(each.labels, each.evaluation.accuracy, *each.evaluation.ci95) for each in evaluated]
+    return Series(name, tuple(points), colour, "D")
+
+
+def _accuracy_chart(
+    rounds: Sequence[RoundRecord], result: RunResult | None, published: Series | None
+) -> dict[str, Any] | None:
+    series = [own_estimates(rounds), evaluated_accuracies(result)]
+    if not any(one.points for one in series):
+        return None
+    return _chart([*([] if published is None else [published]), *series], "Accuracy by number of labels")
+
+
+def _chart(series: Sequence[Series], title: str) -> dict[str, Any] | None:
+    """Return what the page shows of a chart: its series that have points, its SVG, and the numbers as a table."""
+    drawn = [one for one in series if one.points]
+    return {"series": drawn, "svg": draw_accuracies(drawn, title)} if drawn else None
+
+
+def _published_curve(out_dir: Path) -> Series | None:
+    """Return the published accuracies of a run's profile; None if there are none, or the run has other data."""
+    plan, ticket = _plan(out_dir), session.read_ticket(out_dir)
+    if plan is None or ticket is None or not ticket.dataset.official:
+        return None
+    points = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8")).get(plan.profile.name, [])
+    within = [
+        CurvePoint(labels, mean, mean - spread, mean + spread)
+        for labels, mean, spread in points
+        if labels <= plan.profile.budget
+    ]
+    return Series("published mean ± sd", tuple(within), GREY, "s", "--") if within else None
+
+
+def _plan(out_dir: Path) -> session.RunConfig | None:
+    """Return the configuration of a run; None for records without one."""
+    return session.read_config(out_dir) if (out_dir / session.CONFIG_FILE).is_file() else None
 
 
 def _check_fit(
     out_dir: Path, queries: Sequence[QueryRecord], images: npt.NDArray[np.uint8], class_names: Sequence[str]
 ) -> None:
     """Refuse images or class names that are not the run's."""
-    if images.ndim != 3 or images.dtype != np.uint8:
-        raise DataError(f"the report needs images [N, H, W] of bytes, and these are {images.dtype} {images.shape}.")
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+        raise DataError(
+            f"the report needs images [N, H, W] or [N, H, W, 3] of bytes, and these are {images.dtype} {images.shape}."
+        )
     for query in queries:
         if query.id >= len(images):
             raise DataError(
@@ -92,8 +200,7 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
-def _thumb_size(images: npt.NDArray[np.uint8]) -> dict[str, int]:
+def _thumb_size(width: int, height: int) -> dict[str, int]:
     """Return a thumbnail's shown width and height and the whole factor between them and the image's."""
-    _, height, width = images.shape
     scale = max(1, round(_SHOWN_HEIGHT / max(height, 1)))
     return {"width": width * scale, "height": height * scale, "scale": scale}

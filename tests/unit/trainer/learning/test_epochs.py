@@ -8,7 +8,9 @@ import pytest
 
 from trainer.learning.epochs import Schedule
 
-SCHEDULE = Schedule(name="x", rows=1000, batch=10, epochs=10, max_steps=None, learning_rate=0.1, warmup_steps=100)
+SCHEDULE = Schedule(
+    name="x", title="x", rows=1000, batch=10, epochs=10, max_steps=None, learning_rate=0.1, warmup_steps=100
+)
 
 
 def test_the_rate_warms_up_and_falls_to_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -15,16 +16,25 @@ import pytest
 from PIL import Image
 
 from trainer.errors import DataError
+from trainer.oracle.answers import DatasetInfo
+from trainer.profiles import profile_named
 from trainer.records.files import replace_file
 from trainer.records.run_records import (
     EvaluationResult,
+    MetricRecord,
+    PointResult,
     QueryRecord,
+    RoundRecord,
     RunResult,
     append_queries,
+    append_round,
     write_result,
 )
-from trainer.run.report import write_report
-from trainer.run.report_figures import confusion, draw_curve, learning_curve
+from trainer.run.pool_map import PoolMap
+from trainer.run.report import PUBLISHED_FILE, write_report
+from trainer.run.report_charts import asking_curve, draw_accuracies, training_charts
+from trainer.run.report_figures import confusion, draw_map
+from trainer.run.session import RunConfig, RunTicket, begin_or_resume
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover")
 
@@ -95,6 +105,20 @@ def result(in_log: int = 60) -> RunResult:
         stage_seconds={"pretrain": 400.0, "active": 305.0},
         dataset={"name": "Fashion-MNIST", "official": True},
         versions={"torch": "2.13"},
+    )
+
+
+def dataset_info() -> DatasetInfo:
+    """Make what the service says of the official data."""
+    return DatasetInfo(
+        name="Fashion-MNIST",
+        official=True,
+        pool_size=200,
+        test_size=100,
+        num_classes=3,
+        class_names=CLASSES,
+        fingerprint=None,
+        log_id="log",
     )
 
 
@@ -198,8 +222,8 @@ def test_names_and_reasons_cannot_inject_markup(tmp_path: Path) -> None:
     [
         (pool(100), CLASSES, "asked for image 105, and the data has 100 images"),
         (pool(), CLASSES[:2], "2 class names"),
-        (pool().astype(np.float32), CLASSES, "images .N, H, W. of bytes"),
-        (pool()[0], CLASSES, "images .N, H, W. of bytes"),
+        (pool().astype(np.float32), CLASSES, "images .N, H, W. or"),
+        (pool()[0], CLASSES, "images .N, H, W. or"),
     ],
     ids=["too few images", "too few names", "floats", "one image"],
 )
@@ -215,10 +239,9 @@ def test_data_of_another_run_is_refused(
 
 def test_the_curve_counts_guesses_only() -> None:
     """The cold start moves the curve to the right and not up or down."""
-    curve = learning_curve(queries(50))
     # Orders 27 and 36 (round 1) and 45 (round 2 of ten) are guessed wrong.
-    for points in (curve.by_round, curve.so_far):
-        assert [(point.labels, point.accuracy) for point in points] == [(40, 0.9), (50, 0.9)]
+    for series in asking_curve(queries(50)):
+        assert [(point.labels, point.accuracy) for point in series.points] == [(40, 0.9), (50, 0.9)]
 
 
 def test_the_curve_so_far_weighs_rounds_by_their_guesses() -> None:
@@ -227,25 +250,94 @@ def test_the_curve_so_far_weighs_rounds_by_their_guesses() -> None:
         query.model_copy(update={"round": int(query.order >= 10), "predicted": 0, "label": int(query.order >= 20)})
         for query in queries(40, cold=0)
     ]
-    curve = learning_curve(rows)
-    assert [round(point.accuracy, 3) for point in curve.by_round] == [1.0, 0.333]
-    assert [point.accuracy for point in curve.so_far] == [1.0, 0.5]
+    by_round, so_far = asking_curve(rows)
+    assert [round(point.accuracy, 3) for point in by_round.points] == [1.0, 0.333]
+    assert [point.accuracy for point in so_far.points] == [1.0, 0.5]
 
 
 def test_the_drawing_is_the_same_each_time_and_in_the_colours_of_the_page() -> None:
     """One curve, one text: with axes that can be read, a tooltip at each point, and no colour of its own."""
-    drawn = draw_curve(learning_curve(queries()))
-    assert drawn is not None and drawn == draw_curve(learning_curve(queries()))
+    drawn = draw_accuracies(asking_curve(queries()), "Right before asking")
+    assert drawn is not None and drawn == draw_accuracies(asking_curve(queries()), "Right before asking")
     page = Page(drawn)
     assert "labels paid for" in page.text and "100%" in page.text
-    assert [text.strip() for text in page.text.splitlines() if "% at " in text] == [
-        *("guesses in the round: 90.0% at 40 labels", "guesses in the round: 90.0% at 60 labels"),
-        *("guesses so far: 90.0% at 40 labels", "guesses so far: 90.0% at 60 labels"),
-    ]
-    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawn)) == {
+    assert [text.strip().partition(" (")[0] for text in page.text.splitlines() if "% at" in text or " labels" in text][
+        -4:
+    ] == [*("in the round: 90.0%", "in the round: 90.0%"), *("so far: 90.0%", "so far: 90.0%")]
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", drawn)) <= {
         *("none", "var(--orange)", "var(--blue)", "var(--soft)", "var(--line)")
     }
-    assert draw_curve(learning_curve([])) is None
+    assert draw_accuracies(asking_curve([]), "x") is None
+
+
+def test_the_page_leads_with_the_estimate_and_compares_it_with_the_published_runs(tmp_path: Path) -> None:
+    """Own estimates by number of labels, test accuracy at the end, and the published curve of the same profile."""
+    finished_run(tmp_path)
+    for number, accuracy in enumerate((0.81, 0.87, 0.9)):
+        append_round(
+            tmp_path,
+            RoundRecord(round=number, labels=20 + 20 * number, estimated_accuracy=accuracy, estimate_error=0.012),
+        )
+    ended = result()
+    point = PointResult(labels=60, evaluation=ended.evaluation, stage_seconds={})
+    write_result(tmp_path, ended.model_copy(update={"points": (point,)}))
+    begin_or_resume(
+        tmp_path,
+        RunConfig(profile=profile_named("cpu"), seed=1, images="f" * 64),
+        resume=False,
+    )
+    ticket = RunTicket(run_id="run-abc", token="t", dataset=dataset_info())
+    replace_file(tmp_path / "run.json", ticket.model_dump_json() + "\n")
+    text = read(write_report(tmp_path, pool(), CLASSES)).text
+    assert text.index("Accuracy by number of labels") < text.index("Queried images") < text.index("Right before asking")
+    assert "own estimate2081.00%78.65%83.35%" in re.sub(r"\s+", "", text).replace("ownestimate", "own estimate")
+    assert "test accuracy" in text and "90.12%" in text
+    published = json.loads(PUBLISHED_FILE.read_text())["cpu"]
+    within = [point for point in published if point[0] <= profile_named("cpu").budget]
+    assert len(within) >= 3 and text.count("published mean ± sd") >= 1 + len(within)
+
+
+def test_training_is_charted_by_epoch_and_a_repeated_epoch_counts_once() -> None:
+    """A resumed run repeats an epoch; the graph between two phases stands where it was made."""
+
+    def line(stage: str, step: int, **values: float) -> MetricRecord:
+        return MetricRecord(stage=stage, step=step, epoch=step + 1, wall_s=1.0, values=values)
+
+    records = [
+        line("pretrain", 0, loss=6.0),
+        line("round-0-0", 0, loss=2.0, confident=0.1),
+        line("round-0-0", 1, loss=1.5, confident=0.2),
+        line("graph", 0, neighbour_purity=0.7),
+        line("round-1-0", 0, loss=9.0, confident=0.3),
+        line("round-1-0", 0, loss=1.0, confident=0.4),
+    ]
+    charts = {title: svg for title, _, svg in training_charts(records)}
+    assert list(charts) == ["HCL loss", "Fine-tuning loss", "Confident share", "Neighbour purity"]
+    assert re.findall(r"([\d.]+) at epoch (\d)", charts["Fine-tuning loss"]) == [("2", "1"), ("1.5", "2"), ("1", "3")]
+    assert re.findall(r"([\d.]+) at epoch (\d)", charts["Neighbour purity"]) == [("0.7", "2")]
+    ids = [found for svg in charts.values() for found in re.findall(r' id="([^"]+)"', svg)]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_map_shows_every_queried_image_where_it_lies() -> None:
+    """Points far apart stay apart, and an image that is not on the map has no place."""
+    places = np.array([[0, 0], [1, 1], [0, 1]], dtype=np.float32)
+    drawn = draw_map(PoolMap(np.array([0, 7, 14]), places, np.array([0, 1, 2])), queries(3), 3)
+    assert drawn.queried == ((16.0, 16.0), (704.0, 704.0), (16.0, 704.0))
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn.data_uri.partition(",")[2]))))
+    assert picture[16, 16, 3] and picture[704, 704, 3] and not picture[360, 360, 3]
+    assert draw_map(PoolMap(np.array([5]), places[:1], np.array([0])), queries(1), 3).queried == (None,)
+
+
+def test_colour_images_are_shown_in_colour_and_large_ones_smaller(tmp_path: Path) -> None:
+    """Pictures of 224 pixels would make a page of many megabytes."""
+    append_queries(tmp_path, queries(10))
+    images = np.random.default_rng(0).integers(0, 256, (200, 224, 224, 3), dtype=np.uint8)
+    source = write_report(tmp_path, images, CLASSES).read_text()
+    encoded = re.search(r"data:image/png;base64,([A-Za-z0-9+/=]+)", source)
+    assert encoded is not None
+    sheet = Image.open(io.BytesIO(base64.b64decode(encoded.group(1))))
+    assert sheet.mode == "RGB" and sheet.size == (10 * 112, 112)
 
 
 def test_the_matrix_leaves_out_queries_without_a_guess(tmp_path: Path) -> None:
