@@ -76,8 +76,11 @@ def running_service(
         stop(service)
 
 
+_GOES_ON = " The same command goes on from here."
+
+
 def run_to_its_end(
-    name: str, command: Sequence[str], environment: Mapping[str, str] | None = None, advice: str = ""
+    name: str, command: Sequence[str], environment: Mapping[str, str] | None = None, goes_on_after: Collection[int] = ()
 ) -> None:
     """Run a program in the foreground; on an interrupt let it finish its own way first.
 
@@ -85,7 +88,7 @@ def run_to_its_end(
         name: of the program, for people.
         command: the whole command line.
         environment: None for this process's own.
-        advice: what to do after a failure, for people.
+        goes_on_after: exit codes after which the same command may go on as it is; if there are any, it may after a kill.
 
     Raises:
         RunError: it ended with an error, whose exit code is passed on, or by a signal.
@@ -101,8 +104,9 @@ def run_to_its_end(
     finally:
         stop(child)
     if code < 0:
-        raise RunError(f"{name} was killed by {signal.Signals(-code).name}.{advice}")
+        raise RunError(f"{name} was killed by {signal.Signals(-code).name}.{_GOES_ON if goes_on_after else ''}")
     if code > 0:
+        advice = _GOES_ON if code in goes_on_after else ""
         raise RunError(f"{name} ended with exit code {code}; the reason stands above.{advice}", code)
 
 

@@ -23,7 +23,7 @@ from scripts import counts, evidence, files, finished_run, processes
 from scripts.errors import RunError
 from scripts.finished_run import CheckedRun
 from scripts.options import MakeRunOptions, read_options
-from trainer.errors import printable
+from trainer.errors import REPEATABLE, printable
 from trainer.records.files import OWNER_ONLY, replace_file
 from trainer.records.progress import duration
 from trainer.records.run_records import RunResult, describe_classes
@@ -167,7 +167,7 @@ def _train(options: MakeRunOptions, programs: Programs, data: Path, url: str, to
     # The trainer knows nothing of the service but its address, and takes its options from the command line alone.
     environment = processes.environment_without("LABEL_SERVICE_", "TRAINER_")
     environment["TRAINER_REGISTRATION_TOKEN"] = token
-    processes.run_to_its_end("the trainer", command, environment, advice=" The same command goes on from here.")
+    processes.run_to_its_end("the trainer", command, environment, goes_on_after=REPEATABLE)
     if not _is_trained(options.folder):
         raise RunError(f"the trainer ended without an error but left no result.json and report.html in {folder}.")
 

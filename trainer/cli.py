@@ -1,4 +1,4 @@
-"""The command line: `python -m trainer pretrain | finetune | evaluate | run | report | predict | export`.
+"""The command line: `python -m trainer pretrain | finetune | evaluate | run | report | compare | predict | export`.
 
 Each command is one stage over one folder (`--out`); `run` is all of them. Options are declared in `trainer.options`.
 A user's error is one sentence on stderr and an exit code of `trainer.errors`; a traceback is always a defect of the
@@ -33,6 +33,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Plain text: boxes leave half of 80 columns for the words.
+    rich_markup_mode=None,
     help="Learn to classify images from few labels, each asked of the label service over HTTP.\n\n"
     "`run` does everything; the other commands are its stages. All of them keep their work in --out, "
     "show how long is left, can be interrupted, and go on with --resume.",
@@ -77,7 +79,8 @@ def _command(*names: str, required: str = "") -> Callable[[Work], Work]:
         shown |= {"out": _default_out(work.__name__)} | ({required: "required"} if required else {})
         flags = [_flag(name, shown[name]) for name in names]
         command.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
-        app.command(work.__name__, help=work.__doc__)(command)
+        environment = "Each option is also an environment variable: TRAINER_ and its name, TRAINER_SEED for --seed."
+        app.command(work.__name__, help=f"{work.__doc__}\n\n{environment}")(command)
         return work
 
     return register
@@ -86,12 +89,8 @@ def _command(*names: str, required: str = "") -> Callable[[Work], Work]:
 def _flag(name: str, default: object) -> inspect.Parameter:
     """Declare an option's flag. A flag that is not given is None, so that the environment and the default count."""
     field = RunOptions.model_fields[name]
-    shown = default if default == "required" else f"default {default}"
-    # Round brackets: square ones would be taken for markup.
-    notes = f"TRAINER_{name.upper()}" if default in (None, False) else f"{shown}; TRAINER_{name.upper()}"
-    option = typer.Option(
-        None, f"--{name.replace('_', '-')}", help=f"{field.description} ({notes})", show_default=False
-    )
+    note = "" if default in (None, False) else " (required)" if default == "required" else f" (default {default})"
+    option = typer.Option(None, f"--{name.replace('_', '-')}", help=f"{field.description}{note}", show_default=False)
     kind: Any = field.annotation
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind | None)
 
@@ -240,6 +239,18 @@ def _sentences() -> Iterator[None]:
         raise typer.Exit(_EXIT_INTERRUPTED) from None
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of two to four runs over the same images.")],
+    to: Annotated[Path, typer.Option(help="The page to write.")] = Path("runs/compare.html"),
+) -> None:
+    """Write one page that puts several runs side by side: accuracies, times, queries in common."""
+    from trainer.run.compare import write_comparison
+
+    with _sentences():
+        print(f"comparison: {write_comparison(runs, to)}")
+
+
 def _write_report(out: Path, data: Path) -> None:
     from trainer.run.report import write_report
 
@@ -301,7 +312,10 @@ def _guard(options: RunOptions, work: Work, *, begins: bool) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command with --resume goes on in {out}", file=sys.stderr)
+        adding = " with --resume" if begins and not options.resume else ""
+        print(
+            f"\ninterrupted, and nothing that was paid for is lost; the same command{adding} goes on", file=sys.stderr
+        )
         raise typer.Exit(_EXIT_INTERRUPTED) from None
 
 

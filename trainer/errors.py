@@ -31,6 +31,8 @@ class TrainerError(Exception):
 
     # Codes 64 to 78 are those of BSD's sysexits.h; the trainer's own begin at 79.
     exit_code: ClassVar[int] = 1
+    # Whether the same command goes on later without a change of options or files: only what the world around may mend.
+    can_be_repeated: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """Return the message in one printable line: a part of it may come from the label service."""
@@ -59,6 +61,7 @@ class RecordsUnwritable(TrainerError):  # noqa: N818 - the name reads as a state
     """A file in OUT cannot be written (disk full, read-only). No label is lost: `--resume` continues from here."""
 
     exit_code = 74
+    can_be_repeated = True
 
 
 class StrategyFailed(TrainerError):  # noqa: N818 - the name reads as a statement
@@ -81,6 +84,7 @@ class ServiceUnavailable(ServiceError):  # noqa: N818 - the name reads as a stat
     """The label service gave no answer, or only 'try again later', until the client's patience was spent."""
 
     exit_code = 69
+    can_be_repeated = True
 
 
 class ServiceProtocolError(ServiceError):
@@ -141,6 +145,14 @@ class UnknownLabelId(RequestRefused):
     """An id is not a row of the service's data set, so images and labels do not match."""
 
     exit_code = 84
+
+
+# Exit codes after which the same command goes on later, without a change of options or files.
+REPEATABLE = frozenset(
+    error.exit_code
+    for error in (*TrainerError.__subclasses__(), *ServiceError.__subclasses__())
+    if error.can_be_repeated
+)
 
 
 def first_mistake(error: ValidationError) -> str:

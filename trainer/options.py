@@ -90,6 +90,9 @@ class RunOptions(ExperimentOptions, BaseSettings):
         None,
         description="Public key that the service's log must be signed with. Empty: trust the first one that is seen.",
     )
+    track: Literal["mlflow", "wandb"] | None = Field(
+        None, description="Copy metrics and report to MLflow or Weights & Biases as well. Empty: to neither."
+    )
     patience_s: float = Field(300.0, description="Seconds to wait for a service that does not answer.")
     resume: bool = Field(False, description="Go on with what the folder holds; nothing is asked twice.")
     verbose: bool = Field(False, description="Show details on the console too.")

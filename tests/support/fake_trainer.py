@@ -1,6 +1,7 @@
 """A stand-in for `python -m trainer run`: asks for labels 0 to 9, one at a time, and goes on after a kill.
 
-FAKE_TRAINER=fail ends with code 65 after half of them, FAKE_TRAINER=slow takes a while for each.
+FAKE_TRAINER=fail ends with code 65 after half of them, FAKE_TRAINER=away with 69 (no service), and FAKE_TRAINER=slow
+takes a while for each.
 """
 
 import argparse
@@ -68,6 +69,8 @@ for label_id in range(len(kept), given.budget):
     if os.environ.get("FAKE_TRAINER") == "fail" and label_id == 5:
         print("the fifth image is upside down", file=sys.stderr)
         sys.exit(65)
+    if os.environ.get("FAKE_TRAINER") == "away" and label_id == 5:
+        sys.exit(69)
     with queries.open("a") as file:
         query = {"order": label_id, "round": 0, **label, "strategy": "stand-in", "reason": "it is next"}
         file.write(json.dumps(query | {"charged": True, "asked_at": "2026-01-01T00:00:00Z"}) + "\n")

@@ -45,4 +45,5 @@ def project(features: Tensor, generator: torch.Generator) -> Tensor:
         push = (2 * away / ((0.001 + squares) * (1 + squares))).clamp(-_LONGEST_MOVE, _LONGEST_MOVE).sum(1)
         move = (_PULL * pull + push).clamp(-_LONGEST_MOVE, _LONGEST_MOVE)
         places = places + 0.5 * (1 - step / _STEPS) * move
-    return places - places.mean(0)
+    centre: Tensor = places.mean(0)
+    return places - centre

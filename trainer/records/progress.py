@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch.utils.tensorboard import SummaryWriter
 
+    from trainer.records.tracking import Tracker
+
 LOG_FILE = "trainer.log"
 STAGES_FILE = "stages.json"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -236,9 +238,14 @@ def read_stages(out_dir: Path) -> dict[str, float]:
 
 
 class MetricWriter(AbstractContextManager["MetricWriter", None]):
-    """Write metrics to metrics.jsonl and to TensorBoard. Close it, or use it as a context manager."""
+    """Write metrics to metrics.jsonl, to TensorBoard, and to a tracker if there is one.
 
-    def __init__(self, out_dir: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self, out_dir: Path, clock: Callable[[], float] = time.monotonic, tracker: Tracker | None = None
+    ) -> None:
         """Continue after the metrics in the folder; `wall_s` continues from the last one.
 
         Raises:
@@ -249,6 +256,7 @@ class MetricWriter(AbstractContextManager["MetricWriter", None]):
         former = read_metrics(out_dir)
         self._began = clock() - max((record.wall_s for record in former), default=0.0)
         self._board: SummaryWriter | None = None
+        self._tracker = tracker
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -265,7 +273,9 @@ class MetricWriter(AbstractContextManager["MetricWriter", None]):
         self.write_point(stage, step, values)
 
     def write_point(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Show values in TensorBoard alone: what other records keep already."""
+        """Show values in TensorBoard and in the tracker alone: what other records keep already."""
+        if self._tracker is not None:
+            self._tracker.log({f"{stage}/{name}": value for name, value in values.items()}, step)
         board = self._open_board()
         for name, value in values.items():
             board.add_scalar(f"{stage}/{name}", value, step)

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from trainer.oracle.witness import Witness
 from trainer.profiles import profile_of, with_own_features
 from trainer.records.progress import MetricWriter, StageClock, overall_line
 from trainer.records.run_records import RunResult
+from trainer.records.tracking import open_tracker
 from trainer.run import session
 from trainer.run.active_loop import ActiveLoop
 from trainer.run.evaluate import freeze_predictions, predictions_path, submit
@@ -31,7 +34,7 @@ from trainer.run.label_oracle import LabelOracle
 from trainer.run.memory import Sizes, require_memory
 from trainer.run.model_file import MODEL_FILE, save_model
 from trainer.run.pool_map import write_pool_map
-from trainer.run.report import write_report
+from trainer.run.report import REPORT_FILE, write_report
 
 # Fewer images have no neighbourhoods to learn from.
 _SMALLEST_POOL = 10
@@ -126,7 +129,7 @@ class Pipeline:
         self._foresee(2)
         if arithmetic_on(self._device) == "float32":
             log.info("no bfloat16 in hardware here: computing in float32, which takes two to three times as long")
-        with self._clock.stage("pretrain"), MetricWriter(self.out) as metrics:
+        with self._clock.stage("pretrain"), self._metrics() as metrics:
             encoder = self._new_encoder(2)
             return pretrain(
                 self._pool(),
@@ -155,7 +158,7 @@ class Pipeline:
         if predictions_path(self.out).exists():
             log.info("fine-tuning was finished before")
             return ticket
-        with self.client(ticket) as own_client, MetricWriter(self.out) as metrics, overall_line() as show_overall:
+        with self.client(ticket) as own_client, self._metrics() as metrics, overall_line() as show_overall:
             pool = self._pool()
             oracle = LabelOracle(own_client, ticket.run_id, self.out, ticket.dataset.class_names, len(pool))
             encoder = self._new_encoder(ticket.dataset.num_classes)
@@ -200,7 +203,27 @@ class Pipeline:
     def evaluate(self, ticket: session.RunTicket) -> RunResult:
         """Submit the frozen predictions, seal the run, compare the counts."""
         with self.client(ticket) as client:
-            return submit(self.out, client, ticket, self.config, self._clock)
+            result = submit(self.out, client, ticket, self.config, self._clock)
+        with self._metrics() as metrics:
+            for point in result.points:
+                metrics.write_point("accuracy", point.labels, {"test": point.evaluation.accuracy})
+            self.report(ticket)
+        return result
+
+    @contextmanager
+    def _metrics(self) -> Iterator[MetricWriter]:
+        """Write metrics to the folder, and to the tracker that the options name."""
+        name = self._options.track
+        profile, seed = self.profile, self.config.seed
+        settings = {"seed": seed} | {key: str(value) for key, value in profile.model_dump(exclude={"rounds"}).items()}
+        title = f"{profile.name} seed {seed}"
+        tracker = None if name is None else open_tracker(name, self.out, title, settings)
+        try:
+            with MetricWriter(self.out, tracker=tracker) as metrics:
+                yield metrics
+        finally:
+            if tracker is not None:
+                tracker.close(self.out / REPORT_FILE)
 
     def _new_encoder(self, classes: int) -> Encoder:
         channels = channels_of(self.images.pool)

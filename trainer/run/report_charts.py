@@ -150,7 +150,7 @@ _CHARTS = {
 
 
 def _draw_line(title: str, points: Sequence[tuple[int, float]]) -> str:
-    with _chart(_SMALL, (0.13, 0.19, 0.84, 0.77), title) as (axes, tooltips, document):
+    with _chart(_SMALL, (0.17, 0.2, 0.8, 0.76), title) as (axes, tooltips, document):
         (line,) = axes.plot(*zip(*points, strict=True), "o-", color=BLUE, linewidth=1.8, markersize=3.5)
         line.set(gid="line", clip_on=False)
         tooltips["line"] = [f"{value:.4g} at epoch {epoch}" for epoch, value in points]
@@ -159,7 +159,8 @@ def _draw_line(title: str, points: Sequence[tuple[int, float]]) -> str:
 
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
-    return document.svg
+        axes.yaxis.set_major_formatter("{x:.3g}")
+    return document.svg.replace('class="curve"', 'class="curve small"', 1)
 
 
 @dataclass

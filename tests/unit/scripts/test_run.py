@@ -221,6 +221,8 @@ def test_failed_trainer_passes_its_code_on_and_leaves_no_service(tmp_path):
     code, out, err = run(tmp_path, FAKE_TRAINER="fail")
     assert code == 65
     assert "the fifth image is upside down" in err
+    # Nothing but a change of the data would help.
+    assert "ended with exit code 65; the reason stands above." in err and "goes on" not in err
     assert not is_served(service_url(out))
 
 
@@ -233,6 +235,13 @@ def test_trainer_killed_by_a_signal_is_named_as_that(tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "the trainer was killed by SIGKILL. The same command goes on from here." in err
+
+
+def test_a_service_that_was_away_is_no_reason_to_change_anything(tmp_path):
+    """After an exit code that time or room may mend, the advice is the same command."""
+    code, _, err = run(tmp_path, FAKE_TRAINER="away")
+    assert code == 69
+    assert "ended with exit code 69; the reason stands above. The same command goes on from here." in err
 
 
 def test_failed_run_goes_on_with_the_same_command(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -64,6 +65,14 @@ def test_setting_without_meaning_is_named(
     assert told in fail(code, "run", "--out", tmp_path / "out", "--data", data / "images", *given)
 
 
+@pytest.mark.parametrize("command", ["run", "finetune", "evaluate", "report", "compare"])
+def test_help_can_be_read_at_80_columns(command: str) -> None:
+    """No line is longer, and what an option means has more than half of the line."""
+    done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0 and max(map(len, done.stdout.splitlines())) <= 80
+    assert "│" not in done.stdout
+
+
 def test_help_names_every_option_profile_and_strategy_and_loads_no_torch() -> None:
     """The list is made from the declarations; PyTorch takes seconds to load, and help needs none of it."""
     code = "import sys; from trainer.cli import app; app(sys.argv[1:], standalone_mode=False); "
@@ -74,8 +83,10 @@ def test_help_names_every_option_profile_and_strategy_and_loads_no_torch() -> No
     ).stdout  # fmt: skip
     assert shown.splitlines()[-1] == "False"
     flags = [f"--{name.replace('_', '-')}" for name in RunOptions.model_fields]
+    # A line may end at a hyphen.
+    whole = re.sub(r"-\n +", "-", shown)
     for word in (*flags, *PROFILES, *STRATEGIES, *ABLATIONS):
-        assert word in shown
+        assert word in whole
 
 
 @pytest.mark.parametrize(("command", "folder"), [("pretrain", "runs/pretrain"), ("run", "runs/run")])

@@ -10,11 +10,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.errors import RecordsUnwritable
-from trainer.records.progress import MetricWriter, StageClock, duration, progress, read_stages, setup_logging
+from trainer.records.progress import (
+    MetricWriter,
+    StageClock,
+    duration,
+    overall_line,
+    progress,
+    read_stages,
+    setup_logging,
+)
 from trainer.records.run_records import read_metrics
 
 
@@ -171,3 +180,30 @@ def test_metrics_reach_the_file_and_tensorboard(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("pretrain/loss")] == [(1, 2.0), (2, 1.5)]
+
+
+def test_images_and_curves_reach_tensorboard(tmp_path: Path) -> None:
+    """The images of a round, grey or in colour, and the accuracies by number of labels."""
+    with MetricWriter(tmp_path) as writer:
+        writer.write_images("queries", 1, np.zeros((3, 8, 8), dtype=np.uint8))
+        writer.write_images("queries", 2, np.zeros((2, 8, 8, 3), dtype=np.uint8))
+        writer.write_images("queries", 3, np.zeros((0, 8, 8), dtype=np.uint8))
+        writer.write_point("accuracy", 40, {"own_estimate": 0.75})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.width, event.height) for event in events.Images("queries")] == [(1, 24, 8), (2, 16, 8)]
+    assert [(event.step, event.value) for event in events.Scalars("accuracy/own_estimate")] == [(40, 0.75)]
+    assert read_metrics(tmp_path) == []
+
+
+def test_the_line_about_the_whole_run_is_logged_once_for_each_place(caplog: pytest.LogCaptureFixture) -> None:
+    """Where stderr is no terminal, a new guess of the time left alone is no new line."""
+    with caplog.at_level(logging.INFO), overall_line() as show:
+        for text in (
+            "round 1 of 3, 0 of 60 labels",
+            "round 1 of 3, 0 of 60 labels, 8 s left",
+            "round 1 of 3, 0 of 60 labels, 7 s left",
+            "round 2 of 3, 20 of 60 labels, 5 s left",
+        ):
+            show(text)
+    assert caplog.messages == ["round 1 of 3, 0 of 60 labels", "round 2 of 3, 20 of 60 labels, 5 s left"]
