@@ -88,7 +88,7 @@ def run_to_its_end(
         name: of the program, for people.
         command: the whole command line.
         environment: None for this process's own.
-        goes_on_after: exit codes after which the same command may go on as it is; if there are any, it may after a kill.
+        goes_on_after: exit codes after which the same command goes on as it is; with any, it does after a kill too.
 
     Raises:
         RunError: it ended with an error, whose exit code is passed on, or by a signal.

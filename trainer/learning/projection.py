@@ -29,7 +29,7 @@ def project(features: Tensor, generator: torch.Generator) -> Tensor:
     N = len(features)
     centred = features - features.mean(0)
     axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -2:]
-    places = centred @ axes
+    places: Tensor = centred @ axes
     # Too few points for neighbours, or for a second axis: the axes are the map.
     if N <= 3 or places.shape[1] < 2:
         return torch.nn.functional.pad(places, (0, 2 - places.shape[1]))
@@ -45,5 +45,4 @@ def project(features: Tensor, generator: torch.Generator) -> Tensor:
         push = (2 * away / ((0.001 + squares) * (1 + squares))).clamp(-_LONGEST_MOVE, _LONGEST_MOVE).sum(1)
         move = (_PULL * pull + push).clamp(-_LONGEST_MOVE, _LONGEST_MOVE)
         places = places + 0.5 * (1 - step / _STEPS) * move
-    centre: Tensor = places.mean(0)
-    return places - centre
+    return places - places.mean(0)
