@@ -25,6 +25,7 @@ from trainer.records.run_records import (
     QueryRecord,
     RoundRecord,
     RunResult,
+    describe_classes,
     read_metrics,
     read_queries,
     read_result,
@@ -79,6 +80,7 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
         .render(
             result=result,
             queries=queries,
+            classes=[] if result is None else describe_classes(result),
             rounds=[list(batch) for _, batch in groupby(queries, key=lambda query: query.round)],
             plan=_plan(out_dir),
             class_names=class_names,

@@ -202,6 +202,28 @@ def test_an_unfinished_run_has_a_report(tmp_path: Path, cold: int) -> None:
     assert ("1 min 1 s" in text) == (cold > 0)
 
 
+def test_a_model_no_better_than_a_constant_guess_is_shouted(tmp_path: Path) -> None:
+    """With 95% of the pool in one class, an accuracy of 90% is worth nothing."""
+    finished_run(tmp_path)
+    ended = result()
+    point = PointResult(
+        labels=60,
+        evaluation=ended.evaluation,
+        stage_seconds={},
+        largest_class="Trouser",
+        constant_guess=0.95,
+        largest_among_labels=0.6,
+        balanced_estimate=0.5,
+    )
+    for worse in (True, False):
+        share = 0.95 if worse else 0.4
+        points = (point.model_copy(update={"constant_guess": share}),)
+        write_result(tmp_path, ended.model_copy(update={"points": points, "class_prior": "estimated"}))
+        text = read(write_report(tmp_path, pool(), CLASSES)).text
+        assert ("Always guessing Trouser is as good: do not use this model" in text) == worse
+        assert "Balanced accuracy, own estimate" in text and "60.0% of the labels paid for" in text
+
+
 def test_counts_that_disagree_are_shouted(tmp_path: Path) -> None:
     """A result whose counts differ from the log is marked as unusable."""
     finished_run(tmp_path, in_log=59)
