@@ -44,7 +44,8 @@ class Answers:
 
     def ask(self, number: int, strategy: str, chosen: Tensor, state: object) -> None:
         self._rounds[number] = chosen.tolist()
-        self.records += [type("Asked", (), {"round": number, "is_right": None, "confidence": None}) for _ in chosen]
+        guess = {"round": number, "is_right": None, "confidence": None}
+        self.records += [type("Asked", (), guess | {"id": row}) for row in chosen.tolist()]
 
 
 def squares(labels: Tensor, side: int, *, colour: bool, seed: int = 0) -> Tensor:
