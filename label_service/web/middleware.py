@@ -111,7 +111,9 @@ class RequestFrame:
 
     def _record(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         route = getattr(scope.get("route"), "path", "(none)")
-        self._metrics.observe_request(route, scope["method"], status, seconds)
+        if not scope["state"].get("endless"):
+            # The time of a stream without end says nothing of how fast the service answers.
+            self._metrics.observe_request(route, scope["method"], status, seconds)
         method = scope["method"] if scope["method"].isalpha() and len(scope["method"]) <= 7 else "(other)"
         run_id = scope["state"].get("run_id", "-")
         # raw_path is still percent-encoded, so no line break in a hostile path reaches the log. The query is left out.

@@ -287,7 +287,9 @@ def test_an_entry_that_was_changed_or_removed_is_not_answered(running: RunningSe
     calls = ["/v1/log/entries", "/v1/log/evidence?limit=5"]
     for call in [*calls, "/"] if statement.startswith("UPDATE") else calls:
         answer = running.client.get(call)
-        assert (answer.status_code, answer.json()["code"]) == (503, "log-not-readable"), call
+        # A worker that has not taken in the entry yet finds it as its writer does.
+        assert answer.status_code == 503, call
+        assert answer.json()["code"] in ("log-not-readable", "log-not-writable"), call
     with pytest.raises(httpx.HTTPError):
         running.client.get("/v1/log/export.ndjson")
     # Entries that hold are still answered.

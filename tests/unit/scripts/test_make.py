@@ -125,7 +125,7 @@ def test_unusable_environment_is_made_anew(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "making it anew" in result.stderr
     assert not (venv / "pyvenv.cfg").exists()
-    assert "--no-index --quiet -c constraints.txt -e .[service,trainer,activeml,dev]" in asked.read_text()
+    assert "--no-index --quiet -c constraints.txt -e .[service,sources,trainer,activeml,dev]" in asked.read_text()
 
 
 def test_make_help_needs_no_terminal_and_lists_targets_and_variables():
