@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 PARTS = (
     ("Throughput", "benchmarks.throughput", [], ["--rounds", "1", "--seconds", "3"]),
     ("Latency and verification", "benchmarks.latency", [], ["--queries", "100", "--entries", "5000"]),
+    ("Start on a long log", "benchmarks.start", [], ["--entries", "5000", "--starts", "2"]),
     ("256 clients for a minute", "tests.campaigns.storm", [], ["--seconds", "5"]),
     ("Races for the last label", "tests.campaigns.race_campaign", [], ["--races", "50"]),
     ("kill -9", "tests.campaigns.crash_campaign", [], ["--rounds", "5"]),

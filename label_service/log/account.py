@@ -303,12 +303,14 @@ def _add(runs: dict[str, RunAccount], entry: dict[str, Any]) -> set[int]:
     if op == "run-opened":
         _require(name not in runs, f"run {name} is opened a second time")
         runs[name] = open_account(entry)
-    _require(name in runs, f"run {name} was never opened")
+    if name not in runs:
+        raise _Invalid(f"run {name} was never opened")
     run = runs[name]
     if op == "budget-changed":
         _require(detail["previous_budget"] == run.budget, "the budget it changes is not the run's")
         run.budget = entry["budget"]
-    _require(entry["budget"] == run.budget, f"it says a budget of {entry['budget']}, and the run's is {run.budget}")
+    if entry["budget"] != run.budget:
+        raise _Invalid(f"it says a budget of {entry['budget']}, and the run's is {run.budget}")
     new = _add_labels(run, entry)
     if outcome == "evaluated":
         _add_evaluation(run, detail)
@@ -341,11 +343,14 @@ def _add_labels(run: RunAccount, entry: dict[str, Any]) -> set[int]:
     answered = entry["op"] == "query" and entry["outcome"] in ("revealed", "replayed")
     new = set(entry["ids"]) - run.labels if answered else set()
     charged, spent = entry["charged"], entry["spent"]
-    _require(charged == len(new), f"it charges {charged}, and {len(new)} of its ids are new to the run")
+    # No text is made for an entry that holds: this is done for every entry of the log.
+    if charged != len(new):
+        raise _Invalid(f"it charges {charged}, and {len(new)} of its ids are new to the run")
     _require(entry["outcome"] != "revealed" or bool(new), "it reveals nothing new")
     _require(not new or not (run.sealed or run.evaluations), "it reveals new labels to an evaluated or sealed run")
     run.labels |= new
-    _require(spent == run.queries, f"it says {spent} spent, and the entries make {run.queries}")
+    if spent != run.queries:
+        raise _Invalid(f"it says {spent} spent, and the entries make {run.queries}")
     _require(not new or run.queries <= run.budget, "it reveals more than the run's budget")
     return new
 

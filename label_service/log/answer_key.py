@@ -12,7 +12,6 @@ answer opens it. The service compares with it at each start and at each evaluati
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import secrets
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from sqlalchemy import Connection, insert, select
 
 from label_service.errors import DatabaseRefused, LogChanged
 from label_service.log.entries import canonical_json, now
+from label_service.log.entry_mac import Hmac
 from label_service.log.evidence import LabelOpening, label_leaf
 from label_service.log.merkle import MerkleTree, encode_hash, leaf_hash
 from label_service.store import tables
@@ -49,7 +49,7 @@ class AnswerKey:
             test_labels: class numbers of the test images, in order.
             class_names: JSON list.
         """
-        self._secret = secret
+        self._hmac = Hmac(secret)
         self._tree = MerkleTree(self._leaf(label_id, labels[label_id]) for label_id in range(len(labels)))
         self.commitment = encode_hash(self._tree.root())
         self.test_commitment = self._commit_to_tests(test_labels, class_names)
@@ -75,7 +75,7 @@ class AnswerKey:
         return test_labels
 
     def _commit_to_tests(self, test_labels: Sequence[int], class_names: str) -> str:
-        salt = hmac.digest(self._secret, _TEST_SALT, "sha256").hex()
+        salt = self._hmac.digest(_TEST_SALT).hex()
         try:
             committed = {"class_names": json.loads(class_names), "salt": salt, "test_labels": list(test_labels)}
             return encode_hash(hashlib.sha256(canonical_json(committed)).digest())
@@ -91,7 +91,7 @@ class AnswerKey:
         return leaf_hash(label_leaf(label_id, label, self._salt(label_id)))
 
     def _salt(self, label_id: int) -> str:
-        return hmac.digest(self._secret, b"%d" % label_id, "sha256").hex()
+        return self._hmac.digest(b"%d" % label_id).hex()
 
 
 def _read_tests(connection: Connection) -> tuple[Sequence[int], str]:
@@ -112,7 +112,7 @@ def open_answer_key(connection: Connection) -> AnswerKey:
         DatabaseRefused: the labels are not those committed to.
     """
     rows = connection.execute(select(tables.pool_labels.c.id, tables.pool_labels.c.label))
-    labels = {row.id: row.label for row in rows}
+    labels = dict(rows.all())
     stored = connection.execute(select(tables.answer_key)).one_or_none()
     secret = secrets.token_bytes(_SECRET_BYTES) if stored is None else bytes(stored.secret)
     key = AnswerKey(secret, labels, *_read_tests(connection))

@@ -69,4 +69,7 @@ class OpenedLabel(BaseModel):
 
 def label_leaf(label_id: int, label: int, salt: str) -> bytes:
     """Return the leaf of one label in the tree of the answer key; see `LabelOpening`."""
+    if type(label_id) is int and type(label) is int and salt.isascii() and salt.isalnum():
+        # The same bytes, written directly: each start makes the leaf of every label.
+        return b'{"id":%d,"label":%d,"salt":"%s"}' % (label_id, label, salt.encode())
     return canonical_json({"id": label_id, "label": label, "salt": salt})

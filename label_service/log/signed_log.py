@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, exists, func, insert, literal, select
+from sqlalchemy import Connection, Engine, Result, Row, exists, func, insert, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, LogChanged
@@ -248,13 +248,15 @@ class SignedLog:
         """
         changed: LogChanged | EntryError | None = None
         with closing(TableCheck(connection, self.account)) as check:
-            for row in _read(connection, 0):
-                self._tree.append(leaf_hash(_data(row)))
+            for rows in _read(connection, 0).partitions(ROWS_AT_ONCE):
+                self._tree.extend([leaf_hash(_data(row)) for row in rows])
                 if changed is None:
                     try:
-                        self.mac.require(row)
-                        entry = json.loads(row.entry)
-                        check.compare(row, entry, self.account.add(entry))
+                        for row in rows:
+                            self.mac.require(row)
+                        # Parsed together, which takes less time: their MACs say that each is the service's own JSON.
+                        for row, entry in zip(rows, json.loads(b"[%s]" % b",".join(map(_data, rows))), strict=True):
+                            check.add(row, entry, self.account.add(entry))
                     except (LogChanged, EntryError) as error:
                         changed = error
             if changed is None:
@@ -276,15 +278,16 @@ class SignedLog:
             )
 
 
-def _read(connection: Connection, start: int) -> Iterable[Row[Any]]:
+def _read(connection: Connection, start: int) -> Result[Any]:
     columns = tables.entries.c
     rows = select(tables.entries).where(columns.seq >= start).order_by(columns.seq)
     return connection.execute(rows, execution_options={"yield_per": ROWS_AT_ONCE})
 
 
-def _data(row: Row[Any]) -> bytes:
+def _data(row: Sequence[Any]) -> bytes:
     # Entries are bytes. A value of another type was not written by this service; as b"" it matches no signed leaf.
-    return row.entry if isinstance(row.entry, bytes) else b""
+    data = row[1]
+    return data if isinstance(data, bytes) else b""
 
 
 def load_key(path: Path, log_id: str, may_make: bool) -> SigningKey:

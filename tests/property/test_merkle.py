@@ -51,6 +51,24 @@ def subproof(m: int, entries: list[bytes], whole: bool) -> list[bytes]:
     return [*subproof(m - k, entries[k:], False), mth(entries[:k])]
 
 
+@given(datas, datas, datas)
+def test_many_leaves_together_make_the_same_tree(*parts: list[bytes]) -> None:
+    """Leaves that are added one by one between others, too."""
+    one_by_one, together = MerkleTree(), MerkleTree()
+    for number, part in enumerate(parts):
+        for leaf in part:
+            one_by_one.append(leaf)
+        if number == 1:
+            for leaf in part:
+                together.append(leaf)
+        else:
+            together.extend(part)
+    assert together.root() == one_by_one.root()
+    assert together.size == one_by_one.size
+    for index in range(together.size):
+        assert together.inclusion_proof(index) == one_by_one.inclusion_proof(index)
+
+
 @given(datas, st.data())
 def test_roots_and_proofs_are_those_of_the_definition(entries: list[bytes], data: st.DataObject) -> None:
     """Root, inclusion proof and consistency proof, byte for byte; the verifiers accept them."""
