@@ -1,4 +1,4 @@
-"""The command line: prepare | seed | serve | export | backup | restore | verify | witness | openapi.
+"""The command line: prepare | seed | serve | export | backup | restore | verify | witness | openapi | token | run.
 
 An expected failure is one sentence and exit code 1; a proof that fails for `witness` is exit code 87.
 """
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -107,7 +108,7 @@ def takes_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
 
         _, *own = inspect.signature(command, eval_str=True).parameters.values()
         # A signature has what must be given before what has a default.
-        parameters = sorted([*map(_option, names), *own], key=lambda one: one.default is not inspect.Parameter.empty)
+        parameters = sorted([*own, *map(_option, names)], key=lambda one: one.default is not inspect.Parameter.empty)
         # Typer reads both: the signature for names and defaults, the annotations for types and help.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -347,6 +348,90 @@ def verify(
         typer.echo("verified, without receipts")
     else:
         typer.echo(f"verified with {verdict.receipts:,} receipts and {verdict.openings:,} labels as committed to")
+
+
+_PLACE = ("database_url", "data", "key_folder", "host", "port")
+_Url = Annotated[str | None, typer.Option(help="Address of the service; default: this machine, the service's port.")]
+token_commands = typer.Typer(help="Teams' tokens of the running service: what each team may use.", no_args_is_help=True)
+run_commands = typer.Typer(help="Runs of the running service.", no_args_is_help=True)
+app.add_typer(token_commands, name="token")
+app.add_typer(run_commands, name="run")
+
+
+@token_commands.command("create")
+@takes_settings(*_PLACE)
+def create_token(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the token: small letters, digits and hyphens.")],
+    budget: Annotated[int, typer.Option(min=0, help="Labels that all runs opened with it may be charged together.")],
+    evaluations: Annotated[
+        int | None, typer.Option(min=0, help="Evaluations that they may make together; default: no limit of its own.")
+    ] = None,
+    expires: Annotated[
+        datetime | None, typer.Option(help="UTC time from which it gives nothing new; default: never.")
+    ] = None,
+    url: _Url = None,
+) -> None:
+    """Make a team's token and print it, once, on standard output; the service keeps its hash."""
+    from label_service.operator import OperatorClient
+
+    body = {"name": name, "budget": budget, "evaluations": evaluations}
+    if expires is not None:
+        body["expires"] = f"{expires.isoformat()}Z"
+    made = OperatorClient(settings, url).call("POST", "/v1/tokens", body)
+    say(f"The token {name} grants {budget:,} labels. Give it to the team now, it is not shown again:")
+    typer.echo(printable(str(made.get("token"))))
+
+
+@token_commands.command("list")
+@takes_settings(*_PLACE)
+def list_tokens(settings: Settings, url: _Url = None) -> None:
+    """Print each team's token: labels and evaluations used and granted, runs, expiry, state."""
+    from label_service.operator import OperatorClient
+
+    made = OperatorClient(settings, url).call("GET", "/v1/tokens").get("tokens", [])
+    lines = [("name", "labels", "evaluations", "runs", "expires", "state")]
+    for token in made:
+        allowed = token["evaluations_allowed"]
+        lines.append(
+            (
+                *(token["name"], f"{token['queries']}/{token['budget']}"),
+                f"{token['evaluations_used']}/{'-' if allowed is None else allowed}",
+                *(str(token["runs"]), token["expires"] or "never", token["state"]),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        typer.echo(printable("  ".join(cells).rstrip()))
+
+
+@token_commands.command("revoke")
+@takes_settings(*_PLACE)
+def revoke_token(
+    settings: Settings, name: Annotated[str, typer.Argument(help="Name of the token.")], url: _Url = None
+) -> None:
+    """End a team's token for good: its runs get no new label and no evaluation, labels they have stay free."""
+    from urllib.parse import quote
+
+    from label_service.operator import OperatorClient
+
+    OperatorClient(settings, url).call("POST", f"/v1/tokens/{quote(name, safe='')}:revoke")
+    say(f"The token {name} is revoked.")
+
+
+@run_commands.command("close")
+@takes_settings(*_PLACE)
+def close_run(
+    settings: Settings, run_id: Annotated[str, typer.Argument(help="Id of the run.")], url: _Url = None
+) -> None:
+    """End a run for good: its client gets 410 from then on. The log says that the operator did it."""
+    from urllib.parse import quote
+
+    from label_service.operator import OperatorClient
+
+    OperatorClient(settings, url).call("POST", f"/v1/runs/{quote(run_id, safe='')}:close")
+    say(f"The run {run_id} is closed.")
 
 
 @app.command()

@@ -141,6 +141,30 @@ class RegistrationClosed(_Unauthorised):
     code = "registration-closed"
 
 
+class OperatorOnly(_Unauthorised):
+    """The call is the operator's, and came without the operator's credential."""
+
+    code = "operator-only"
+
+
+class TokenEnded(Problem):
+    """The team's token was revoked or has expired: it gives no new run, label or evaluation."""
+
+    status, code = 403, "token-ended"
+
+
+class TokenNameTaken(Problem):
+    """A token of this log had this name before."""
+
+    status, code = 409, "token-name-taken"
+
+
+class UnknownToken(Problem):
+    """No team's token has this name."""
+
+    status, code = 404, "unknown-token"
+
+
 class NotYourRun(Problem):
     """The token is good, but belongs to another run than the one in the path."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Row
@@ -16,10 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import errors
 from label_service.data.seed import DatasetInfo, load_info, read_label_files, seed
-from label_service.ledger import ledger, runs
+from label_service.ledger import ledger, runs, teams
 from label_service.ledger.append import Rules
-from label_service.ledger.limits import TokenBucket
-from label_service.ledger.tokens import read_registration_token, token_hash
+from label_service.ledger.pace import Pace
+from label_service.ledger.tokens import matches, read_operator_token, read_registration_token, token_hash
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.ledger.writer import Work, Writer
 from label_service.log.answer_key import open_answer_key
@@ -53,6 +53,7 @@ class LabelService:
         metrics: this service's counters.
         shared: other workers write to the same database.
         registration_token_sha256: hash of the token that opening a run needs, None if it needs none.
+        operator_token_sha256: hash of the operator's credential.
         database_version: product and version.
     """
 
@@ -65,9 +66,15 @@ class LabelService:
     metrics: Metrics
     shared: bool
     registration_token_sha256: str | None
+    operator_token_sha256: str
     database_version: str
     _token_hashes: dict[str, str] = field(default_factory=dict, init=False)
-    _buckets: dict[str, TokenBucket] = field(default_factory=dict, init=False)
+    _labels_pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin the operator's own rate limit."""
+        per_minute = self.settings.rate_limit_labels_per_minute
+        self._labels_pace = Pace(per_minute, 60.0, f"A run may ask for {per_minute} labels a minute here")
 
     async def reveal(self, request: ledger.Request, ids: Sequence[int]) -> ledger.Revealed:
         """Reveal labels to a run; see `ledger.reveal`.
@@ -75,7 +82,8 @@ class LabelService:
         Raises:
             Problem: the refusal, after its entry is durable.
         """
-        self._pace(request.run_id, len(ids))
+        if (hurry := self._labels_pace.refuse(request.run_id, len(ids))) is not None:
+            raise hurry
         answer = await self._write(lambda unit: ledger.reveal(unit, self.rules, request, ids))
         if answer.replayed:
             self.metrics.replayed.inc(len(answer.labels))
@@ -122,7 +130,9 @@ class LabelService:
             Problem: the run is not opened; see `runs.refuse_opening`.
         """
         settings = self.settings
-        limits = [settings.max_run_budget, settings.tokenless_budget if opened_with is None else None]
+        token = None if opened_with is None else self.log.account.tokens.get(opened_with)
+        granted_to_all = settings.tokenless_budget if opened_with is None else None if token is None else token.budget
+        limits = [settings.max_run_budget, granted_to_all]
         largest = min((limit for limit in limits if limit is not None), default=None)
         default = settings.default_run_budget
         granted = (default if largest is None else min(default, largest)) if budget is None else budget
@@ -144,9 +154,50 @@ class LabelService:
         self.metrics.runs_opened.inc()
         return opened
 
-    async def seal(self, request: ledger.Request) -> Entry:
+    async def seal(self, request: ledger.Request, by_operator: bool = False) -> Entry:
         """End a run; return the entry that ended it."""
-        return await self._write(lambda unit: ledger.seal(unit, self.rules, request))
+        return await self._write(lambda unit: ledger.seal(unit, self.rules, request, by_operator))
+
+    async def create_token(
+        self, request_id: str, name: str, budget: int, evaluations: int | None, expires: datetime | None
+    ) -> teams.NewTeamToken:
+        """Make a team's token; see `teams.create`.
+
+        Raises:
+            TokenNameTaken: the name was used before.
+        """
+        return await self._write(
+            lambda unit: teams.create(unit, self.rules, request_id, name, budget, evaluations, expires)
+        )
+
+    async def revoke_token(self, request_id: str, name: str) -> teams.TeamToken:
+        """End a team's token; see `teams.revoke`.
+
+        Raises:
+            UnknownToken: there is none of this name.
+        """
+        return await self._write(lambda unit: teams.revoke(unit, self.rules, request_id, name))
+
+    async def tokens(self) -> list[teams.TeamToken]:
+        """Return the teams' tokens, oldest first."""
+        await self.catch_up()
+        return [teams.describe(name, token) for name, token in list(self.log.account.tokens.items())]
+
+    async def is_team_token(self, name: str, token: str) -> bool:
+        """Return whether a token is the team's of this name, whether it has ended or not."""
+        await self.catch_up()
+        account = self.log.account.tokens.get(name)
+        if account is None:
+            return False
+        row = await asyncio.to_thread(self.reader.row, account.seq)
+        if row is None:
+            return False
+        try:
+            self.log.mac.require(row)
+        except errors.LogChanged as error:
+            logger.error("token %s: %s", name, error)
+            return False
+        return row.bound_sha256 is not None and matches(token, row.bound_sha256)
 
     def evidence_page(self, head: TreeHead, first: int, limit: int) -> EvidencePage:
         """Return up to `limit` entries under a head from number `first` on, and the earlier heads that end in them."""
@@ -274,19 +325,6 @@ class LabelService:
             raise answer
         return answer
 
-    def _pace(self, run_id: str, ids: int) -> None:
-        per_minute = self.settings.rate_limit_labels_per_minute
-        if per_minute is None:
-            return
-        now_s = time.monotonic()
-        bucket = self._buckets.get(run_id) or TokenBucket(per_minute, float(per_minute), now_s)
-        self._buckets[run_id], wait_s = bucket.take(ids, now_s)
-        if wait_s:
-            raise errors.TooManyRequests(
-                f"A run may ask for {per_minute} labels a minute here; try again in {wait_s:.0f} s.",
-                headers={"Retry-After": f"{wait_s:.0f}"},
-            )
-
     def _check_predictions(self, predictions: Sequence[int]) -> None:
         expected, classes = self.dataset.test_size, len(self.dataset.class_names)
         if len(predictions) != expected:
@@ -322,6 +360,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
             raise errors.DatabaseRefused(
                 f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
             ) from error
+        operator_sha256 = token_hash(read_operator_token(key_path(settings, database, dataset.log_id).parent))
         reading = database.open_reading_engine()
         stack.callback(reading.dispose)
         reader, metrics = LogReader(reading, log.mac), Metrics()
@@ -333,7 +372,17 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
             *(dataset.name, dataset.pool_size, database.name, dataset.log_id, log.verifier.vkey, version),
         )
         yield LabelService(
-            settings, dataset, rules, reader, writer, log, metrics, database.shared, token_sha256, version
+            settings,
+            dataset,
+            rules,
+            reader,
+            writer,
+            log,
+            metrics,
+            database.shared,
+            token_sha256,
+            operator_sha256,
+            version,
         )
 
 
@@ -369,6 +418,17 @@ def begin_log(
         total_evaluations=settings.total_evaluations,
         tokenless_budget=settings.tokenless_budget,
         tokenless_evaluations=settings.tokenless_evaluations,
+        uncharged=Pace(
+            settings.uncharged_entries_per_hour,
+            3600.0,
+            f"{settings.uncharged_entries_per_hour} repeats and refusals an hour are logged here for a run, and for "
+            "all runs opened without a token together",
+        ),
+        openings=Pace(
+            settings.openings_per_hour,
+            3600.0,
+            f"{settings.openings_per_hour} runs an hour may be opened here without a token, or with a team's",
+        ),
     )
     keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
     log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared)

@@ -82,6 +82,19 @@ class Settings(BaseSettings):
     rate_limit_labels_per_minute: int | None = Field(
         None, ge=1, description="Ids one run may ask for in a minute, charged or not; empty: no limit."
     )
+    # A burst is a whole hour's worth: who repeats a run of thousands of labels in batches never meets this limit.
+    uncharged_entries_per_hour: int = Field(
+        1200,
+        ge=1,
+        description="Repeats and refused requests that are logged in an hour for one run, for the guest, or for all "
+        "runs opened without a token together.",
+    )
+    openings_per_hour: int = Field(
+        120,
+        ge=1,
+        description="Runs opened in an hour without a token, or with one team's token; the registration token has no "
+        "such limit.",
+    )
     max_connections: int = Field(512, ge=1, description="Connections at a time; each worker counts its own.")
     max_connections_per_address: int = Field(
         256, ge=1, description="Connections at a time from one address; behind a reverse proxy all are the proxy's."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from label_service.ledger.limits import RunState
+from label_service.ledger.pace import Pace
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.answer_key import AnswerKey
 from label_service.log.entries import ENTRY_VERSION, Entry, Op, canonical_json, now
@@ -24,6 +25,8 @@ class Rules:
         total_evaluations: evaluations that all runs together may make, None for no limit.
         tokenless_budget: labels that all runs opened without a token may be charged together, None for no limit.
         tokenless_evaluations: evaluations that all runs opened without a token may make together, None for no limit.
+        uncharged: how fast entries that charge nothing may come, None for no limit.
+        openings: how fast runs may be opened, None for no limit.
     """
 
     log_id: str
@@ -33,6 +36,8 @@ class Rules:
     total_evaluations: int | None = None
     tokenless_budget: int | None = None
     tokenless_evaluations: int | None = None
+    uncharged: Pace | None = None
+    openings: Pace | None = None
 
 
 def append(

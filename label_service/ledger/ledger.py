@@ -19,6 +19,7 @@ from label_service.errors import LogChanged, Problem, UnknownId
 from label_service.ledger.append import Rules, append
 from label_service.ledger.idempotency import bind_key, find_key, keep_key
 from label_service.ledger.limits import RunState, Total, refuse_ended, refuse_evaluation, refuse_reveal
+from label_service.ledger.teams import refuse_ended_token
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.entries import Entry, canonical_json, now
 from label_service.log.log_reader import Evaluation
@@ -108,8 +109,11 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
     refusal = (
         refuse_ended(run)
         or _refuse_unknown(unknown, rules)
+        or (refuse_ended_token(unit, run.opened_with) if new else None)
         or refuse_reveal(run, _labels_used(unit, rules, run), len(new))
     )
+    if (refusal is not None or not new) and (hurry := _hurry(rules, run)) is not None:
+        return hurry
     if refusal is not None:
         # The ids themselves would let a client fill the log with what it was refused.
         detail = {"asked": len(asked), "asked_sha256": _sha256(asked)}
@@ -165,7 +169,11 @@ def evaluate(
         return earlier
     refusal = refuse_ended(run)
     if refusal is None and earlier is None:
-        refusal = refuse_evaluation(run, _evaluations_used(unit, rules, run), budget)
+        refusal = refuse_ended_token(unit, run.opened_with) or refuse_evaluation(
+            run, _evaluations_used(unit, rules, run), budget
+        )
+    if (refusal is not None or earlier is not None) and (hurry := _hurry(rules, run)) is not None:
+        return hurry
     if refusal is not None:
         append(unit, rules, run, request.request_id, "evaluation", refusal.code)
         return refusal
@@ -208,7 +216,7 @@ def evaluate(
     )
 
 
-def seal(unit: UnitOfWork, rules: Rules, request: Request) -> Entry:
+def seal(unit: UnitOfWork, rules: Rules, request: Request, by_operator: bool = False) -> Entry:
     """End a run for good and return the entry of it. A run that has ended already gets that first entry again."""
     run = unit.run(request.run_id)
     if run.sealed:
@@ -218,24 +226,42 @@ def seal(unit: UnitOfWork, rules: Rules, request: Request) -> Entry:
         unit.log.mac.require(row)
         return Entry(row.seq, bytes(row.entry))
     unit.connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
-    return append(unit, rules, run, request.request_id, "run-sealed", "sealed")
+    detail = {"sealed_by": "operator"} if by_operator else None
+    return append(unit, rules, run, request.request_id, "run-sealed", "sealed", detail=detail)
 
 
 def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+def _hurry(rules: Rules, run: RunState) -> Problem | None:
+    """Refuse an entry that charges nothing if such entries come too fast, so that nobody can fill the log with them."""
+    # Whoever opens runs without a token could open another as soon as one has to wait.
+    key = TOKENLESS_RUNS if run.is_tokenless else run.run_id
+    return None if rules.uncharged is None else rules.uncharged.refuse(key)
+
+
 def _labels_used(unit: UnitOfWork, rules: Rules, run: RunState) -> list[Total]:
     account, now = unit.log.account, unit.used
     tokenless = account.tokenless_queries + now.tokenless_spent
-    return _totals(run, account.queries + now.spent, rules.total_budget, tokenless, rules.tokenless_budget)
+    totals = _totals(run, account.queries + now.spent, rules.total_budget, tokenless, rules.tokenless_budget)
+    token = unit.token(run.opened_with) if run.opened_with is not None else None
+    return totals if token is None else [*totals, Total(_team_runs(run), token.queries, token.budget)]
 
 
 def _evaluations_used(unit: UnitOfWork, rules: Rules, run: RunState) -> list[Total]:
     account, now = unit.log.account, unit.used
     used = account.evaluations + now.evaluations
     tokenless = account.tokenless_evaluations + now.tokenless_evaluations
-    return _totals(run, used, rules.total_evaluations, tokenless, rules.tokenless_evaluations)
+    totals = _totals(run, used, rules.total_evaluations, tokenless, rules.tokenless_evaluations)
+    token = unit.token(run.opened_with) if run.opened_with is not None else None
+    if token is None or token.evaluations_allowed is None:
+        return totals
+    return [*totals, Total(_team_runs(run), token.evaluations, token.evaluations_allowed)]
+
+
+def _team_runs(run: RunState) -> str:
+    return f"All runs opened with the token {run.opened_with}"
 
 
 def _totals(run: RunState, used: int, limit: int | None, tokenless: int, tokenless_limit: int | None) -> list[Total]:

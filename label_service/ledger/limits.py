@@ -152,29 +152,31 @@ def refuse_evaluation(run: RunState, totals: Sequence[Total], budget: int | None
 
 @dataclass(frozen=True)
 class TokenBucket:
-    """A rate limit's state for one run (token bucket: one minute's worth may be taken at once).
+    """A rate limit's state (token bucket: what flows in a whole period may be taken at once).
 
     Attributes:
-        per_minute: ids that flow in each minute, and the most that can be saved up.
-        level: ids that may be asked for now; negative after a batch larger than the bucket.
+        size: what flows in each period, and the most that can be saved up.
+        level: what may be taken now; negative after a batch larger than the bucket.
         at_s: time of `level`, in seconds of a monotonic clock.
+        period_s: length of the period.
     """
 
-    per_minute: int
+    size: int
     level: float
     at_s: float
+    period_s: float = 60.0
 
-    def take(self, ids: int, now_s: float) -> tuple[TokenBucket, float]:
-        """Take `ids` from the bucket at `now_s`.
+    def take(self, amount: int, now_s: float) -> tuple[TokenBucket, float]:
+        """Take an amount from the bucket at `now_s`.
 
         A batch larger than the bucket passes when the bucket is full, and leaves a debt.
 
         Returns:
-            The bucket afterwards, and the whole seconds to wait: 0 if the ids were taken.
+            The bucket afterwards, and the whole seconds to wait: 0 if the amount was taken.
         """
-        level = min(float(self.per_minute), self.level + (now_s - self.at_s) * self.per_minute / 60)
-        needed = min(ids, self.per_minute)
+        level = min(float(self.size), self.level + (now_s - self.at_s) * self.size / self.period_s)
+        needed = min(amount, self.size)
         if level < needed:
-            wait_s = math.ceil((needed - level) * 60 / self.per_minute)
+            wait_s = math.ceil((needed - level) * self.period_s / self.size)
             return replace(self, level=level, at_s=now_s), float(max(1, wait_s))
-        return replace(self, level=level - ids, at_s=now_s), 0.0
+        return replace(self, level=level - amount, at_s=now_s), 0.0

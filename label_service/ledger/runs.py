@@ -20,10 +20,11 @@ from label_service.errors import (
 )
 from label_service.ledger.append import Rules, append
 from label_service.ledger.limits import GUEST, RunState
+from label_service.ledger.teams import refuse_ended_token
 from label_service.ledger.tokens import matches, new_nonce, new_run_id, new_token, token_hash, token_of_key
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.account import open_account
-from label_service.log.entries import Entry, canonical_json, now
+from label_service.log.entries import REGISTRATION, Entry, canonical_json, now
 from label_service.log.log_reader import RunInfo, describe_run
 from label_service.store import tables
 
@@ -79,8 +80,8 @@ def open_run(
     evaluation_budgets: Sequence[int] = (),
     opened_with: str | None = None,
     key: str | None = None,
-) -> Opened | IdempotencyKeyReused:
-    """Open a run and log it; a repeat under the same key returns the same run and logs nothing.
+) -> Opened | Problem:
+    """Open a run and log it, or return the refusal; a repeat under the same key returns the same run, without an entry.
 
     Args:
         unit: the writer's transaction.
@@ -92,11 +93,17 @@ def open_run(
         opened_with: name of the token that allows it, None if none was needed.
         key: the Idempotency-Key, None if none was sent.
     """
+    if (ended := refuse_ended_token(unit, opened_with)) is not None:
+        return ended
     declared = tuple(evaluation_budgets)
     request_sha256 = _sha256([name, budget, declared])
     earlier = None if key is None else _find_opening(unit, request_sha256, opened_with, key)
     if earlier is not None:
         return earlier
+    if opened_with != REGISTRATION and rules.openings is not None:
+        hurry = rules.openings.refuse(opened_with or "")
+        if hurry is not None:
+            return hurry
     allowed = max(1, len(declared))
     run = RunState(
         new_run_id(),

@@ -17,8 +17,10 @@ from label_service.errors import RegistrationTokenRefused
 
 SECRET_BYTES = 32
 RUN_ID_BYTES = 6
-# The name, in the log, of the operator's registration token.
-REGISTRATION = "registration"
+# A team's token is `team.NAME.SECRET`. No run has the id `team`.
+TEAM = "team"
+# The operator's credential, beside the signing key.
+OPERATOR_FILE = "operator.token"
 
 
 def new_run_id() -> str:
@@ -42,6 +44,26 @@ def token_of_key(run_id: str, nonce: str, key: str) -> str:
     return f"{run_id}.{base64.urlsafe_b64encode(secret).decode().rstrip('=')}"
 
 
+def new_team_token(name: str) -> str:
+    """Return a fresh token for a team."""
+    return f"{TEAM}.{name}.{new_nonce()}"
+
+
+def team_of(token: str) -> str | None:
+    """Return the name of the team's token that a token claims to be, None if it claims to be none."""
+    kind, _, rest = token.partition(".")
+    return rest.partition(".")[0] if kind == TEAM else None
+
+
+def read_operator_token(folder: Path) -> str:
+    """Return the operator's credential, which lies beside the signing key; only its owner may read it.
+
+    Raises:
+        RegistrationTokenRefused: the file cannot be made or read, or is empty.
+    """
+    return _read_token(folder / OPERATOR_FILE, 0o600, "operator's credential")
+
+
 def read_registration_token(path: Path) -> str:
     """Return the registration token that a file holds; a missing file is made, with a fresh token.
 
@@ -50,9 +72,18 @@ def read_registration_token(path: Path) -> str:
     Raises:
         RegistrationTokenRefused: the file cannot be made or read, or is empty.
     """
+    return _read_token(path, 0o640, "registration token")
+
+
+def _read_token(path: Path, mode: int, name: str) -> str:
+    """Return the token that a file holds; a missing file is made.
+
+    Raises:
+        RegistrationTokenRefused: the file cannot be made or read, or is empty.
+    """
     try:
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
         except FileExistsError:
             pass
         else:
@@ -60,9 +91,9 @@ def read_registration_token(path: Path) -> str:
                 file.write(f"{secrets.token_urlsafe(SECRET_BYTES)}\n")
         token = path.read_text().strip()
     except (OSError, UnicodeError) as error:
-        raise RegistrationTokenRefused(f"The registration token cannot be read from {path} ({error}).") from error
+        raise RegistrationTokenRefused(f"The {name} cannot be read from {path} ({error}).") from error
     if not token:
-        raise RegistrationTokenRefused(f"The file of the registration token, {path}, is empty; remove it.")
+        raise RegistrationTokenRefused(f"The file of the {name}, {path}, is empty; remove it.")
     return token
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert
 
 from label_service.errors import LabelServiceError, LogChanged
 from label_service.ledger.limits import RunState
+from label_service.log.account import TokenAccount, add_to_token
 from label_service.log.signed_log import SignedLog
 from label_service.store import tables
 
@@ -91,6 +92,8 @@ class UnitOfWork:
         self.newest_time = log.account.newest_time
         # Runs whose rows were compared with the log. What this transaction writes to them comes after that.
         self._compared: set[str] = set()
+        # Tokens as this transaction leaves them; the log's account has them as they were before.
+        self._tokens: dict[str, TokenAccount] = {}
         self._last_seq: int | None = None
         self._runs: dict[str, RunState] = {}
         self._entries: list[dict[str, Any]] = []
@@ -159,6 +162,12 @@ class UnitOfWork:
                 self._compared.add(run_id)
         return self._runs[run_id]
 
+    def token(self, name: str) -> TokenAccount | None:
+        """Return a team's token as it stands now, None if there is none of this name."""
+        if name not in self._tokens and name in self.log.account.tokens:
+            self._tokens[name] = replace(self.log.account.tokens[name])
+        return self._tokens.get(name)
+
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
         """Return the label of each id, and for ids that the run has already, the entry that charged each of them.
 
@@ -200,8 +209,20 @@ class UnitOfWork:
             self._compared.add(row["run_id"])
         evaluated = row["outcome"] == "evaluated"
         if row["charged"] or evaluated:
-            self.used.add(row["charged"], evaluated, self.run(row["run_id"]).is_tokenless)
+            run = self.run(row["run_id"])
+            self.used.add(row["charged"], evaluated, run.is_tokenless)
+            if run.opened_with is not None and self.token(run.opened_with) is not None:
+                add_to_token(self._tokens, row, run.opened_with)
+        elif row["op"] in ("run-opened", "token-created", "token-revoked"):
+            self._add_to_token(row)
         self._entry_ids += [{"label_id": label_id, "seq": seq} for label_id in label_ids]
+
+    def _add_to_token(self, row: dict[str, Any]) -> None:
+        entry = json.loads(row["entry"])
+        detail = entry["detail"]
+        name = detail.get("opened_with") if row["op"] == "run-opened" else detail["token"]
+        if name is not None and (self.token(name) is not None or row["op"] == "token-created"):
+            add_to_token(self._tokens, entry, name)
 
     def reveal(self, run_id: str, label_ids: Sequence[int], seq: int) -> None:
         """Charge a run for labels that it does not have yet; the entry `seq` has been appended."""

@@ -7,11 +7,11 @@ the same answer key.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from label_service.log.entries import DONE, ENTRY_VERSION, GUEST, canonical_json
+from label_service.log.entries import DONE, ENTRY_VERSION, GUEST, REGISTRATION, canonical_json
 from label_service.log.forerunner import Forerunner
 from label_service.log.merkle import HASH_BYTES, VerificationError
 from label_service.log.signed_note import decode_base64
@@ -26,11 +26,18 @@ _OUTCOMES = {
     "run-opened": ("opened",),
     "run-sealed": ("sealed",),
     "budget-changed": ("changed",),
+    "token-created": ("created",),
+    "token-revoked": ("revoked",),
     "query": ("revealed", "replayed"),
     "evaluation": ("evaluated", "replayed"),
 }
 OPERATIONS = tuple(_OUTCOMES)
-_DETAIL_COUNT = {"opened": "evaluations_allowed", "changed": "previous_budget", "evaluated": "evaluation"}
+_DETAIL_COUNT = {
+    "opened": "evaluations_allowed",
+    "changed": "previous_budget",
+    "created": "token_budget",
+    "evaluated": "evaluation",
+}
 
 
 class EntryError(VerificationError):
@@ -107,11 +114,41 @@ class RunAccount:
 
 
 @dataclass
+class TokenAccount:
+    """What the entries say of a team's token, and what the runs opened with it add up to.
+
+    Attributes:
+        budget: labels that its runs may be charged together.
+        evaluations_allowed: evaluations that its runs may make together, None for no limit of its own.
+        expires: time from which it gives nothing new, None if it does not expire.
+        seq: number of the entry that made it, which binds its hash.
+        revoked: the operator has ended it.
+        runs: number of runs opened with it.
+        queries: labels charged to them together.
+        evaluations: made by them together.
+    """
+
+    budget: int
+    evaluations_allowed: int | None
+    expires: str | None
+    seq: int
+    revoked: bool = False
+    runs: int = 0
+    queries: int = 0
+    evaluations: int = 0
+
+    def has_ended(self, time: str) -> bool:
+        """Return whether it gives nothing new at a time."""
+        return self.revoked or (self.expires is not None and time >= self.expires)
+
+
+@dataclass
 class Account:
     """What the entries of a log add up to.
 
     Attributes:
         runs: by run id.
+        tokens: the teams' tokens, by name.
         log_id: the id of the log.
         label_commitment: root of the answer key that the entries name, base64; None if no entry does.
         pool_size: number of labels in the answer key that the openings name; None if no opening does.
@@ -131,6 +168,7 @@ class Account:
 
     log_id: str
     runs: dict[str, RunAccount] = field(default_factory=dict)
+    tokens: dict[str, TokenAccount] = field(default_factory=dict)
     label_commitment: str | None = None
     pool_size: int | None = None
     uncommitted: int = 0
@@ -182,6 +220,8 @@ class Account:
                 # What the clock said is of any entry; the rules below are about the rest.
                 _require(isinstance(detail["clock"], str), "what its clock said is no text")
                 entry = {**entry, "detail": {name: detail[name] for name in detail if name != "clock"}}
+            # Before the run: an entry that breaks a rule of the tokens must not count.
+            self._require_token(entry)
             new = _add(self.runs, entry)
         except _Invalid as invalid:
             raise EntryError(self.entries, str(invalid)) from invalid
@@ -195,10 +235,60 @@ class Account:
         evaluated = entry["outcome"] == "evaluated"
         self.queries += entry["charged"]
         self.evaluations += evaluated
-        if entry["run"] != GUEST and self.runs[entry["run"]].opened_with is None:
+        opened_with = self.runs[entry["run"]].opened_with
+        if entry["run"] != GUEST and opened_with is None:
             self.tokenless_queries += entry["charged"]
             self.tokenless_evaluations += evaluated
+        add_to_token(self.tokens, entry, opened_with)
         return new
+
+    def _require_token(self, entry: dict[str, Any]) -> None:
+        """Check an entry by the rules of the teams' tokens."""
+        op, detail = entry["op"], entry.get("detail", {})
+        if op in ("token-created", "token-revoked"):
+            _require(entry["run"] == GUEST, "it makes or ends a token under a run")
+            token = self.tokens.get(detail["token"])
+            if op == "token-created":
+                _require(token is None and detail["token"] != REGISTRATION, "it makes a token whose name was used")
+            else:
+                _require(token is not None and not token.revoked, "it revokes a token that does not stand")
+            return
+        opened = op == "run-opened"
+        name = detail.get("opened_with") if opened else getattr(self.runs.get(entry["run"]), "opened_with", None)
+        evaluated = entry["outcome"] == "evaluated"
+        if name in (None, REGISTRATION) or not (opened or entry["charged"] or evaluated):
+            return
+        token = self.tokens.get(name)
+        if token is None:
+            raise _Invalid(f"its run is opened with the token {name}, which was never made")
+        # The service decides after the entry before this one, and the time of this one is taken later.
+        _require(not token.has_ended(self.newest_time), f"the token {name} had ended")
+        _require(token.queries + entry["charged"] <= token.budget, f"it reveals more than the token {name} grants")
+        allowed = token.evaluations_allowed
+        within = not evaluated or allowed is None or token.evaluations < allowed
+        _require(within, f"it evaluates more often than the token {name} grants")
+
+
+def add_to_token(tokens: dict[str, TokenAccount], entry: Mapping[str, Any], opened_with: str | None) -> None:
+    """Add an entry that keeps the rules to the teams' tokens.
+
+    Args:
+        tokens: by name; changed.
+        entry: it needs only `op`, `seq`, `charged`, `outcome` and, where it makes or ends a token, `detail`.
+        opened_with: name of the token that its run was opened with, None without one.
+    """
+    op, detail = entry["op"], entry.get("detail", {})
+    if op == "token-created":
+        tokens[detail["token"]] = TokenAccount(
+            detail["token_budget"], detail["token_evaluations"], detail["expires"], entry["seq"]
+        )
+    elif op == "token-revoked":
+        tokens[detail["token"]].revoked = True
+    elif opened_with in tokens:
+        token = tokens[opened_with]
+        token.runs += op == "run-opened"
+        token.queries += entry["charged"]
+        token.evaluations += entry["outcome"] == "evaluated"
 
 
 def audit(entries: Sequence[bytes], log_id: str) -> Account:
@@ -263,6 +353,12 @@ def _check_detail(entry: dict[str, Any], *, refused: bool) -> None:
     _require(needed is None or _is_count(detail.get(needed)), f"its detail lacks {needed}")
     named = detail.get("test_commitment")
     _require(named is None or isinstance(named, str), "its commitment to the test labels is no text")
+    if entry["op"] in ("token-created", "token-revoked"):
+        _require(isinstance(detail.get("token"), str), "it names no token")
+    if entry["op"] == "token-created":
+        _require("expires" in detail and isinstance(detail["expires"], str | None), "its token's end is no time")
+        allowed = detail.get("token_evaluations", -1)
+        _require(allowed is None or _is_count(allowed), "its token's evaluations are not a count")
     named = detail.get("opened_with")
     _require(named is None or isinstance(named, str), "the name of the token that it was opened with is no text")
     points = detail.get("evaluation_budgets", [])

@@ -237,6 +237,11 @@ class LogReader:
         with self._engine.connect() as connection:
             return connection.execute(opened.order_by(entries.c.seq).limit(1)).one_or_none()
 
+    def row(self, seq: int) -> Row[Any] | None:
+        """Return the row of an entry, or None if it is not there."""
+        with self._engine.connect() as connection:
+            return connection.execute(select(tables.entries).where(tables.entries.c.seq == seq)).one_or_none()
+
     def size(self) -> int:
         """Return the number of entries. It follows from the number of the last one, because numbers have no gap."""
         with self._engine.connect() as connection:

@@ -72,7 +72,7 @@ class TableCheck:
             )
         if op == "run-opened":
             self._openings[run] = (entry["detail"]["name"], bound)
-        elif bound:
+        elif bound and op != "token-created":  # that binds the hash of a token, which no table repeats
             self._keys.append((bound, seq))
         self._added += 1 + len(ids)
         if self._added >= ROWS_AT_ONCE:

@@ -26,13 +26,13 @@ from label_service.service import LabelService
 from label_service.web.callers import admit, problem_headers
 from label_service.web.middleware import RequestFrame
 from label_service.web.openapi import DESCRIPTION, PROBLEM_MEDIA_TYPE, describe
-from label_service.web.routes import events, health, labels, log, pages, runs, static
+from label_service.web.routes import events, health, labels, log, pages, runs, static, tokens
 from label_service.web.routes.events import Watchers
 
 logger = logging.getLogger(__name__)
 
 
-ROUTERS = tuple(module.router for module in (labels, runs, log, events, health, pages, static))
+ROUTERS = tuple(module.router for module in (labels, runs, tokens, log, events, health, pages, static))
 
 
 def create_app(service: LabelService) -> FastAPI:

@@ -12,7 +12,8 @@ from fastapi import Depends, Request
 from label_service import errors
 from label_service.ledger import ledger
 from label_service.ledger.limits import GUEST
-from label_service.ledger.tokens import REGISTRATION, matches, run_of
+from label_service.ledger.tokens import matches, run_of, team_of
+from label_service.log.entries import REGISTRATION
 from label_service.log.log_reader import RunInfo
 from label_service.service import LabelService
 
@@ -152,26 +153,43 @@ async def own_run(service: Service, run_id: str, caller_id: Caller) -> str:
     raise errors.NotYourRun(f"The token belongs to another run than {run_id}; send the token of that run.")
 
 
-def registration(request: Request, service: Service) -> str | None:
-    """Let a caller open a run: anybody, unless the operator set a registration token.
+async def registration(request: Request, service: Service) -> str | None:
+    """Let a caller open a run: a team with its token, and anybody unless the operator set a registration token.
 
     Returns:
         The name of the token that allows it, None if none was needed.
 
     Raises:
+        InvalidToken: a team's token was sent that the operator never made.
         RegistrationClosed: the operator's registration token is missing or wrong.
         CrossSite: another site's page made a browser ask.
     """
     refuse_cross_site(request)
     expected = service.registration_token_sha256
+    token = bearer_token(request) if expected is not None or "authorization" in request.headers else None
+    if token is not None and (team := team_of(token)) is not None:
+        if await service.is_team_token(team, token):
+            return team
+        raise errors.InvalidToken("No team has this token; send the one that the operator made.")
     if expected is None:
         return None
-    token = bearer_token(request)
     if token is None or not matches(token, expected):
         raise errors.RegistrationClosed(
-            "Opening a run needs the operator's registration token as the bearer token here."
+            "Opening a run needs the operator's registration token, or a team's, as the bearer token here."
         )
     return REGISTRATION
+
+
+# async for the same reason as above.
+async def operator(request: Request, service: Service) -> None:
+    """Let only the operator call.
+
+    Raises:
+        OperatorOnly: the operator's credential is missing or wrong.
+    """
+    token = bearer_token(request)
+    if token is None or not matches(token, service.operator_token_sha256):
+        raise errors.OperatorOnly("This call is the operator's; use `label-service token` beside the service.")
 
 
 def ledger_request(request: Request, run_id: str) -> ledger.Request:
@@ -214,4 +232,5 @@ def problem_headers(problem: errors.Problem) -> dict[str, str]:
 
 
 Registration = Annotated[str | None, Depends(registration)]
+Operator = Annotated[None, Depends(operator)]
 OwnRun = Annotated[str, Depends(own_run)]

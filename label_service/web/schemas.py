@@ -13,11 +13,21 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    model_validator,
+)
 
 from label_service.data.seed import DatasetInfo
 from label_service.ledger.ledger import Evaluated
 from label_service.ledger.runs import Opened
+from label_service.ledger.teams import TeamToken
 from label_service.log.evidence import OpenedLabel, Receipt
 from label_service.log.log_reader import RunInfo
 from label_service.settings import MAX_IDS_PER_BATCH
@@ -119,6 +129,22 @@ class RunRequest(_Request):
         return self
 
 
+TokenName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+PathTokenName = Annotated[str, Field(max_length=100, description="Name of the token.")]
+
+
+class TokenRequest(_Request):
+    """A team's token to make."""
+
+    model_config = _examples({"name": "vision", "budget": 2000, "evaluations": 8, "expires": "2030-01-31T00:00:00Z"})
+    name: TokenName
+    budget: Budget = Field(description="Labels that all runs opened with it may be charged together.")
+    evaluations: Budget | None = Field(None, description="Evaluations that they may make together; null: no own limit.")
+    expires: Annotated[AwareDatetime, Field(strict=True)] | None = Field(
+        None, description="RFC 3339 time from which it gives nothing new; null: never."
+    )
+
+
 class EvaluationRequest(_Request):
     """One predicted class number for each test image, in the order of the test image file."""
 
@@ -161,6 +187,12 @@ class RunsAnswer(BaseModel):
     """All runs, oldest first; the first is the guest run."""
 
     runs: list[RunInfo]
+
+
+class TokensAnswer(BaseModel):
+    """The teams' tokens, oldest first."""
+
+    tokens: list[TeamToken]
 
 
 class RunOpenedAnswer(Opened):

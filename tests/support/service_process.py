@@ -20,7 +20,8 @@ def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Pope
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # What campaigns and benchmarks ask for is above what strangers get by default.
-    unlimited = dict.fromkeys(("tokenless_budget", "tokenless_evaluations", "total_evaluations"), 10**9)
+    limits = ("tokenless_budget", "tokenless_evaluations", "total_evaluations")
+    unlimited = dict.fromkeys((*limits, "uncharged_entries_per_hour", "openings_per_hour"), 10**9)
     given = {"data": data, "other_data": True, "port": port} | unlimited | settings
     given.setdefault("database_url", f"sqlite:///{folder / 'service' / 'labels.sqlite3'}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}

@@ -18,7 +18,8 @@ router = APIRouter(tags=["labels"])
 
 _PROBLEMS = problems(
     "cross-site", "guest-closed", "idempotency-key-reused", "invalid-token", "label-budget-exhausted",
-    "log-not-writable", "querying-closed", "run-sealed", "too-many-requests", "total-budget-exhausted", "unknown-id",
+    "log-not-writable", "querying-closed", "run-sealed", "token-ended", "too-many-requests",
+    "total-budget-exhausted", "unknown-id",
 )  # fmt: skip
 
 

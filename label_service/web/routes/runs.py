@@ -7,9 +7,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from label_service.errors import NotYourRun
+from label_service.ledger import ledger
 from label_service.ledger.limits import GUEST
 from label_service.log.log_reader import RunInfo
-from label_service.web.callers import NO_STORE, OwnRun, Registration, Service, find_run, idempotency_key, ledger_request
+from label_service.web.callers import (
+    NO_STORE,
+    Operator,
+    OwnRun,
+    Registration,
+    Service,
+    find_run,
+    idempotency_key,
+    ledger_request,
+)
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
     EvaluationAnswer,
@@ -38,7 +48,7 @@ OPENING_KEY_CHARACTERS = 16
 _OF_OWN_RUN = ("cross-site", "invalid-token", "log-not-writable", "not-your-run", "token-required", "unknown-run")
 _EVALUATING = (
     *_OF_OWN_RUN, "evaluation-not-declared", "evaluations-exhausted", "guest-has-no-evaluations",
-    "idempotency-key-reused", "invalid-predictions", "run-sealed",
+    "idempotency-key-reused", "invalid-predictions", "run-sealed", "token-ended", "too-many-requests",
 )  # fmt: skip
 
 
@@ -52,7 +62,9 @@ _EVALUATING = (
         "log-not-writable",
         "registration-closed",
         "run-budget-too-large",
+        "token-ended",
         "too-many-evaluations",
+        "too-many-requests",
     ),
 )
 async def open_run(
@@ -97,6 +109,19 @@ async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSea
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
     entry = await service.seal(ledger_request(request, run_id))
     run = await find_run(service, run_id)
+    return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry))
+
+
+@router.post(
+    "/{run_id:run_id}:close", responses=problems("log-not-writable", "not-your-run", "operator-only", "unknown-run")
+)
+async def close_run(run_id: str, request: Request, service: Service, _operator: Operator) -> RunSealedAnswer:
+    """End a run as the operator: its client gets 410 from then on. Closing it again logs nothing."""
+    if run_id == GUEST:
+        raise NotYourRun("The guest run cannot be closed like this; set LABEL_SERVICE_GUEST_BUDGET to 0.")
+    await run_in_threadpool(find_run, service, run_id)
+    entry = await service.seal(ledger.Request(run_id, request.state.request_id), by_operator=True)
+    run = await run_in_threadpool(find_run, service, run_id)
     return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry))
 
 

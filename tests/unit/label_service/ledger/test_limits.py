@@ -79,7 +79,7 @@ def test_sealed_run_is_refused() -> None:
 
 def test_bucket_gives_a_minutes_worth_and_refills() -> None:
     """60 a minute: 60 at once, then one a second; after the wait that it names, the ids are granted."""
-    bucket = TokenBucket(per_minute=60, level=60, at_s=0)
+    bucket = TokenBucket(size=60, level=60, at_s=0)
     bucket, wait_s = bucket.take(60, 0)
     assert wait_s == 0
     bucket, wait_s = bucket.take(10, 5)
@@ -90,7 +90,7 @@ def test_bucket_gives_a_minutes_worth_and_refills() -> None:
 
 def test_batch_larger_than_the_bucket_passes_when_full_and_leaves_a_debt() -> None:
     """Every legal batch can pass, however small the rate."""
-    bucket = TokenBucket(per_minute=60, level=60, at_s=0)
+    bucket = TokenBucket(size=60, level=60, at_s=0)
     bucket, wait_s = bucket.take(180, 0)
     assert (wait_s, bucket.level) == (0, -120)
     assert bucket.take(1, 60)[1] > 0
