@@ -50,6 +50,13 @@ def _path_integer(value: object) -> object:
     return value
 
 
+def _text(value: object) -> object:
+    # A number would be read as seconds since 1970.
+    if value is not None and not isinstance(value, str | datetime):
+        raise ValueError("must be an RFC 3339 time")
+    return value
+
+
 def _printable(name: str) -> str:
     # Characters that turn the direction of the text around them could make one name look like another.
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS for character in name):
@@ -140,7 +147,7 @@ class TokenRequest(_Request):
     name: TokenName
     budget: Budget = Field(description="Labels that all runs opened with it may be charged together.")
     evaluations: Budget | None = Field(None, description="Evaluations that they may make together; null: no own limit.")
-    expires: Annotated[AwareDatetime, Field(strict=True)] | None = Field(
+    expires: Annotated[AwareDatetime, BeforeValidator(_text)] | None = Field(
         None, description="RFC 3339 time from which it gives nothing new; null: never."
     )
 
