@@ -119,9 +119,9 @@ async def close_run(run_id: str, request: Request, service: Service, _operator: 
     """End a run as the operator: its client gets 410 from then on. Closing it again logs nothing."""
     if run_id == GUEST:
         raise NotYourRun("The guest run cannot be closed like this; set LABEL_SERVICE_GUEST_BUDGET to 0.")
-    await run_in_threadpool(find_run, service, run_id)
+    await find_run(service, run_id)
     entry = await service.seal(ledger.Request(run_id, request.state.request_id), by_operator=True)
-    run = await run_in_threadpool(find_run, service, run_id)
+    run = await find_run(service, run_id)
     return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry))
 
 

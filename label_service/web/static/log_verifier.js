@@ -279,11 +279,13 @@ const OUTCOMES = {
   "run-opened": ["opened"],
   "run-sealed": ["sealed"],
   "budget-changed": ["changed"],
+  "token-created": ["created"],
+  "token-revoked": ["revoked"],
   query: ["revealed", "replayed"],
   evaluation: ["evaluated", "replayed"],
 };
 const DONE = new Set(Object.values(OUTCOMES).flat());
-const NEEDED = { opened: "evaluations_allowed", changed: "previous_budget", evaluated: "evaluation" };
+const NEEDED = { opened: "evaluations_allowed", changed: "previous_budget", created: "token_budget", evaluated: "evaluation" };
 
 function readEntry(source) {
   const entry = new Reader(source, true).whole();
@@ -312,6 +314,12 @@ function checkDetail(entry, refused) {
   must(!needed || count(detail[needed]), `its detail lacks ${needed}`);
   must((detail.test_commitment ?? null) === null || isText(detail.test_commitment), "its commitment to the test labels is no text");
   must((detail.opened_with ?? null) === null || isText(detail.opened_with), "the name of the token that it was opened with is no text");
+  if (entry.op === "token-created" || entry.op === "token-revoked") must(isText(detail.token), "it names no token");
+  if (entry.op === "token-created") {
+    const { expires, token_evaluations: allowed } = detail;
+    must(expires === null || isText(expires), "its token's end is no time");
+    must(allowed === null || count(allowed), "its token's evaluations are not a count");
+  }
   const points = detail.evaluation_budgets ?? [];
   must(Array.isArray(points) && points.every(count), "its evaluation budgets are not counts");
   must(detail.pool_size === undefined || (count(detail.pool_size) && detail.pool_size > 0), "its pool size is not a count");
@@ -331,7 +339,7 @@ function checkDetail(entry, refused) {
 /** What the entries add up to. Each must follow from those before it. */
 class Account {
   constructor(logId) {
-    Object.assign(this, { logId, runs: new Map(), labels: new Set(), entries: 0, queries: 0, evaluations: 0 });
+    Object.assign(this, { logId, runs: new Map(), tokens: new Map(), labels: new Set(), entries: 0, queries: 0, evaluations: 0 });
     Object.assign(this, { commitment: null, testCommitment: null, poolSize: null, newest: "" });
   }
 
@@ -341,8 +349,9 @@ class Account {
     must(entry.log_id === this.logId, "it is of another log");
     this.bind(entry, detail);
     must(!(entry.ts < this.newest) || this.testCommitment === null, "it is older than the entry before it");
-    this.newest = entry.ts;
     delete detail.clock;
+    this.checkToken(entry, detail);
+    this.newest = entry.ts;
     const run = this.run(entry, detail);
     must(entry.budget === run.budget, `it says a budget of ${entry.budget}, and the run's is ${run.budget}`);
     this.charge(run, entry);
@@ -359,6 +368,42 @@ class Account {
     run.refusals += !DONE.has(entry.outcome);
     run.entries++;
     this.entries++;
+    this.addToToken(entry, detail, run);
+  }
+
+  /** What a team's token grants holds over all runs that were opened with it. */
+  checkToken(entry, detail) {
+    const { op } = entry;
+    if (op === "token-created" || op === "token-revoked") {
+      must(entry.run === "guest", "it makes or ends a token under a run");
+      const token = this.tokens.get(detail.token);
+      if (op === "token-created") must(!token && detail.token !== "registration", "it makes a token whose name was used");
+      else must(token && !token.revoked, "it revokes a token that does not stand");
+      return;
+    }
+    const opened = op === "run-opened";
+    const name = (opened ? detail.opened_with : this.runs.get(entry.run)?.openedWith) ?? null;
+    const evaluated = entry.outcome === "evaluated";
+    if (name === null || name === "registration" || !(opened || entry.charged || evaluated)) return;
+    const token = this.tokens.get(name);
+    must(token, `its run is opened with the token ${name}, which was never made`);
+    const ended = token.revoked || (token.expires !== null && !(this.newest < token.expires));
+    must(!ended, `the token ${name} had ended`);
+    must(token.queries + entry.charged <= token.budget, `it reveals more than the token ${name} grants`);
+    const within = !evaluated || token.allowed === null || token.evaluations < token.allowed;
+    must(within, `it evaluates more often than the token ${name} grants`);
+  }
+
+  addToToken(entry, detail, run) {
+    if (entry.op === "token-created") {
+      const grants = { budget: detail.token_budget, allowed: detail.token_evaluations, expires: detail.expires };
+      this.tokens.set(detail.token, { ...grants, queries: 0, evaluations: 0, revoked: false });
+    } else if (entry.op === "token-revoked") this.tokens.get(detail.token).revoked = true;
+    else if (this.tokens.has(run.openedWith)) {
+      const token = this.tokens.get(run.openedWith);
+      token.queries += entry.charged;
+      token.evaluations += entry.outcome === "evaluated";
+    }
   }
 
   /** All entries name one answer key, one commitment to the test labels and one size of the pool. */
@@ -392,6 +437,7 @@ class Account {
         budget: entry.budget,
         allowed: detail.evaluations_allowed,
         points: detail.evaluation_budgets ?? [],
+        openedWith: detail.opened_with ?? null,
         labels: new Set(),
         results: [],
         replays: 0,
