@@ -112,8 +112,6 @@ def shared_service(
     """One service for the tests of a module that change nothing they depend on."""
     with (
         fresh_database(database_kind, tmp_path_factory.mktemp("shared"), request) as place,
-        run_service(
-            Settings(data=tiny_data, other_data=True, port=0, tokenless_evaluations=250, **FAST, **place)
-        ) as running,
+        run_service(Settings(data=tiny_data, other_data=True, port=0, **FAST, **place)) as running,
     ):
         yield running
