@@ -1,5 +1,7 @@
 """What docs/operating.md tells an operator to do: its preset and its nginx configuration, tried."""
 
+import contextlib
+import html
 import os
 import re
 import shutil
@@ -67,11 +69,17 @@ def test_the_preset_gives_members_what_the_page_says(team):
 
 @pytest.fixture(scope="module")
 def proxied(team, tmp_path_factory):
-    """The page's nginx, with ports, certificate and folders of its own; yields what reaches it."""
+    """What reaches the page's nginx, and the registration token."""
+    url, token = team
+    with run_nginx(url, tmp_path_factory.mktemp("nginx")) as client:
+        yield client, token
+
+
+@contextlib.contextmanager
+def run_nginx(url, folder, under_a_path=False):
+    """The page's nginx, with ports, certificate and folders of its own; yields a client of it."""
     if NGINX is None or OPENSSL is None:
         pytest.skip("NGINX NOT TRIED: install nginx-light and openssl")
-    url, token = team
-    folder = tmp_path_factory.mktemp("nginx")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,7 +88,11 @@ def proxied(team, tmp_path_factory):
     subprocess.run(
         [OPENSSL, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *pair, *name], check=True, capture_output=True
     )
-    (server,) = re.findall(r"```nginx\n(.*?)```", section("docs/operating.md", "TLS and a reverse proxy"), re.DOTALL)
+    examples = re.findall(r"```nginx\n(.*?)```", section("docs/operating.md", "TLS and a reverse proxy"), re.DOTALL)
+    server, location = examples
+    if under_a_path:
+        server, replaced = re.subn(r" +location / \{\n +proxy_pass [^\n]+\n", lambda _: location, server)
+        assert replaced == 1
     for old, new in {
         "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
         "/etc/ssl/labels.example.org.pem": str(folder / "certificate.pem"),
@@ -111,7 +123,7 @@ def proxied(team, tmp_path_factory):
                     break
                 except httpx.TransportError:
                     time.sleep(0.05)
-            yield client, token
+            yield client
     finally:
         nginx.terminate()
         nginx.wait(20)
@@ -126,6 +138,23 @@ def test_labels_and_log_pass_nginx_and_metrics_do_not(proxied):
     assert opened["run_id"] in client.get("/v1/log/export.ndjson").text
     assert client.get("/").status_code == 200
     assert client.get("/metrics").status_code == 403
+
+
+def test_the_service_is_shown_under_a_path(tmp_path):
+    """The page's change for a path: labels, pages and their links lie under it, and nothing beside it."""
+    data = make_idx_dataset(tmp_path / "data", pool=100)
+    settings = {"root_path": "/labels", "allowed_hosts": "labels.example.org"}
+    with (
+        service_process.run_process(data, tmp_path, **settings) as (_, url),
+        run_nginx(url, tmp_path, under_a_path=True) as client,
+    ):
+        assert client.get("/labels/label/7").json()["id"] == 7
+        page = client.get("/labels/")
+        links = re.findall(r"(?:href|src)=\"(/[^\"]*)", page.text)
+        assert page.status_code == 200 and links and all(link.startswith("/labels/") for link in links)
+        answers = {link: client.get(html.unescape(link)).status_code for link in set(links)}
+        assert set(answers.values()) == {200}, answers
+        assert client.get("/label/7").status_code == 404
 
 
 def test_another_name_is_refused_behind_nginx_too(proxied):
