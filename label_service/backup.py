@@ -33,6 +33,7 @@ from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import now
 from label_service.log.evidence import Evidence
 from label_service.log.forerunner import Forerunner
+from label_service.log.key_history import KeyHistory
 from label_service.log.log_reader import LogReader
 from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
@@ -101,7 +102,7 @@ def back_up(settings: Settings, to: Path, with_key: bool) -> Manifest:
             raise BackupRefused(f"{database.path} holds no log yet; serve begins it.")
         key = load_key(key_path(settings, database, info.log_id), info.log_id, may_make=False)
         # Before the copy, which then has all the entries under this head.
-        remembered = RememberedHeads(heads_path(settings, database, info.log_id)).newest(key.verifier)
+        remembered = RememberedHeads(heads_path(settings, database, info.log_id)).newest(KeyHistory.of_key(key))
         heads = RememberedHeads(part / _HEADS)
         if remembered is not None:
             heads.start_anew(remembered.note)
@@ -157,7 +158,7 @@ def restore(
             head = _require_head(staged, manifest, source)
             key = _find_key(settings, database, manifest, source)
             heads = heads_path(settings, database, manifest.log_id)
-            newest = RememberedHeads(heads).newest(Verifier.from_vkey(manifest.key))
+            newest = RememberedHeads(heads).newest(_keys(key, manifest))
             with _reading(staged) as engine:
                 lost = _count_lost(engine, head, newest)
             _decide(source, key, newest, lost, nothing_followed, accept_lost_entries)
@@ -230,7 +231,11 @@ def _begin_new_log(
     last = head if newest is None or newest.size < head.size else newest
     log_id = new_log_id()
     key = SigningKey.generate(ORIGIN_PREFIX + log_id)
-    forerunner = Forerunner.state(Verifier.from_vkey(manifest.key), head, last, key.verifier, old_key)
+    kept = head
+    if old_key is not None:
+        # The backup may be older than the key, which then signs for both heads.
+        kept, last = (TreeHead.sign(old_key, one.size, one.root) for one in (head, last))
+    forerunner = Forerunner.state(_keys(old_key, manifest).newest, kept, last, key.verifier, old_key)
     place = SqliteDatabase(staged, database.busy_timeout_s)
     # The new key stays in the staging folder until all is ready; the head of the new log can be remembered at once.
     heads_folder = heads_path(settings, database, log_id).parent
@@ -284,7 +289,7 @@ def _require_head(path: Path, manifest: Manifest, source: Path) -> TreeHead:
         BackupRefused: they are not.
     """
     verifier = Verifier.from_vkey(manifest.key)
-    head = RememberedHeads(source / _HEADS).newest(verifier)
+    head = RememberedHeads(source / _HEADS).newest(KeyHistory((verifier,)))
     with _reading(path) as engine:
         with engine.begin() as connection:
             if connection.exec_driver_sql("PRAGMA quick_check").scalar_one() != "ok":
@@ -322,8 +327,11 @@ def _tree(engine: Engine) -> MerkleTree:
 def _find_key(settings: Settings, database: SqliteDatabase, manifest: Manifest, source: Path) -> SigningKey | None:
     """Return the log's signing key from its place, else from beside it, else from the backup; None if it is lost.
 
+    A key that replaced the backup's is the log's.
+
     Raises:
         BackupRefused: the backup's key is not that of the backup's log.
+        VerificationError: a key is damaged.
     """
     place = key_path(settings, database, manifest.log_id)
     for path in (place, place.with_name(f"{manifest.log_id}.key"), source / _KEY):
@@ -331,11 +339,16 @@ def _find_key(settings: Settings, database: SqliteDatabase, manifest: Manifest, 
             key = SigningKey.load(path)
         except FileNotFoundError:
             continue
-        if key.verifier.vkey == manifest.key:
+        if manifest.key in KeyHistory.of_key(key):
             return key
         if path.parent == source:
             raise BackupRefused(f"{path} is not the key of the log in {source}; take another backup.")
     return None
+
+
+def _keys(key: SigningKey | None, manifest: Manifest) -> KeyHistory:
+    """Return the keys of a backup's log, as far as they are known here."""
+    return KeyHistory((Verifier.from_vkey(manifest.key),)) if key is None else KeyHistory.of_key(key)
 
 
 def _place_key(key: SigningKey, path: Path) -> None:

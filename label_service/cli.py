@@ -1,4 +1,4 @@
-"""The command line: prepare | seed | serve | export | backup | restore | verify | witness | openapi | token | run.
+"""The command line: prepare, seed, serve, export, backup, restore, rotate-key, verify, witness, openapi, token, run.
 
 An expected failure is one sentence and exit code 1; a proof that fails for `witness` is exit code 87.
 """
@@ -304,10 +304,23 @@ def restore(
         )
 
 
+@app.command("rotate-key")
+@takes_settings("database_url", "key_folder", "heads_folder", "data")
+def rotate_key(settings: Settings) -> None:
+    """Replace the log's signing key by a new one that the old one names, in an entry. Stop the service before."""
+    from label_service.rotation import rotate_key as replace
+
+    rotation = replace(settings)
+    say(
+        f"Entry {rotation.seq:,} replaces the log's key {rotation.old_key} by {rotation.new_key}. Whoever pinned the "
+        "old one goes on; publish the new one, and take a new copy of the key."
+    )
+
+
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Evidence bundle: GET /v1/log/evidence, or OUT/evidence.json.")],
-    key: Annotated[str, typer.Option(help="The log's verifier key, pinned before the first query (GET /v1/log/key).")],
+    key: Annotated[str, typer.Option(help="A key of the log, pinned before the first query (GET /v1/log/key).")],
     receipts: Annotated[
         Path | None, typer.Option(help="receipts.jsonl that the trainer kept: finds forks and cut ends too.")
     ] = None,
@@ -342,6 +355,8 @@ def verify(
         first, *more = verdict.clock_set_back
         others = f" and {len(more):,} later entries" if more else ""
         typer.echo(f"  the service's clock went back at entry {first}{others}")
+    for rotation in verdict.rotations:
+        typer.echo(f"  the log's key was replaced at entry {rotation.seq:,}, as the key before has signed")
     if verdict.forerunner is not None:
         typer.echo(printable(f"  {verdict.forerunner.describe()}"))
     if receipts is None:

@@ -1,11 +1,13 @@
 """A witness: it keeps the signed heads of a log on another machine, and finds a log that does not grow from them.
 
 Who holds the signing key and the database can put an older copy back and sign another history. Clients see that only if
-they come again. A witness comes again and again: each head must be signed by the pinned key, and a proof must show that
-it begins with the entries of the head before. Everything else that the service says is not believed.
+they come again. A witness comes again and again: each head must be signed by the pinned key, or by one that replaced it
+as it has signed, and a proof must show that it begins with the entries of the head before. Everything else that the
+service says is not believed.
 
-The file has a JSON object a line: when the head was seen (`at`), the pinned key, the signed note, and what was wrong
-with it (`fault`, else null). Two notes that contradict each other are the evidence of a fork.
+The file has a JSON object a line: when the head was seen (`at`), the pinned key, the replacements of the log's key as
+far as they are known (`rotations`), the signed note, and what was wrong with it (`fault`, else null). Two notes that
+contradict each other are the evidence of a fork.
 
 Sources: RFC 9162, section 2.1.4 (consistency); c2sp.org/tlog-witness (what a witness promises).
 """
@@ -26,6 +28,7 @@ from typing import Any
 
 from label_service.errors import SetupError
 from label_service.log.forerunner import Forerunner
+from label_service.log.key_history import KeyHistory, KeyRotation
 from label_service.log.merkle import VerificationError, leaf_hash, verify_consistency, verify_inclusion
 from label_service.log.signed_note import Verifier, decode_base64
 from label_service.log.tree_head import TreeHead
@@ -68,11 +71,12 @@ class Witness:
         self._url, self._path = url.rstrip("/"), path
         kept = self._read()
         pinned = kept[-1]["key"] if kept else vkey
-        if vkey is not None and pinned != vkey:
+        self._rotations = [KeyRotation.read(said) for said in kept[-1].get("rotations", [])] if kept else []
+        self._keys = None if pinned is None else KeyHistory((Verifier.from_vkey(pinned),)).follow(self._rotations)
+        if vkey is not None and self._keys is not None and vkey not in self._keys:
             raise VerificationError(f"the heads in {path} are of the key {pinned}, and {vkey} was given")
-        self._key = None if pinned is None else Verifier.from_vkey(pinned)
         good = [line["checkpoint"] for line in kept if line["fault"] is None]
-        self.newest = TreeHead.open(good[-1], self._key) if good and self._key else None
+        self.newest = self._keys.open_head(good[-1]) if good and self._keys else None
 
     def look(self) -> TreeHead:
         """Compare the service's newest head with the newest kept one, and keep it if it is larger.
@@ -86,14 +90,14 @@ class Witness:
             LogEnded: a new log follows the watched one.
             VerificationError: the head does not hold; it is kept as evidence.
         """
-        if self._key is None:
+        if self._keys is None:
             answer = _parse(self._get("/v1/log/key")).get("key")
             if not isinstance(answer, str):
                 raise NoAnswer(f"{self._url} does not say the key of its log.")
-            self._key = Verifier.from_vkey(answer)
+            self._keys = KeyHistory((Verifier.from_vkey(answer),))
         note = self._get("/v1/log/checkpoint").decode("utf-8", errors="replace")
         try:
-            head = TreeHead.open(note, self._key)
+            head = self._open(note)
             self._compare(head)
         except VerificationError as error:
             successor = self._read_successor(note)
@@ -118,12 +122,47 @@ class Witness:
             self.newest = head
         return head
 
+    def _open(self, note: str) -> TreeHead:
+        """Read a head; if no known key has signed it, ask whether the log's key was replaced.
+
+        Raises:
+            VerificationError: it is signed by no key of the log.
+        """
+        assert self._keys is not None
+        try:
+            return self._keys.open_head(note)
+        except VerificationError:
+            try:
+                rotations = self._read_rotations()
+            except NoAnswer:
+                rotations = []
+            if not any(rotation.old_key == self._keys.newest.vkey for rotation in rotations):
+                raise
+        followed = self._keys.follow(rotations)
+        head = followed.open_head(note)
+        if self.newest is not None:
+            # The old key has signed no head over the entry that replaced it.
+            followed.open_head(self.newest.note)
+        self._keys, self._rotations = followed, rotations
+        return head
+
+    def _read_rotations(self) -> list[KeyRotation]:
+        """Ask for the replacements of the log's key.
+
+        Raises:
+            NoAnswer: the service does not say.
+            VerificationError: a key is not signed by the one before.
+        """
+        rotations = _parse(self._get("/v1/log/key")).get("rotations", [])
+        return [KeyRotation.read(said) for said in rotations] if isinstance(rotations, list) else []
+
     def _read_successor(self, note: str) -> Forerunner | None:
         """Return what the first entry of another log says of the pinned one; None if it does not follow that."""
-        assert self._key is not None
+        assert self._keys is not None
         try:
             key = Verifier.from_vkey(str(_parse(self._get("/v1/log/key")).get("key")))
             head = TreeHead.open(note, key)
+            rotations = self._read_rotations()
             page = _parse(self._get(f"/v1/log/evidence?limit=1&size={head.size}"))
             (first,) = page["entries"]
             proof = _parse(self._get(f"/v1/log/proof/inclusion?index=0&size={head.size}"))["proof"]
@@ -135,10 +174,10 @@ class Witness:
                 head.root,
             )
             forerunner = Forerunner.read(json.loads(first)["detail"]["forerunner"])
-            forerunner.require_statement(key)
+            forerunner.require_statement(KeyHistory.of(rotations).keys[0] if rotations else key)
         except (VerificationError, NoAnswer, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return forerunner if forerunner.key == self._key.vkey else None
+        return forerunner if forerunner.key in self._keys else None
 
     def _compare(self, head: TreeHead) -> None:
         """Have it proved that the log of this head begins with the log of the newest kept one.
@@ -219,10 +258,11 @@ class Witness:
         Raises:
             SetupError: the file cannot be written.
         """
-        assert self._key is not None
+        assert self._keys is not None
         line = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "key": self._key.vkey,
+            "key": self._keys.keys[0].vkey,
+            "rotations": [rotation.model_dump() for rotation in self._rotations],
             "checkpoint": note,
             "fault": fault,
         }

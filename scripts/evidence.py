@@ -28,16 +28,18 @@ EXPORT_TIMEOUT_S = 60.0
 
 
 def pin_key(url: str, out: Path) -> None:
-    """Save the log's public key, or check that it is the saved one.
+    """Save the log's public key, or check that it is the saved one or says to have replaced it.
+
+    Whether the saved key has signed that, the trainer checks, and `verify`.
 
     Raises:
         RunError: the service has another key than when the run began, or does not answer.
     """
-    key = json.loads(_get(url, "/v1/log/key"))["key"]
-    path = out / KEY_FILE
+    answer = json.loads(_get(url, "/v1/log/key"))
+    key, path = answer["key"], out / KEY_FILE
     if not path.exists():
         replace_file(path, f"{key}\n")
-    elif pinned_key(out) != key:
+    elif pinned_key(out) not in [key, *(rotation["old_key"] for rotation in answer.get("rotations", []))]:
         raise RunError(f"the log's key is not the one pinned in {path}: this is another log. Choose another OUT=.")
 
 

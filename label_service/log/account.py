@@ -13,8 +13,10 @@ from typing import Any
 
 from label_service.log.entries import DONE, ENTRY_VERSION, GUEST, REGISTRATION, canonical_json
 from label_service.log.forerunner import Forerunner
+from label_service.log.key_history import KeyHistory, KeyRotation
 from label_service.log.merkle import HASH_BYTES, VerificationError
 from label_service.log.signed_note import decode_base64
+from label_service.log.tree_head import ORIGIN_PREFIX
 
 _COUNT_FIELDS = frozenset(("v", "seq", "charged", "spent", "budget"))
 _TEXT_FIELDS = frozenset(("ts", "log_id", "run", "op", "outcome", "request_id"))
@@ -28,6 +30,7 @@ _OUTCOMES = {
     "budget-changed": ("changed",),
     "token-created": ("created",),
     "token-revoked": ("revoked",),
+    "key-rotated": ("rotated",),
     "query": ("revealed", "replayed"),
     "evaluation": ("evaluated", "replayed"),
 }
@@ -159,6 +162,7 @@ class Account:
         clock_set_back: numbers of the entries at which the service's clock stood behind the entry before.
         entries: number of entries.
         forerunner: what the first entry says of the log before this one, None if there was none.
+        rotations: what the entries say that replaced the log's key, in order.
         labels: ids of the labels revealed to anybody.
         queries: labels charged to all runs together.
         evaluations: of all runs together.
@@ -177,6 +181,7 @@ class Account:
     clock_set_back: list[int] = field(default_factory=list)
     entries: int = 0
     forerunner: Forerunner | None = None
+    rotations: list[KeyRotation] = field(default_factory=list)
     labels: set[int] = field(default_factory=set)
     queries: int = 0
     evaluations: int = 0
@@ -222,12 +227,14 @@ class Account:
                 entry = {**entry, "detail": {name: detail[name] for name in detail if name != "clock"}}
             # Before the run: an entry that breaks a rule of the tokens must not count.
             self._require_token(entry)
+            rotations = self.rotations if entry["op"] != "key-rotated" else self._read_rotation(entry)
             new = _add(self.runs, entry)
         except _Invalid as invalid:
             raise EntryError(self.entries, str(invalid)) from invalid
         if older or "clock" in detail:
             self.clock_set_back.append(self.entries)
         self.newest_time = entry["ts"]
+        self.rotations = rotations
         self.label_commitment = commitment
         self.uncommitted += commitment is None
         self.entries += 1
@@ -268,6 +275,18 @@ class Account:
         within = not evaluated or allowed is None or token.evaluations < allowed
         _require(within, f"it evaluates more often than the token {name} grants")
 
+    def _read_rotation(self, entry: dict[str, Any]) -> list[KeyRotation]:
+        """Return all replacements of the key, up to this entry's."""
+        _require(entry["run"] == GUEST, "it replaces the log's key under a run")
+        try:
+            rotation = KeyRotation.read(entry.get("detail"))
+            history = KeyHistory.of([*self.rotations, rotation])
+        except VerificationError as error:
+            raise _Invalid(str(error)) from error
+        _require(rotation.seq == self.entries, f"it replaces the log's key as entry {rotation.seq}")
+        _require(history.name == ORIGIN_PREFIX + self.log_id, "it replaces the key of another log")
+        return [*self.rotations, rotation]
+
 
 def add_to_token(tokens: dict[str, TokenAccount], entry: Mapping[str, Any], opened_with: str | None) -> None:
     """Add an entry that keeps the rules to the teams' tokens.
@@ -289,6 +308,28 @@ def add_to_token(tokens: dict[str, TokenAccount], entry: Mapping[str, Any], open
         token.runs += op == "run-opened"
         token.queries += entry["charged"]
         token.evaluations += entry["outcome"] == "evaluated"
+
+
+def find_rotations(entries: Sequence[bytes]) -> list[KeyRotation]:
+    """Find what the entries of a log say of its keys, before they are checked by `audit`.
+
+    Raises:
+        EntryError: an entry replaces the log's key, and the key before has not signed that.
+    """
+    rotations: list[KeyRotation] = []
+    for seq, data in enumerate(entries):
+        if b'"op":"key-rotated"' not in data:
+            continue
+        try:
+            entry = _parse(data)
+            if entry["op"] != "key-rotated":
+                continue
+            said = {name: value for name, value in entry.get("detail", {}).items() if name != "clock"}
+            rotations.append(KeyRotation.read(said))
+            KeyHistory.of(rotations)
+        except (_Invalid, VerificationError) as error:
+            raise EntryError(seq, str(error)) from error
+    return rotations
 
 
 def audit(entries: Sequence[bytes], log_id: str) -> Account:

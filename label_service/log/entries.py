@@ -18,13 +18,15 @@ ENTRY_VERSION = 2
 GUEST = "guest"
 
 # `token-created` and `token-revoked` concern no run; like `budget-changed`, they stand under the guest's.
-Op = Literal["run-opened", "run-sealed", "budget-changed", "token-created", "token-revoked", "query", "evaluation"]
+Op = Literal[
+    "run-opened", "run-sealed", "budget-changed", "token-created", "token-revoked", "key-rotated", "query", "evaluation"
+]
 
 # What the entry of a run says that the operator's registration token opened; no team's token has this name.
 REGISTRATION = "registration"
 
 # Outcomes of requests that were granted; any other outcome is the code of the error that refused the request.
-DONE = ("opened", "sealed", "changed", "created", "revoked", "revealed", "replayed", "evaluated")
+DONE = ("opened", "sealed", "changed", "created", "revoked", "rotated", "revealed", "replayed", "evaluated")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Whoever can write to the database can insert a row that follows every rule of the log. So each entry is stored with a
 MAC, and an entry without a valid one is never taken into the tree and never signed. The MAC's key is derived from the
-seed of the log's signing key, which lies in the key folder: a database's administrator has neither.
+seed of the log's signing key, which lies in the key folder: a database's administrator has neither. Where the log's key
+was replaced, the secrets of the keys before it are kept with it, each for its own entries.
 
 The MAC covers what the entry binds without showing it, too: the hash of a run's token, or of an Idempotency-Key.
 
@@ -44,11 +45,17 @@ class Hmac:
 
 
 class EntryMac:
-    """Makes and checks the MACs of one log's entries."""
+    """Makes and checks the MACs of one log's entries.
+
+    Attributes:
+        secret: for the entries after the last replacement of the key.
+    """
 
     def __init__(self, key: SigningKey) -> None:
         """Derive the secret; the key's name binds it to this log."""
-        self._hmac = Hmac(HKDF(SHA256(), _KEY_BYTES, None, _PURPOSE + key.name.encode()).derive(key.seed))
+        self.secret = HKDF(SHA256(), _KEY_BYTES, None, _PURPOSE + key.name.encode()).derive(key.seed)
+        self._hmac = Hmac(self.secret)
+        self._retired = [(retired.last_seq, Hmac(retired.mac_secret)) for retired in key.retired]
 
     def of(self, seq: int, data: bytes, bound_sha256: str | None = None) -> bytes:
         """Return the MAC of an entry.
@@ -58,7 +65,10 @@ class EntryMac:
             data: its exact bytes.
             bound_sha256: hash of what it binds without showing it, None if it binds nothing.
         """
-        return self._hmac.digest(b"%d %s\n%s" % (seq, (bound_sha256 or "-").encode(), data))
+        hashed = self._hmac
+        if self._retired:
+            hashed = next((old for last_seq, old in self._retired if seq <= last_seq), hashed)
+        return hashed.digest(b"%d %s\n%s" % (seq, (bound_sha256 or "-").encode(), data))
 
     def require(self, row: Sequence[Any]) -> None:
         """Make sure that this service has written a row of the table `entries`.

@@ -17,8 +17,8 @@ from filelock import FileLock
 
 from label_service.errors import DatabaseRefused
 from label_service.files import write_atomically
+from label_service.log.key_history import KeyHistory
 from label_service.log.merkle import VerificationError
-from label_service.log.signed_note import Verifier
 from label_service.log.tree_head import TreeHead
 
 # A file longer than this is rewritten with its newest head alone.
@@ -49,11 +49,11 @@ class RememberedHeads:
         self._lock: AbstractContextManager[object] = lock if shared else nullcontext()
         self._slot: _Slot | None = None
 
-    def newest(self, verifier: Verifier) -> TreeHead | None:
+    def newest(self, keys: KeyHistory) -> TreeHead | None:
         """Return the largest undamaged head, or None if there is none yet.
 
         Raises:
-            DatabaseRefused: the file cannot be read, or its largest head is not signed by this key.
+            DatabaseRefused: the file cannot be read, or its largest head is not signed by one of these keys.
         """
         try:
             with self._lock:
@@ -65,11 +65,11 @@ class RememberedHeads:
         if not notes:
             return None
         try:
-            return TreeHead.open(max(notes, key=_size), verifier)
+            return keys.open_head(max(notes, key=_size))
         except VerificationError as error:
             raise DatabaseRefused(
                 f"The newest head in {self._path} is not one that this log's key has signed ({error}); "
-                "put back the key that this log began with."
+                "put back the log's key."
             ) from error
 
     def start_anew(self, note: str) -> None:

@@ -14,6 +14,9 @@ Several workers on one database have a tree each. Before it writes, a worker add
 inside a transaction that keeps all others from writing. All workers sign with the same key, and Ed25519 is
 deterministic, so two heads of one size are equal. If a worker dies after its commit and before it signs, the next
 worker signs those entries.
+
+The key is replaced while the service is stopped (`label_service.rotation`). A worker that still runs then finds the
+entry that says so, and signs nothing any more.
 """
 
 from __future__ import annotations
@@ -29,14 +32,16 @@ from sqlalchemy import Connection, Engine, Result, Row, exists, func, insert, li
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, LogChanged
+from label_service.files import sync_folder
 from label_service.log.account import Account, EntryError
 from label_service.log.answer_key import AnswerKey
 from label_service.log.entries import Entry
 from label_service.log.entry_mac import EntryMac
 from label_service.log.evidence import Receipt
+from label_service.log.key_history import KeyHistory, KeyRotation
 from label_service.log.merkle import MerkleTree, VerificationError, encode_hash, leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
-from label_service.log.signed_note import SigningKey
+from label_service.log.signed_note import RetiredKey, SigningKey
 from label_service.log.table_check import ROWS_AT_ONCE, TableCheck
 from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead
 from label_service.store import tables
@@ -49,6 +54,7 @@ class SignedLog:
 
     Attributes:
         verifier: the public key, to be pinned by clients.
+        keys: the log's keys so far, this one the newest.
         head: the newest signed tree head.
         mac: authenticates the entries.
         account: what the entries in the tree add up to.
@@ -69,15 +75,17 @@ class SignedLog:
         """
         self._key, self._heads, self._shared = key, heads, shared
         self.verifier = key.verifier
+        self.keys = KeyHistory.of_key(key)
         self.mac = EntryMac(key)
         self.account = Account(key.name.removeprefix(ORIGIN_PREFIX))
         self._tree = MerkleTree()
         changed = self._replay(connection)
-        remembered = heads.newest(self.verifier)
+        remembered = heads.newest(self.keys)
         if remembered is not None:
             self._refuse_older(remembered)
         if changed is not None:
             raise DatabaseRefused(str(changed)) from changed
+        self._require_keys()
         self.head = self._sign()
         heads.start_anew(self.head.note)
         # After a failed write the next one compares every signed entry, not only the last.
@@ -109,7 +117,8 @@ class SignedLog:
             Their rows, each with a MAC that holds.
 
         Raises:
-            LogChanged: a signed entry is missing or changed, or somebody else has added an entry.
+            LogChanged: a signed entry is missing or changed, somebody else has added an entry, or the log's key was
+                replaced.
         """
         size = self._tree.size
         start = 0 if self._compare_all else max(0, size - 1)
@@ -119,6 +128,8 @@ class SignedLog:
             raise LogChanged(f"The {size} signed entries of the log are not what they were when they were signed.")
         for row in new:
             self.mac.require(row)
+            if row.op == "key-rotated" or b'"op":"key-rotated"' in row.entry:
+                raise LogChanged(f"The log's key was replaced at entry {row.seq}: start this service again.")
         self._compare_all = False
         return new
 
@@ -137,6 +148,19 @@ class SignedLog:
             raise DatabaseRefused(
                 f"The {what} in the database are not those that were committed to: the database was changed."
             )
+
+    def name_successor(self, seq: int) -> tuple[KeyRotation, SigningKey]:
+        """Make the key that is to replace this log's.
+
+        Args:
+            seq: number of the entry that will say so.
+
+        Returns:
+            What the entry is to say, signed by the key so far, and the new key.
+        """
+        retired = RetiredKey(self.verifier, seq, self.mac.secret)
+        new = SigningKey.generate(self._key.name, (*self._key.retired, retired))
+        return KeyRotation.sign(self._key, new.verifier, seq), new
 
     def recheck(self) -> None:
         """Make the next write compare every signed entry, because a write has failed."""
@@ -266,6 +290,22 @@ class SignedLog:
                     changed = error
         return changed
 
+    def _require_keys(self) -> None:
+        """Make sure that the log has replaced its key where the key file says so."""
+        rotations = self.account.rotations
+        said = KeyHistory.of(rotations) if rotations else KeyHistory(self.keys.keys[-1:])
+        if said == self.keys:
+            return
+        if rotations and self.verifier in said.keys[:-1]:
+            raise DatabaseRefused(
+                f"The log's key was replaced at entry {said.ends[-1]}, and the key that is there is an older one: put "
+                "the newest key back, or let serve or rotate-key finish what a crash cut off."
+            )
+        raise DatabaseRefused(
+            "The database lacks an entry that replaced the log's key: it is older than its key. Put the newest "
+            "database back."
+        )
+
     def _refuse_older(self, remembered: TreeHead) -> None:
         if remembered.size > self._tree.size:
             raise DatabaseRefused(
@@ -318,6 +358,40 @@ def load_key(path: Path, log_id: str, may_make: bool) -> SigningKey:
     return key
 
 
+def next_key_path(path: Path) -> Path:
+    """Return where a new key lies until an entry names it and it takes the old key's place."""
+    return path.with_name(f"{path.name}.next")
+
+
+def _finish_rotation(connection: Connection, path: Path, key: SigningKey) -> SigningKey:
+    """Put a new key into the place of the old one, if the log names it.
+
+    Returns:
+        The key that is in place then.
+
+    Raises:
+        OSError: the key cannot be put in place.
+    """
+    entries = tables.entries
+    rotated = select(entries).where(entries.c.op == "key-rotated").order_by(entries.c.seq.desc()).limit(1)
+    row = connection.execute(rotated).one_or_none()
+    if row is None:
+        return key
+    try:
+        new = SigningKey.load(next_key_path(path))
+        # The new key has the secret of the old one, by which the entry is authenticated.
+        EntryMac(new).require(row)
+        if KeyRotation.read(json.loads(row.entry)["detail"]).new_key != new.verifier.vkey:
+            return key
+    except (FileNotFoundError, VerificationError, LogChanged):
+        # There is none, or no entry of this service names it.
+        return key
+    next_key_path(path).replace(path)
+    sync_folder(path.parent)
+    logger.info("put the log's new signing key in place; its public half: %s", new.verifier.vkey)
+    return new
+
+
 def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: str, shared: bool = False) -> SignedLog:
     """Open the signed log of a database.
 
@@ -336,6 +410,9 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
             last_seq = connection.execute(select(func.max(tables.entries.c.seq))).scalar_one()
             # A new key could authenticate no entry that is there, and would sign another log than clients have pinned.
             key = load_key(key_path, log_id, may_make=last_seq is None)
+            key = _finish_rotation(connection, key_path, key)
             return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared)
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error
+    except OSError as error:
+        raise DatabaseRefused(f"The log's signing key {key_path} cannot be replaced ({error.strerror}).") from error

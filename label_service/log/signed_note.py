@@ -2,7 +2,7 @@
 
 A note is a text, an empty line and signature lines. A verifier key (vkey) is the one line that an outsider pins. A
 signing key is stored as the same line with the private seed, in the form of Go's sumdb/note, so that other tools read
-both.
+both. Lines below it keep what is needed of the keys that it replaced.
 
 Sources: c2sp.org/signed-note; RFC 8032 (Ed25519).
 """
@@ -24,6 +24,7 @@ _KEY_BYTES = 32
 _KEY_ID_BYTES = 4
 _DASH = "\N{EM DASH} "
 _PRIVATE = "PRIVATE+KEY+"
+_RETIRED = "RETIRED"
 # Longer notes are refused unread: a signed tree head has under 300 characters.
 _MAX_NOTE_CHARACTERS = 100_000
 
@@ -96,16 +97,55 @@ class Verifier:
 
 
 @dataclass(frozen=True)
+class RetiredKey:
+    """What is kept of a signing key that was replaced. It can sign nothing.
+
+    Attributes:
+        verifier: its public half.
+        last_seq: number of the entry that replaced it, the last one that it authenticates.
+        mac_secret: authenticates the entries up to that one; see `entry_mac`.
+    """
+
+    verifier: Verifier
+    last_seq: int
+    mac_secret: bytes = field(repr=False)
+
+    @classmethod
+    def from_line(cls, line: str) -> "RetiredKey":
+        """Read a line of a key file.
+
+        Raises:
+            VerificationError: it is none.
+        """
+        match line.split(" "):
+            case [mark, seq, vkey, secret] if mark == _RETIRED and seq.isascii() and seq.isdigit():
+                return cls(Verifier.from_vkey(vkey), int(seq), decode_base64(secret, "a retired secret"))
+        raise VerificationError("a line is neither a key nor what is left of one")
+
+    @property
+    def line(self) -> str:
+        """The line of the key file."""
+        return f"{_RETIRED} {self.last_seq} {self.verifier.vkey} {_base64(self.mac_secret)}\n"
+
+
+@dataclass(frozen=True)
 class SigningKey:
-    """A private key with its name. The seed is left out of `repr`, so that it is not logged."""
+    """A private key with its name. The seed is left out of `repr`, so that it is not logged.
+
+    Attributes:
+        name: of the log.
+        seed: 32 bytes (RFC 8032).
+        retired: the log's keys before this one, oldest first.
+    """
 
     name: str
     seed: bytes = field(repr=False)
+    retired: tuple[RetiredKey, ...] = ()
 
     @classmethod
-    def generate(cls, name: str) -> "SigningKey":
+    def generate(cls, name: str, retired: tuple[RetiredKey, ...] = ()) -> "SigningKey":
         """Make a new key."""
-        return cls(name, os.urandom(_KEY_BYTES))
+        return cls(name, os.urandom(_KEY_BYTES), retired)
 
     @classmethod
     def load(cls, path: Path) -> "SigningKey":
@@ -115,11 +155,11 @@ class SigningKey:
             VerificationError: the file holds no signing key.
             OSError: the file cannot be read.
         """
-        line = path.read_text(encoding="ascii", errors="replace").strip()
+        line, *more = path.read_text(encoding="ascii", errors="replace").strip().split("\n")
         if not line.startswith(_PRIVATE):
             raise VerificationError(f"{path} holds no signing key")
         name, key_id, seed = _key_parts(line.removeprefix(_PRIVATE))
-        key = cls(name, seed)
+        key = cls(name, seed, tuple(map(RetiredKey.from_line, more)))
         if key_id != key.verifier.key_id.hex():
             raise VerificationError(f"the signing key in {path} is damaged")
         return key
@@ -131,9 +171,10 @@ class SigningKey:
             OSError: the file exists already or cannot be written.
         """
         line = f"{_PRIVATE}{self.name}+{self.verifier.key_id.hex()}+{_base64(_ED25519 + self.seed)}\n"
+        content = line + "".join(retired.line for retired in self.retired)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
-            file.write(line)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
 

@@ -19,13 +19,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from label_service.log.account import EntryError, RunAccount, audit
+from label_service.log.account import EntryError, RunAccount, audit, find_rotations
 from label_service.log.evidence import EarlierHead, Evidence, Receipt
 from label_service.log.forerunner import Forerunner
 from label_service.log.kept_answers import KeptAnswer, check_answer, find_charges, parse_json
+from label_service.log.key_history import KeyHistory, KeyRotation
 from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash, verify_inclusion
 from label_service.log.signed_note import Verifier, decode_base64
-from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead, head_text
+from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Verdict:
         origin: identity of the log.
         clock_set_back: numbers of the entries at which the service's clock stood behind the entry before.
         forerunner: the log that this one says to follow, None if it follows none.
+        rotations: the replacements of the log's key, each signed by the key before.
     """
 
     entries: int
@@ -53,6 +55,7 @@ class Verdict:
     origin: str
     clock_set_back: tuple[int, ...] = ()
     forerunner: Forerunner | None = None
+    rotations: tuple[KeyRotation, ...] = ()
 
     @property
     def openings(self) -> int:
@@ -70,17 +73,22 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
 
     Args:
         evidence: the bundle.
-        key: the log's key as it was pinned before, not taken from the bundle.
+        key: a key of the log as it was pinned before, not taken from the bundle. Keys that replaced it are followed.
         kept: answers of the service that a client kept.
 
     Raises:
         VerificationError: the first thing that does not hold, with the number of its entry where there is one.
     """
-    if evidence.key != key.vkey:
-        raise VerificationError(f"the bundle names the key {evidence.key}, and {key.vkey} is pinned")
-    head = TreeHead.open(evidence.checkpoint, key)
+    entries = [_to_bytes(text) for text in evidence.entries]
+    rotations = find_rotations(entries)
+    followed = KeyHistory((key,)).follow(rotations)
+    if evidence.key != followed.newest.vkey:
+        raise VerificationError(f"the bundle names the key {evidence.key}, and {followed.newest.vkey} is pinned")
+    # The pinned key leads to the one that signed this head, and this head covers the entries that name all others.
+    head = followed.open_head(evidence.checkpoint)
+    keys = KeyHistory.of(rotations) if rotations else followed
     answers = list(kept)
-    comparison = _Comparison(key, [_to_bytes(text) for text in evidence.entries])
+    comparison = _Comparison(keys, entries)
     comparison.add_receipts([answer.receipt for answer in answers])
     comparison.add_head(head)
     comparison.add_earlier_heads(evidence.heads, head.size)
@@ -96,7 +104,7 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
             f"the bundle says that the pool has {evidence.pool_size} labels, and the log says {account.pool_size}"
         )
     if account.forerunner is not None:
-        account.forerunner.require_statement(key)
+        account.forerunner.require_statement(keys.keys[0])
     kept_entries = [json.loads(comparison.entries[answer.receipt.index]) for answer in answers]
     charges = find_charges(comparison.entries, {entry["run"] for entry in kept_entries})
     opened: dict[str, set[int]] = {}
@@ -113,6 +121,7 @@ def verify(evidence: Evidence, key: Verifier, kept: Iterable[KeptAnswer] = ()) -
         origin=head.origin,
         clock_set_back=tuple(account.clock_set_back),
         forerunner=account.forerunner,
+        rotations=tuple(rotations),
     )
 
 
@@ -131,7 +140,7 @@ def read_bundle(path: Path) -> Evidence:
 
 
 class _Comparison:
-    """The entries of a bundle, compared with every tree head that the key has signed over them.
+    """The entries of a bundle, compared with every tree head that the log's keys have signed over them.
 
     A signed head whose root is not the root of the bundle's entries shows that one of these entries was changed, but
     not which one. A smaller signed head with the right root shows that the entries under it are as they were. Together
@@ -142,10 +151,10 @@ class _Comparison:
         differences: for each head or receipt that does not fit: the last entry that can be the cause, and the reason.
     """
 
-    def __init__(self, key: Verifier, entries: Sequence[bytes]) -> None:
+    def __init__(self, keys: KeyHistory, entries: Sequence[bytes]) -> None:
         self.entries = entries
         self.differences: list[tuple[int, str]] = []
-        self._key = key
+        self._keys = keys
         self._tree = MerkleTree(leaf_hash(entry) for entry in entries)
         # Sizes at which a signed head has the root of these entries.
         self._matching_sizes = {0}
@@ -156,7 +165,7 @@ class _Comparison:
         Raises:
             VerificationError: a receipt does not hold by itself.
         """
-        heads = {receipt.checkpoint: TreeHead.open(receipt.checkpoint, self._key) for receipt in receipts}
+        heads = {receipt.checkpoint: self._keys.open_head(receipt.checkpoint) for receipt in receipts}
         for receipt in receipts:
             head = heads[receipt.checkpoint]
             proof = _decode_proof(receipt.inclusion_proof, f"entry {receipt.index}: its receipt's proof")
@@ -209,7 +218,7 @@ class _Comparison:
             signature = decode_base64(head.signature, "a head's signature")
             if head.size > self._tree.size:
                 continue  # the end of the log is missing, which `add_head` has found
-            if self._key.has_signed(head_text(self._key.name, head.size, self._tree.root(head.size)), signature):
+            if self._keys.has_signed(head.size, self._tree.root(head.size), signature):
                 self._matching_sizes.add(head.size)
             else:
                 self.differences.append((head.size - 1, "it is not the one that a head was signed over"))

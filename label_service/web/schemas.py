@@ -29,6 +29,7 @@ from label_service.ledger.ledger import Evaluated
 from label_service.ledger.runs import Opened
 from label_service.ledger.teams import TeamToken
 from label_service.log.evidence import OpenedLabel, Receipt
+from label_service.log.key_history import KeyRotation
 from label_service.log.log_reader import RunInfo
 from label_service.settings import MAX_IDS_PER_BATCH
 
@@ -252,6 +253,9 @@ class KeyAnswer(BaseModel):
     """The log's public key, to be pinned."""
 
     key: str = Field(description="C2SP verifier key: NAME+ID+KEY, where NAME is the log's origin.")
+    rotations: list[KeyRotation] = Field(
+        description="Each replacement of the key, oldest first: a pinned key leads over them to this one."
+    )
 
 
 class InclusionAnswer(BaseModel):

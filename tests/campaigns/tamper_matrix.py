@@ -22,6 +22,7 @@ from typing import Any
 from label_service.log.entries import canonical_json
 from label_service.log.evidence import Evidence
 from label_service.log.kept_answers import KeptAnswer
+from label_service.log.key_history import KeyRotation
 from label_service.log.merkle import MerkleTree, VerificationError, leaf_hash
 from label_service.log.signed_note import SigningKey, Verifier
 from label_service.log.tree_head import TreeHead
@@ -191,8 +192,21 @@ def trials(case: Case) -> Iterator[Trial]:
                     provable = receipts or not holds_key or at not in FOLLOWS_RULES.get(attack, ())
                     yield Trial(attack, place, changed, holds_key, receipts, forged, case.kept, provable)
     yield from _other_key(case)
+    yield from _rotation(case)
     yield from _old_backup(case)
     yield from _changed_labels(case)
+
+
+def rotated(case: Case, old: SigningKey, new: SigningKey) -> Evidence:
+    """Return a bundle in which one more entry, signed by a key, replaces the log's key by a new one, which signs."""
+    entries, seq = list(case.evidence.entries), len(case.evidence.entries)
+    guest = [entry for entry in map(json.loads, entries) if entry["run"] == "guest"][-1]
+    said = KeyRotation.sign(old, new.verifier, seq).model_dump() | {"old_key": case.key.vkey}
+    fields = {"seq": seq, "op": "key-rotated", "outcome": "rotated", "ids": [], "charged": 0, "detail": said}
+    time = json.loads(entries[-1])["ts"]
+    entries.append(canonical_json(guest | fields | {"ts": time}).decode())
+    forged = replace(case, signing_key=new).forge(entries, signed=True)
+    return forged.model_copy(update={"key": new.verifier.vkey, "heads": case.evidence.heads})
 
 
 def judge(trial: Trial, key: Verifier) -> Trial:
@@ -212,6 +226,13 @@ def _other_key(case: Case) -> Iterator[Trial]:
         forged = case.evidence.model_copy(update={"key": vkey, "checkpoint": note, "heads": []})
         for receipts in (False, True):
             yield Trial("key swap", f"the other key {shown}", None, False, receipts, forged, case.kept)
+
+
+def _rotation(case: Case) -> Iterator[Trial]:
+    """Replace the log's key by an entry that another key has signed."""
+    other, new = SigningKey.generate(case.key.name), SigningKey.generate(case.key.name)
+    for receipts in (False, True):
+        yield Trial("key rotation", "another signs it", LAST + 1, False, receipts, rotated(case, other, new), case.kept)
 
 
 def _old_backup(case: Case) -> Iterator[Trial]:

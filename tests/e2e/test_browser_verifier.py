@@ -15,7 +15,7 @@ from label_service.log.signed_note import SigningKey
 from label_service.log.tree_head import TreeHead
 from label_service.log.verify import verify
 from label_service.settings import Settings
-from tests.campaigns.tamper_matrix import Case, edited, honest_case, judge, trials
+from tests.campaigns.tamper_matrix import LAST, Case, edited, honest_case, judge, rotated, trials
 from tests.support.browser import open_page, run_browser
 from tests.support.datasets import make_idx_dataset
 from tests.support.services import RunningService, run_service
@@ -108,6 +108,18 @@ def test_every_forgery_that_needs_no_receipts_is_refused(check: Check, case: Cas
             assert judged.sentence.partition(":")[0].capitalize() in verdict, (named, judged.sentence)
         tried += trial.provable
     assert tried >= 30
+
+
+def test_a_replaced_key_is_followed_from_the_pinned_one(check: Check, case: Case) -> None:
+    """If the old key has signed the new one; with either key, and with no other."""
+    new, other = SigningKey.generate(case.key.name), SigningKey.generate(case.key.name)
+    bundle = rotated(case, case.signing_key, new).model_dump_json()
+    for key in (case.key, new.verifier):
+        assert check(bundle, key.vkey).startswith("Verified\n")
+    assert check(bundle, other.verifier.vkey).startswith("Not verified\n")
+    late = TreeHead.sign(case.signing_key, LAST + 2, TreeHead.open(json.loads(bundle)["checkpoint"], new.verifier).root)
+    verdict = check(json.dumps(json.loads(bundle) | {"checkpoint": late.note}), case.key.vkey)
+    assert verdict.startswith("Not verified\n") and "replaced at entry 12" in verdict
 
 
 def signed(case: Case, entries: list[str]) -> str:

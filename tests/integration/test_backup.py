@@ -237,6 +237,53 @@ def test_a_new_log_is_not_begun_without_need(places: Callable[[str], Settings], 
     require_refusal(run("restore", here, to, "--accept-lost-entries", "--nothing-followed"), "one of the two")
 
 
+def test_a_backup_carries_what_is_left_of_replaced_keys(places: Callable[[str], Settings], tmp_path: Path) -> None:
+    """A restored log goes on with the newest key, authenticates the entries of the old one, and verifies with it."""
+    here, there, to = places("here"), places("there"), tmp_path / "backup"
+    with run_service(here) as running:
+        answers = ask(running, 1)
+        key = running.client.get("/v1/log/key").json()["key"]
+    assert run("rotate-key", here).exit_code == 0
+    assert run("backup", here, "--to", to, "--with-key").exit_code == 0
+    restored = run("restore", there, to, "--nothing-followed")
+    assert restored.exit_code == 0, restored.output
+    with run_service(there) as running:
+        answers += ask(running, 2)
+        assert len(running.entries()) == 4
+        assert check(running, answers, key).receipts == 2
+
+
+def test_a_backup_older_than_the_key_begins_a_new_log(places: Callable[[str], Settings], tmp_path: Path) -> None:
+    """The entry that replaced the key is among the lost; the new key signs that the new log follows."""
+    here, to, heads = places("here"), tmp_path / "backup", tmp_path / "witnessed.jsonl"
+    with run_service(here) as running:
+        answers = ask(running, 1)
+        old_key = running.client.get("/v1/log/key").json()["key"]
+        assert look(running, heads).exit_code == 0
+        assert run("backup", here, "--to", to).exit_code == 0
+    assert run("rotate-key", here).exit_code == 0
+    with run_service(here) as running:
+        ask(running, 2)
+        new_key = running.client.get("/v1/log/key").json()["key"]
+        assert look(running, heads).exit_code == 0
+    lose_database(here)
+    require_refusal(run("restore", here, to), "it lacks 2 entries")
+    restored = run("restore", here, to, "--accept-lost-entries")
+    assert restored.exit_code == 0, restored.output
+    (evidence,) = (tmp_path / "here" / "db").glob("*.evidence.json")
+    kept = [KeptAnswer.model_validate(answer) for answer in answers]
+    assert verify(Evidence.model_validate_json(evidence.read_text()), Verifier.from_vkey(old_key), kept).receipts == 1
+    with run_service(here) as running:
+        forerunner = check(running, ask(running, 1)).forerunner
+        assert forerunner is not None and forerunner.key == new_key and forerunner.statement is not None
+        looked = look(running, heads)
+        assert looked.exit_code == 1 and "not a fork" in looked.stderr
+    # The new log's key can be replaced too.
+    assert run("rotate-key", here).exit_code == 0
+    with run_service(here) as running:
+        assert check(running, ask(running, 3)).forerunner == forerunner
+
+
 KILL = """
 import os, signal, sys
 from label_service import backup

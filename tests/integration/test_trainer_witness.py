@@ -16,6 +16,7 @@ from label_service.log.evidence import Evidence
 from label_service.log.kept_answers import read_receipts
 from label_service.log.signed_note import Verifier
 from label_service.log.verify import verify
+from label_service.rotation import rotate_key
 from label_service.settings import Settings as ServiceSettings
 from tests.support.services import RunningService, run_service
 from tests.support.tiny_trainer import TINY
@@ -111,6 +112,26 @@ def test_log_key_of_the_command_line_is_what_counts(
     assert run_command("run", tmp_path / "c", tiny_data, shared_service, "--log-key", key)[0] == 0
     code, sentence, _ = run_command("run", tmp_path / "c", tiny_data, shared_service, "--log-key", other, "--resume")
     assert code == RESUME and "has pinned another log key" in sentence
+
+
+def test_a_run_is_resumed_over_a_replaced_key(
+    service_settings: Callable[..., ServiceSettings], tiny_data: Path, tmp_path: Path
+) -> None:
+    """The service stops in the middle, gets another key, and goes on; the run ends, held to the key that it pinned."""
+    out, settings = tmp_path / "out", service_settings(heads_folder=tmp_path / "heads")
+    with run_service(settings) as service:
+        url, key = service.base_url, service.service.log.verifier.vkey
+        run_and_die(settings_for(out, tiny_data, url, log_key=key), before(active_loop, "append_round"))
+    rotate_key(settings)
+    settings = settings.model_copy(update={"port": httpx.URL(url).port})
+    with run_service(settings) as service:
+        assert run_command("run", out, tiny_data, url, "--log-key", key, "--resume")[0] == 0
+        evidence = Evidence.model_validate_json("".join(service.service.evidence()))
+        assert service.service.log.verifier.vkey != key
+    verdict = verify(evidence, Verifier.from_vkey(key), read_receipts(out / RECEIPTS_FILE))
+    assert (len(verdict.rotations), verdict.openings) == (1, TINY.budget)
+    witnessed = json.loads((out / WITNESS_FILE).read_text())
+    assert (witnessed["key"], len(witnessed["rotations"])) == (key, 1)
 
 
 def test_proved_query_of_a_sequential_client_is_quick(running: RunningService, tmp_path: Path) -> None:

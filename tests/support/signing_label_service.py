@@ -12,6 +12,7 @@ from typing import Any
 
 from label_service.log.answer_key import AnswerKey
 from label_service.log.entries import canonical_json
+from label_service.log.key_history import KeyRotation
 from label_service.log.merkle import MerkleTree, encode_hash, leaf_hash
 from label_service.log.signed_note import SigningKey
 from label_service.log.tree_head import TreeHead
@@ -29,6 +30,7 @@ class FakeLog:
         self.answer_key = AnswerKey(b"s" * 32, labels)
         self.commitment = self.answer_key.commitment
         self.entries: list[bytes] = []
+        self.rotations: list[dict[str, str]] = []
         self.forge: Callable[[dict[str, Any]], object] = lambda entry: None
         self.append(**GUEST)
 
@@ -39,6 +41,15 @@ class FakeLog:
     def head(self) -> str:
         """Sign the newest head."""
         return TreeHead.sign(self.signer, len(self.entries), self.tree.root()).note
+
+    def rotate(self, old: SigningKey | None = None, new: SigningKey | None = None) -> None:
+        """Replace the key in an entry that the old key, or another one, signs."""
+        signer, new = old or self.signer, new or SigningKey.generate(ORIGIN)
+        rotation = KeyRotation.sign(signer, new.verifier, len(self.entries)).model_dump()
+        rotation["old_key"] = self.signer.verifier.vkey
+        self.append(**{**GUEST, "op": "key-rotated", "outcome": "rotated", "ids": [], "charged": 0, "detail": rotation})
+        self.rotations.append(rotation)
+        self.signer = new
 
     def append(self, **fields: object) -> dict[str, Any]:
         """Append an entry and return its receipt."""
@@ -73,7 +84,7 @@ class SigningLabelService(FakeLabelService):
         key, body = handler.headers.get("idempotency-key", ""), handler.body
         first, second = (int(handler.params.get(name, 0)) for name in ("first", "second"))
         if handler.route == "/v1/log/key":
-            return 200, {"key": self.log.signer.verifier.vkey}
+            return 200, {"key": self.log.signer.verifier.vkey, "rotations": self.log.rotations}
         if handler.route == "/v1/log/proof/consistency":
             if second > len(self.log.entries):
                 return 404, {"code": "not-signed", "detail": "There is no such proof."}

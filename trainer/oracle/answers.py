@@ -178,10 +178,19 @@ class LogSummary(Answer):
         return next((run for run in self.runs if run.run_id == run_id), None)
 
 
+class KeyRotation(Answer):
+    """The replacement of the log's key by another: both, and a note by the old one that says so."""
+
+    old_key: Name
+    new_key: Name
+    statement: Name
+
+
 class LogKeyAnswer(Answer):
-    """The log's public key, one line."""
+    """The log's public key, one line, and how it replaced those before it, oldest first."""
 
     key: Name
+    rotations: Items[KeyRotation] = ()
 
 
 class ConsistencyAnswer(Answer):

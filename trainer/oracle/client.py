@@ -101,10 +101,10 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
         self._dataset = self._get(DatasetInfo, "/v1/dataset")
         return self._dataset
 
-    def log_key(self) -> tuple[Exchange, str]:
-        """Ask for the log's public key; return the exchange too, as evidence."""
+    def log_key(self) -> tuple[Exchange, LogKeyAnswer]:
+        """Ask for the log's public key and how it replaced others; return the exchange too, as evidence."""
         raw = self._transport.request("GET", "/v1/log/key")
-        return Exchange("log-key", {}, raw), parse_answer(LogKeyAnswer, raw, "GET /v1/log/key").key
+        return Exchange("log-key", {}, raw), parse_answer(LogKeyAnswer, raw, "GET /v1/log/key")
 
     def log_consistency(self, first: int, second: int) -> tuple[str, ...]:
         """Ask for the hashes, base64, that lead from one size of the log to a larger one."""
@@ -158,7 +158,7 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
             self._witness.run_opened(
                 exchange,
                 run,
-                self.log_consistency,
+                self,
                 name=name,
                 budget=budget,
                 evaluation_budgets=evaluation_budgets or (),
@@ -238,7 +238,7 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
             )
         exchange = Exchange("evaluation", {"idempotency_key": key, "budget": budget}, raw)
         if self._witness is not None:
-            self._witness.evaluated(exchange, evaluation, self.log_consistency, predictions, budget)
+            self._witness.evaluated(exchange, evaluation, self, predictions, budget)
         self._keep(exchange)
         return evaluation
 
@@ -250,7 +250,7 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
         sealed = parse_answer(SealedRun, raw, f"POST {path}")
         exchange = Exchange("seal", {}, raw)
         if self._witness is not None:
-            self._witness.sealed(exchange, sealed, self.log_consistency)
+            self._witness.sealed(exchange, sealed, self)
         self._keep(exchange)
         return sealed
 
@@ -263,7 +263,7 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
         check_query(answer, asked, dataset, self._run_id, self._queries)
         exchange = Exchange("query", {"idempotency_key": key, "ids": asked}, raw)
         if self._witness is not None:
-            self._witness.queried(exchange, answer, self.log_consistency, asked)
+            self._witness.queried(exchange, answer, self, asked)
         self._keep(exchange)
         self._run_id = answer.run_id
         self._queries = max(self._queries, answer.queries)

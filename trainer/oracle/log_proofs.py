@@ -34,6 +34,10 @@ class LogProofError(ValueError):
     """A proof, signature or key does not hold; the message is a clause."""
 
 
+class UnknownKey(LogProofError):  # noqa: N818 - says what happened
+    """A signed note is not signed by the key that was expected."""
+
+
 @dataclass(frozen=True)
 class LogKey:
     """The public key of a log, whose origin is the key's name.
@@ -78,7 +82,8 @@ class LogKey:
         """Return the text of a signed note. Signatures under other names or key ids are ignored (C2SP signed-note).
 
         Raises:
-            LogProofError: The note is malformed, not signed by this key, or its signature does not hold.
+            LogProofError: The note is malformed, or its signature does not hold.
+            UnknownKey: It is not signed by this key.
         """
         if len(note) > _MAX_NOTE_CHARACTERS or any(character < " " and character != "\n" for character in note):
             raise LogProofError("the tree head is too long or holds control characters")
@@ -94,7 +99,7 @@ class LogKey:
             if (name, data[:_KEY_ID_BYTES]) == (self.name, self.key_id)
         ]
         if not own:
-            raise LogProofError("the tree head is not signed by the log's pinned key")
+            raise UnknownKey("the tree head is not signed by the log's pinned key")
         text += "\n"
         for signature in own:
             try:

@@ -18,8 +18,8 @@ from pydantic import FailFast, Field, JsonValue, ValidationError
 
 from trainer.errors import first_mistake
 from trainer.oracle.answers import A, Answer, Count, Evaluation, OpenedRun, QueryAnswer, RevealedLabel
+from trainer.oracle.log_keys import LogKeys
 from trainer.oracle.log_proofs import (
-    LogKey,
     LogProofError,
     TreeHead,
     decode_hash,
@@ -85,12 +85,12 @@ def index_of(receipt: object) -> int | None:
     return index if type(index) is int else None
 
 
-def prove(receipt: JsonValue, key: LogKey) -> tuple[Entry, TreeHead]:
-    """Check that a receipt's entry is in a log that the key has signed; return the entry and the tree head."""
+def prove(receipt: JsonValue, keys: LogKeys) -> tuple[Entry, TreeHead]:
+    """Check that a receipt's entry is in a log that its keys have signed; return the entry and the tree head."""
     if receipt is None:
         raise LogProofError("its receipt is missing")
     given = _read(Receipt, receipt, "its receipt")
-    head = TreeHead.open(given.checkpoint, key)
+    head = keys.open(given.checkpoint)
     proof = [decode_hash(sibling) for sibling in given.inclusion_proof]
     verify_inclusion(leaf_hash(_bytes_of(given.entry)), given.index, head.size, proof, head.root)
     entry = _read_entry(given.entry)

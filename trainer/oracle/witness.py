@@ -7,40 +7,54 @@ the log has only grown since. Each entry of the run counts its labels on from th
 the run is hidden, and what others log costs nothing. The new head is saved in OUT/log-witness.json before the caller
 sees the answer. So a log that was forked, cut or restored from a backup is refused, also after a restart.
 
+Where the log has replaced its key, the old key has signed the new one (`log_keys`). The witness asks for that at the
+start, and again when a head is signed by a key that it does not know.
+
 An answer that fails is kept in OUT/receipts-refused.jsonl and ends the run with `LogNotProved`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import JsonValue
 
 from trainer.errors import ConfigError, LogNotProved, RequestRefused, ResumeError
 from trainer.oracle import receipts
-from trainer.oracle.answers import Evaluation, OpenedRun, QueryAnswer, SealedRun
+from trainer.oracle.answers import Evaluation, KeyRotation, LogKeyAnswer, OpenedRun, QueryAnswer, SealedRun
 from trainer.oracle.exchange import REFUSED_FILE, Exchange
-from trainer.oracle.log_proofs import LogKey, LogProofError, TreeHead, decode_hash, verify_consistency
+from trainer.oracle.log_keys import LogKeys
+from trainer.oracle.log_proofs import LogKey, LogProofError, TreeHead, UnknownKey, decode_hash, verify_consistency
 from trainer.oracle.receipts import RunTerms, require
 from trainer.records.files import read_file, replace_file
 from trainer.records.run_records import Record
 
 WITNESS_FILE = "log-witness.json"
 
-# Requests the hashes that lead from one size of the log to a larger one.
-AskConsistency = Callable[[int, int], Sequence[str]]
+
+class AsksLog(Protocol):
+    """What the witness asks of the service's log."""
+
+    def log_key(self) -> tuple[Exchange, LogKeyAnswer]:
+        """Ask for the log's public key and how it replaced others."""
+
+    def log_consistency(self, first: int, second: int) -> Sequence[str]:
+        """Ask for the hashes that lead from one size of the log to a larger one."""
 
 
 class _WitnessFile(Record):
-    """Content of log-witness.json: the log's key, then the run's terms and the newest signed tree head.
+    """Content of log-witness.json: the log's pinned key, then the run's terms and the newest signed tree head.
 
     Attributes:
+        rotations: The replacements of the pinned key so far.
         spent: Labels charged to the run by its newest witnessed entry; None in files of former versions.
     """
 
     key: str
+    rotations: tuple[KeyRotation, ...] = ()
     run: RunTerms | None = None
     checkpoint: str | None = None
     spent: int | None = None
@@ -69,29 +83,37 @@ class Witness:
                 f"--log-key is not a log's key ({error}); copy it whole from GET /v1/log/key, such as "
                 "labelmeter/ID+ID+KEY"
             ) from error
-        self._file, self._key, self._head = self._load()
-        if self._given is not None and self._key is not None and self._given != self._key:
+        self._file, self._keys, self._head = self._load()
+        if self._given is not None and self._keys is not None and self._given not in self._keys:
             raise ResumeError(
-                f"{out} has pinned another log key than --log-key ({self._key.vkey}); resume it with that, or choose "
-                "another --out"
+                f"{out} has pinned another log key than --log-key ({self._keys.pinned.vkey}); resume it with that, or "
+                "choose another --out"
             )
 
-    def pin(self, exchange: Exchange, served: str) -> None:
-        """Pin the key that the service sends, or check that it is the pinned one.
+    def pin(self, exchange: Exchange, served: LogKeyAnswer) -> None:
+        """Pin the key that the service sends, or check that it is the pinned one or has replaced it.
 
         Raises:
             LogNotProved: It is malformed, or another key.
             RecordsUnwritable: It cannot be kept.
         """
-        pinned = self._key or self._given
         try:
-            key = LogKey.parse(served)
-            require(pinned in (None, key), "it is not the one pinned before, so this is another log")
+            self._follow(served)
         except LogProofError as error:
-            raise self._refusal(exchange, f"the label service's log key {served!r}", str(error)) from error
-        if self._file is None:
-            self._key = key
-            self._save(_WitnessFile(key=key.vkey))
+            raise self._refusal(exchange, f"the label service's log key {served.key!r}", str(error)) from error
+
+    def _follow(self, served: LogKeyAnswer) -> None:
+        """Go on from the pinned key to the one that the service sends, and keep how."""
+        key = LogKey.parse(served.key)
+        keys = (self._keys or LogKeys(self._given or key)).follow(served.rotations)
+        require(keys.newest == key, "it is not the one pinned before, so this is another log")
+        if self._head is not None:
+            # The old key has signed no head that covers the entry which replaced it.
+            keys.open(self._head.note)
+        if keys != self._keys:
+            file = self._file or _WitnessFile(key=keys.pinned.vkey)
+            self._save(file.model_copy(update={"rotations": keys.rotations}))
+            self._keys = keys
 
     def require_run(self) -> None:
         """Refuse to query for a run whose opening was not witnessed, before a label is charged to it.
@@ -109,7 +131,7 @@ class Witness:
         self,
         exchange: Exchange,
         answer: OpenedRun,
-        ask: AskConsistency,
+        service: AsksLog,
         *,
         name: str,
         budget: int,
@@ -122,7 +144,7 @@ class Witness:
             RecordsUnwritable: The new tree head cannot be kept.
         """
         with self._refusing(exchange, answer.receipt):
-            entry, head = self._prove(answer.receipt, ask)
+            entry, head = self._prove(answer.receipt, service)
             run = receipts.check_opening_entry(entry, answer, name, budget, evaluation_budgets)
             former = self._file.run if self._file is not None else None
             # After a crash that lost the token, another run of the same log is opened.
@@ -130,10 +152,10 @@ class Witness:
             require(same, "it commits to another answer key than the run opened before")
         self._advance(head, entry.spent, run)
 
-    def queried(self, exchange: Exchange, answer: QueryAnswer, ask: AskConsistency, asked: Sequence[int]) -> None:
+    def queried(self, exchange: Exchange, answer: QueryAnswer, service: AsksLog, asked: Sequence[int]) -> None:
         """Prove a query and every label in its answer; raises as `run_opened`."""
         with self._refusing(exchange, answer.receipt):
-            entry, head = self._prove(answer.receipt, ask)
+            entry, head = self._prove(answer.receipt, service)
             receipts.check_query_entry(entry, self._run, asked, answer, self._spent)
         self._advance(head, entry.spent)
 
@@ -141,22 +163,22 @@ class Witness:
         self,
         exchange: Exchange,
         answer: Evaluation,
-        ask: AskConsistency,
+        service: AsksLog,
         predictions: Sequence[int],
         budget: int | None,
     ) -> None:
         """Prove an evaluation; raises as `run_opened`."""
         detail = receipts.evaluation_detail(predictions, budget, answer)
         with self._refusing(exchange, answer.receipt):
-            entry, head = self._prove(answer.receipt, ask)
+            entry, head = self._prove(answer.receipt, service)
             receipts.check_evaluation_entry(entry, self._run, detail, self._spent, replayed=answer.replayed)
         self._advance(head, entry.spent)
 
-    def sealed(self, exchange: Exchange, answer: SealedRun, ask: AskConsistency) -> None:
+    def sealed(self, exchange: Exchange, answer: SealedRun, service: AsksLog) -> None:
         """Prove the end of the run; raises as `run_opened`."""
         with self._refusing(exchange, answer.receipt):
             # A run that was sealed before is answered its first seal again.
-            entry, head = self._prove(answer.receipt, ask, is_new=False)
+            entry, head = self._prove(answer.receipt, service, is_new=False)
             receipts.check_seal_entry(entry, self._run, self._spent)
         self._advance(head, entry.spent)
 
@@ -170,12 +192,18 @@ class Witness:
         assert self._file is not None
         return self._file.spent
 
-    def _prove(
-        self, receipt: JsonValue, ask: AskConsistency, *, is_new: bool = True
-    ) -> tuple[receipts.Entry, TreeHead]:
+    def _prove(self, receipt: JsonValue, service: AsksLog, *, is_new: bool = True) -> tuple[receipts.Entry, TreeHead]:
         """Prove an entry, that its tree head grows from the newest one, and that a new entry was not there before."""
-        assert self._key is not None, "pin comes first"
-        entry, head = receipts.prove(receipt, self._key)
+        assert self._keys is not None, "pin comes first"
+        try:
+            entry, head = receipts.prove(receipt, self._keys)
+        except UnknownKey:
+            # The log's key may have been replaced since it was asked for.
+            _, served = service.log_key()
+            if all(rotation.old_key != self._keys.newest.vkey for rotation in served.rotations):
+                raise
+            self._follow(served)
+            entry, head = receipts.prove(receipt, self._keys)
         former = self._head
         if former is None:
             return entry, head
@@ -183,7 +211,7 @@ class Witness:
         proof: Sequence[str] = ()
         if head.size > former.size:
             try:
-                proof = ask(former.size, head.size)
+                proof = service.log_consistency(former.size, head.size)
             except RequestRefused as error:
                 raise LogProofError(f"no proof that the log has grown from {former.size} entries ({error})") from error
         verify_consistency(former.size, head.size, former.root, head.root, [decode_hash(text) for text in proof])
@@ -223,11 +251,11 @@ class Witness:
         replace_file(self._out / WITNESS_FILE, content.model_dump_json() + "\n")
         self._file = content
 
-    def _load(self) -> tuple[_WitnessFile | None, LogKey | None, TreeHead | None]:
-        def parse(raw: bytes) -> tuple[_WitnessFile, LogKey, TreeHead | None]:
+    def _load(self) -> tuple[_WitnessFile | None, LogKeys | None, TreeHead | None]:
+        def parse(raw: bytes) -> tuple[_WitnessFile, LogKeys, TreeHead | None]:
             content = _WitnessFile.model_validate_json(raw)
-            key = LogKey.parse(content.key)
-            return content, key, None if content.checkpoint is None else TreeHead.open(content.checkpoint, key)
+            keys = LogKeys(LogKey.parse(content.key)).follow(content.rotations)
+            return content, keys, None if content.checkpoint is None else keys.open(content.checkpoint)
 
         damage = "is damaged, and with it what was witnessed of the log; restore it, or begin a new --out"
         return read_file(self._out / WITNESS_FILE, parse, damage) or (None, None, None)

@@ -150,9 +150,9 @@ async def summarise_log(service: Service, response: Response) -> Summary:
 
 @router.get("/key", responses=problems())
 async def read_key(service: Service, response: Response) -> KeyAnswer:
-    """Answer the log's public key. Pin it before the first query: it never changes."""
+    """Answer the log's public key. Pin it before the first query: a key that replaces it is signed by it."""
     response.headers.update(NO_STORE)
-    return KeyAnswer(key=service.log.verifier.vkey)
+    return KeyAnswer(key=service.log.verifier.vkey, rotations=service.log.account.rotations)
 
 
 @router.get(

@@ -238,8 +238,8 @@ export class Key {
     return `${this.name}\n${size}\n${base64Of(root)}\n`;
   }
 
-  /** Reads a checkpoint that this key has signed. */
-  async open(note) {
+  /** The text of a note that this key has signed; null if it has not. */
+  async textOf(note) {
     must(typeof note === "string" && note.length <= 100000 && !/[\0-\x09\x0b-\x1f]/.test(note), "the head is no note");
     const gap = note.lastIndexOf("\n\n");
     must(gap > 0 && note.endsWith("\n"), "the head has no signature");
@@ -254,7 +254,13 @@ export class Key {
       must(await this.signed(message, signature), `the signature of ${name} does not hold`);
       own++;
     }
-    must(own > 0, `the head is not signed by ${this.name} with this key`);
+    return own > 0 ? message : null;
+  }
+
+  /** Reads a checkpoint that this key has signed; null if it has not. */
+  async open(note) {
+    const message = await this.textOf(note);
+    if (message === null) return null;
     const lines = message.split("\n");
     must(lines.length === 4, "a head has three lines: origin, size, root");
     must(lines[0] === this.name, `the head is of ${lines[0]}, not of ${this.name}`);
@@ -262,6 +268,78 @@ export class Key {
     const root = bytesOf(lines[2], "the head's root");
     must(root.length === 32, "the head's root is not 32 bytes long");
     return { size: Number(lines[1]), root };
+  }
+}
+
+/**
+ * The keys of a log, oldest first: `{ key, end }`, where `end` is the number of the entry that replaced the key. An entry
+ * replaces the key if the old key has signed the new one; from this entry on only the new key signs.
+ */
+class Keys {
+  constructor(list) {
+    this.list = list;
+  }
+
+  /** Reads the entries that replace the key; without any, the pinned key is the only one. */
+  static async of(entries, pinned) {
+    const list = [];
+    for (const [seq, source] of entries.entries()) {
+      if (!source.includes('"op":"key-rotated"')) continue;
+      try {
+        const entry = readEntry(source);
+        if (entry.op === "key-rotated") await Keys.replace(list, entry, seq, pinned.name);
+      } catch (error) {
+        if (!(error instanceof NotVerified)) throw error;
+        throw new NotVerified(`entry ${seq}: ${error.message}`);
+      }
+    }
+    return new Keys(list.length ? list : [{ key: pinned, end: Infinity }]);
+  }
+
+  static async replace(list, entry, seq, name) {
+    const { clock, ...said } = entry.detail ?? {};
+    const parts = ["new_key", "old_key", "statement"];
+    const whole = same(Object.keys(said).sort(), parts) && parts.every((part) => isText(said[part]));
+    must(whole, "what it says of the log's key is malformed");
+    must(entry.run === "guest", "it replaces the log's key under a run");
+    const [old, next] = [await Key.read(said.old_key), await Key.read(said.new_key)];
+    must(!list.length || list.at(-1).key.line === said.old_key, "it replaces a key that is not the log's");
+    must(old.line === said.old_key && next.line === said.new_key && old.name === name && next.name === name, "it replaces the key of another log");
+    must(!list.some(({ key }) => key.line === next.line) && old.line !== next.line, "it replaces the log's key by one that was replaced before");
+    const signed = await old.textOf(said.statement);
+    must(signed === `labelmeter/key-rotation\n${seq}\n${next.line}\n`, "the log's key has not signed that this key replaces it");
+    if (!list.length) list.push({ key: old });
+    list.at(-1).end = seq;
+    list.push({ key: next, end: Infinity });
+  }
+
+  get newest() {
+    return this.list.at(-1).key;
+  }
+
+  /** The pinned key and those that replaced it. */
+  from(pinned) {
+    const start = this.list.findIndex(({ key }) => key.line === pinned.line);
+    must(start >= 0, `the log has other keys than ${pinned.line} and those that replaced it`);
+    return new Keys(this.list.slice(start));
+  }
+
+  /** Reads a head that one of the keys has signed while it was the log's. */
+  async open(note) {
+    for (const { key, end } of [...this.list].reverse()) {
+      const head = await key.open(note);
+      if (head === null) continue;
+      must(head.size <= end, `a head over ${head.size} entries is signed by a key replaced at entry ${end}`);
+      return head;
+    }
+    throw new NotVerified(`the head is not signed by ${this.newest.name} with this key`);
+  }
+
+  async signed(size, root, signature) {
+    for (const { key, end } of this.list) {
+      if (size <= end && (await key.signed(key.headText(size, root), signature))) return true;
+    }
+    return false;
   }
 }
 
@@ -281,6 +359,7 @@ const OUTCOMES = {
   "budget-changed": ["changed"],
   "token-created": ["created"],
   "token-revoked": ["revoked"],
+  "key-rotated": ["rotated"],
   query: ["revealed", "replayed"],
   evaluation: ["evaluated", "replayed"],
 };
@@ -513,15 +592,19 @@ function checkForm(bundle) {
 export async function verify(bundle, pinned, step = () => {}) {
   checkForm(bundle);
   const key = await Key.read(pinned);
-  must(bundle.key === key.line, `the bundle names the key ${bundle.key}, and ${key.line} is pinned`);
-  const head = await key.open(bundle.checkpoint);
+  const keys = await Keys.of(bundle.entries, key);
+  // The pinned key leads to the one that signed this head, and this head covers the entries that name all others.
+  const followed = keys.from(key);
+  const { newest } = followed;
+  must(bundle.key === newest.line, `the bundle names the key ${bundle.key}, and ${newest.line} is pinned`);
+  const head = await followed.open(bundle.checkpoint);
   step(`The head over ${head.size.toLocaleString("en")} entries is signed by the key.`);
   // An entry is ASCII. Other text can be no leaf that was signed.
   const leaves = bundle.entries.map((entry) => (/^[\0-\x7f]*$/.test(entry) ? text.encode(entry) : new Uint8Array()));
   const tree = await Tree.over(leaves);
   const comparison = new Comparison(leaves.length);
   await comparison.addHead(tree, head);
-  await comparison.addEarlierHeads(tree, key, bundle.heads, head.size, step);
+  await comparison.addEarlierHeads(tree, keys, bundle.heads, head.size, step);
   const account = new Account(key.name.startsWith(ORIGIN_PREFIX) ? key.name.slice(ORIGIN_PREFIX.length) : key.name);
   let broken = null;
   try {
@@ -557,20 +640,20 @@ class Comparison {
     }
   }
 
-  async addEarlierHeads(tree, key, heads, size, step) {
+  async addEarlierHeads(tree, keys, heads, size, step) {
     const sizes = [0, ...heads.map((head) => head.size), size];
     const rising = sizes.every((value, n) => n === 0 || value > sizes[n - 1]);
     must(!heads.length || rising, "the earlier heads of the bundle are not in order below its own head");
     for (let first = 0; first < heads.length; first += AT_ONCE) {
       step("Checking the earlier heads", first, heads.length);
-      await Promise.all(heads.slice(first, first + AT_ONCE).map((head) => this.addEarlierHead(tree, key, head)));
+      await Promise.all(heads.slice(first, first + AT_ONCE).map((head) => this.addEarlierHead(tree, keys, head)));
     }
   }
 
-  async addEarlierHead(tree, key, head) {
+  async addEarlierHead(tree, keys, head) {
     const signature = bytesOf(head.signature, "a head's signature");
     if (head.size > this.size) return; // the end of the log is missing, which `addHead` has found
-    if (await key.signed(key.headText(head.size, await tree.root(head.size)), signature)) this.fitting.push(head.size);
+    if (await keys.signed(head.size, await tree.root(head.size), signature)) this.fitting.push(head.size);
     else this.differ(head.size - 1, "it is not the one that a head was signed over");
   }
 

@@ -9,12 +9,14 @@ import pytest
 
 from label_service.errors import DatabaseRefused
 from label_service.log import remembered_heads
+from label_service.log.key_history import KeyHistory
 from label_service.log.merkle import leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
 from label_service.log.signed_note import SigningKey
 from label_service.log.tree_head import TreeHead
 
 KEY = SigningKey.generate("labelmeter/log-1")
+KEYS = KeyHistory((KEY.verifier,))
 
 
 def note(size: int, key: SigningKey = KEY) -> str:
@@ -24,7 +26,7 @@ def note(size: int, key: SigningKey = KEY) -> str:
 
 def newest_size(path: Path) -> int:
     """Return the size of the newest head in a file."""
-    head = RememberedHeads(path).newest(KEY.verifier)
+    head = RememberedHeads(path).newest(KEYS)
     assert head is not None
     return head.size
 
@@ -33,7 +35,7 @@ def newest_size(path: Path) -> int:
 def test_the_largest_head_counts_wherever_it_stands(tmp_path: Path, shared: bool) -> None:
     """Workers may append in another order than they committed."""
     heads = RememberedHeads(tmp_path / "heads", shared)
-    assert heads.newest(KEY.verifier) is None
+    assert heads.newest(KEYS) is None
     heads.start_anew(note(1))
     for size in (2, 9, 8, 10, 3):
         heads.remember(note(size))
@@ -96,5 +98,5 @@ def test_the_largest_head_of_another_key_is_refused(tmp_path: Path) -> None:
     heads = RememberedHeads(tmp_path / "heads")
     heads.start_anew(note(3))
     heads.remember(note(4, SigningKey.generate(KEY.name)))
-    with pytest.raises(DatabaseRefused, match="put back the key that this log began with"):
-        heads.newest(KEY.verifier)
+    with pytest.raises(DatabaseRefused, match="put back the log's key"):
+        heads.newest(KEYS)

@@ -493,3 +493,65 @@ def test_damaged_file_is_named(service: SigningLabelService, tmp_path: Path, con
     (tmp_path / WITNESS_FILE).write_bytes(content.replace(b"KEY", vkey))
     with pytest.raises(DataError, match=WITNESS_FILE):
         Witness(tmp_path)
+
+
+def test_a_run_goes_on_over_a_replaced_key(service: SigningLabelService, client: LabelClient, tmp_path: Path) -> None:
+    """While it runs, and resumed with the old key, the new one or none; the file has the pinned key and the chain."""
+    old = service.log.signer.verifier.vkey
+    service.log.rotate()
+    assert [label.id for label in client.query([7, 8], idempotency_key="b").labels] == [7, 8]
+    service.log.rotate()
+    client.query([20], idempotency_key="c")
+    for number, log_key in enumerate((old, None, service.log.signer.verifier.vkey)):
+        with client_of(service, tmp_path, log_key, token=TOKEN) as again:
+            again.query([10 + number], idempotency_key=f"later-{number}")
+    state = state_of(tmp_path)
+    assert (state["key"], state["rotations"]) == (old, service.log.rotations)
+    with client_of(service, tmp_path, token=TOKEN) as last:
+        last.evaluate("r1", [0] * 10, budget=2, idempotency_key="e")
+        last.seal("r1")
+    assert not (tmp_path / REFUSED_FILE).exists()
+
+
+def test_a_new_run_follows_the_key_that_was_given(service: SigningLabelService, tmp_path: Path) -> None:
+    """Keys before a pinned one are not its word, so they are not looked at."""
+    old = service.log.signer.verifier.vkey
+    service.log.rotate()
+    middle = service.log.signer.verifier.vkey
+    service.log.rotate()
+    for name, log_key, count in (("a", old, 2), ("b", middle, 1), ("c", None, 0)):
+        (tmp_path / name).mkdir()
+        with client_of(service, tmp_path / name, log_key) as client:
+            client.open_run("test", 20)
+        assert len(state_of(tmp_path / name)["rotations"]) == count
+
+
+@pytest.mark.parametrize("told", ["by a stranger", "not at all", "of another key", "as malformed"])
+def test_a_key_that_the_old_one_has_not_signed_is_refused(
+    service: SigningLabelService, client: LabelClient, tmp_path: Path, told: str
+) -> None:
+    """Nothing is learned from an answer under it, and what was witnessed stays."""
+    before = (tmp_path / WITNESS_FILE).read_bytes()
+    service.log.rotate(old=STRANGER)
+    if told == "not at all":
+        service.log.rotations.clear()
+    elif told == "of another key":
+        service.log.rotations[0]["old_key"] = STRANGER.verifier.vkey
+    elif told == "as malformed":
+        service.log.rotations[0]["statement"] = "x"
+    with pytest.raises(LogNotProved, match="is refused"):
+        client.query([7], idempotency_key="b")
+    assert (tmp_path / WITNESS_FILE).read_bytes() == before
+    assert (tmp_path / REFUSED_FILE).exists()
+
+
+def test_the_old_key_signs_no_head_over_its_replacement(
+    service: SigningLabelService, client: LabelClient, tmp_path: Path
+) -> None:
+    """Who stole it can go on with no history in which it was replaced."""
+    old = service.log.signer
+    service.log.rotate()
+    client.query([7], idempotency_key="b")
+    service.log.signer = old
+    with pytest.raises(LogNotProved, match="signed by a key that was replaced at entry 3"):
+        client.query([8], idempotency_key="c")
