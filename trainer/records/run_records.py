@@ -140,8 +140,8 @@ class PointResult(Record):
         stage_seconds: Wall time by stage until then, in seconds, over all resumes.
         estimate: The run's own estimate, made without test labels, of the accuracy on the pool; None without one.
         estimate_error: Its standard error.
-        balanced_estimate: The run's own estimate, made without test labels, of the balanced accuracy on the pool (the
-            mean of the classes' recalls); None without one.
+        balanced_estimate: Balanced accuracy of those predictions (the mean of the classes' recalls), as the run
+            estimates it from its beliefs and the accuracy answered; None in records that did not note it.
         largest_class: Name of the most frequent class as far as the run knows; empty in records that did not note it.
         constant_guess: Its share of the pool, as declared or estimated from the labels paid for: the accuracy to expect
             of always guessing that class; None in records that did not note it.
@@ -232,7 +232,7 @@ def describe_classes(result: RunResult) -> list[tuple[str, str]]:
     known = "as the data set declares" if result.class_prior == "balanced" else "estimated"
     rows = []
     if end.balanced_estimate is not None:
-        rows.append(("balanced accuracy, own estimate", f"{end.balanced_estimate:.1%}"))
+        rows.append(("balanced accuracy, estimated", f"{end.balanced_estimate:.1%}"))
     shares = f"{end.constant_guess:.1%} of the pool ({known}), {end.largest_among_labels:.1%} of the labels paid for"
     rows.append(("largest class", shares))
     if not end.beats_constant_guess:

@@ -12,6 +12,9 @@ shift `a` is fitted on the run's own guesses made before asking (the prequential
 1984), under a narrow prior: the images asked for are the most uncertain ones and say little about the others, so they
 may correct beliefs that are far off, but not decide how accurate the confident ones are. How good the estimate is:
 docs/trainer.md, "When to stop".
+
+Once the label service has answered the accuracy of the test images, the shift is known instead of estimated, and tells
+what it does not answer: the balanced accuracy.
 """
 
 import math
@@ -32,7 +35,9 @@ _GUESSES = 200
 # Standard error that remained in the runs measured, beside that of the fit.
 _MODEL_ERROR = 0.012
 _NEWTON_STEPS = 20
-# A class with less belief than half an image, over the whole pool, is not believed to be there.
+# A shift so large that every prediction is right or wrong, and the halvings that find one to a hundred-millionth.
+_FARTHEST_SHIFT, _BISECTIONS = 40.0, 32
+# A class with less belief than half an image, over all images, is not believed to be there.
 _FEWEST_IMAGES = 0.5
 
 
@@ -43,13 +48,10 @@ class AccuracyEstimate:
     Attributes:
         accuracy: expected share of right predictions.
         standard_error: of that share.
-        balanced_accuracy: expected mean, over the classes, of the share of a class's images that are predicted right;
-            None in an estimate that was read from rounds.jsonl.
     """
 
     accuracy: float
     standard_error: float
-    balanced_accuracy: float | None = None
 
     def reaches(self, target: float) -> bool:
         """Tell whether the target is met with one standard error to spare."""
@@ -76,21 +78,30 @@ def estimate_accuracy(beliefs: Tensor, asked: Sequence[QueryRecord]) -> Accuracy
     # How far the mean moves with the shift: the derivative of the sigmoid.
     sensitivity = float((chances * (1 - chances)).mean())
     error = math.hypot(sensitivity * shift_sd, _MODEL_ERROR)
-    return AccuracyEstimate(float(chances.mean()), error, _balanced_accuracy(beliefs.cpu(), chances))
+    return AccuracyEstimate(float(chances.mean()), error)
 
 
-def _balanced_accuracy(beliefs: Tensor, chances: Tensor) -> float:
-    """Compute the mean recall of the classes that beliefs predict, if each is right with its chance.
+def balanced_accuracy(beliefs: Tensor, accuracy: float, labels: int) -> float:
+    """Estimate the mean recall of the classes, where the accuracy of the predictions is known.
 
-    An image counts for its predicted class with its chance of being right, and for the other classes with the rest, in
-    proportion to its beliefs in them. Classes that no image is believed to be in are left out.
+    Each prediction is right with the chance that its confidence gives, shifted so that the mean is the accuracy. An
+    image counts for its predicted class with that chance, and for the other classes with the rest, in proportion to its
+    beliefs in them. Classes that no image is believed to be in are left out.
 
     Args:
-        beliefs: float32 [N, C].
-        chances: float64 [N].
+        beliefs: floating point [M, C], rows summing to one, of the images that the accuracy is about.
+        accuracy: share of them that is predicted right.
+        labels: paid for.
     """
+    beliefs = beliefs.double()
+    offsets = slope_at(labels) * _logit(beliefs.max(1).values)
+    low, high = -_FARTHEST_SHIFT, _FARTHEST_SHIFT
+    for _ in range(_BISECTIONS):
+        shift = (low + high) / 2
+        low, high = (shift, high) if float(torch.sigmoid(shift + offsets).mean()) < accuracy else (low, shift)
+    chances = torch.sigmoid((low + high) / 2 + offsets)
     predicted = beliefs.argmax(1, keepdim=True)
-    mass = beliefs.double().scatter(1, predicted, 0)
+    mass = beliefs.scatter(1, predicted, 0)
     mass *= ((1 - chances) / mass.sum(1).clamp_min(1e-12)).unsqueeze(1)
     mass.scatter_(1, predicted, chances.unsqueeze(1))
     right = torch.zeros(beliefs.shape[1], dtype=torch.double).index_add_(0, predicted.squeeze(1), chances)

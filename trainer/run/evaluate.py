@@ -13,6 +13,8 @@ The beliefs are class probabilities, float16: `pool` [N, C] and `test` [M, C].
 import io
 import json
 import platform
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.records.files import read_file, read_lines, replace_file
 from trainer.records.progress import StageClock
 from trainer.records.run_records import EvaluationResult, PointResult, Record, RunResult, read_queries, write_result
+from trainer.run.accuracy_estimate import balanced_accuracy
 from trainer.run.active_loop import LearnedState
 from trainer.run.session import RunConfig, RunTicket
 
@@ -43,7 +46,6 @@ class FrozenPredictions(Record, strict=True):
         stage_seconds: Wall time by stage until then, in seconds.
         estimate: The run's own estimate of the accuracy on the pool, None without one.
         estimate_error: Its standard error.
-        balanced_estimate: The run's own estimate of the balanced accuracy on the pool, None without one.
         largest_class: Name of the most frequent class, as far as the run knows.
         constant_guess: Its share of the pool, estimated or declared.
         largest_among_labels: Largest share of one class among the labels paid for.
@@ -55,7 +57,6 @@ class FrozenPredictions(Record, strict=True):
     stage_seconds: dict[str, float]
     estimate: float | None = None
     estimate_error: float | None = None
-    balanced_estimate: float | None = None
     largest_class: str = ""
     constant_guess: float | None = None
     largest_among_labels: float | None = None
@@ -65,6 +66,10 @@ class FrozenPredictions(Record, strict=True):
 def predictions_path(out: Path, labels: int | None = None) -> Path:
     """Return the file of the predictions after so many labels; None is the run's end."""
     return out / (PREDICTIONS_FILE if labels is None else f"predictions-at-{labels}.json")
+
+
+def _beliefs_path(out: Path, labels: int | None) -> Path:
+    return out / ("beliefs.npz" if labels is None else f"beliefs-at-{labels}.npz")
 
 
 def freeze_predictions(
@@ -80,14 +85,13 @@ def freeze_predictions(
     guessed = learned.model.predict(test, learned.beliefs, own)
     beliefs = io.BytesIO()
     np.savez_compressed(beliefs, pool=_half(learned.beliefs), test=_half(guessed))
-    replace_file(out / ("beliefs.npz" if learned.is_end else f"beliefs-at-{learned.labels}.npz"), beliefs.getvalue())
+    replace_file(_beliefs_path(out, None if learned.is_end else learned.labels), beliefs.getvalue())
     frozen = FrozenPredictions(
         predictions=guessed.argmax(1).tolist(),
         labels=learned.labels,
         stage_seconds=_rounded(clock.seconds),
         estimate=None if learned.estimate is None else learned.estimate.accuracy,
         estimate_error=None if learned.estimate is None else learned.estimate.standard_error,
-        balanced_estimate=None if learned.estimate is None else learned.estimate.balanced_accuracy,
         largest_class=learned.class_shares.largest,
         constant_guess=learned.class_shares.constant_guess,
         largest_among_labels=learned.class_shares.largest_among_labels,
@@ -120,6 +124,19 @@ def read_predictions(path: Path) -> FrozenPredictions:
     return frozen
 
 
+def _read_test_beliefs(path: Path) -> Tensor:
+    """Read the class probabilities of the test images, float16 [M, C].
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as beliefs:
+            return torch.from_numpy(beliefs["test"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is missing or damaged; restore it from a copy") from error
+
+
 def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig, clock: StageClock) -> RunResult:
     """Submit all frozen predictions, seal the run, compare the trainer's count with the log's; write result.json.
 
@@ -130,8 +147,9 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
     """
     profile = config.profile
     # All are read before the first is submitted: afterwards no label is answered, and none could be made again.
-    earlier = [read_predictions(predictions_path(out, labels)) for labels in profile.evaluation_budgets[:-1]]
-    frozen = [*earlier, read_predictions(predictions_path(out))]
+    points = (*profile.evaluation_budgets[:-1], None)
+    frozen = [read_predictions(predictions_path(out, labels)) for labels in points]
+    beliefs = [_read_test_beliefs(_beliefs_path(out, labels)) for labels in points]
     with clock.stage("evaluate"):
         sealed = client.run_state(ticket.run_id).sealed
         evaluations = [_evaluate(out, client, ticket, config, point, sealed=sealed) for point in frozen]
@@ -151,8 +169,12 @@ def submit(out: Path, client: LabelClient, ticket: RunTicket, config: RunConfig,
         distinct_labels_revealed_to_anybody=summary.distinct_labels_revealed_to_anybody,
         evaluation=evaluations[-1],
         points=tuple(
-            PointResult(evaluation=evaluation, **point.model_dump(exclude={"predictions"}))
-            for point, evaluation in zip(frozen, evaluations, strict=True)
+            PointResult(
+                evaluation=evaluation,
+                balanced_estimate=balanced_accuracy(guessed, evaluation.accuracy, point.labels),
+                **point.model_dump(exclude={"predictions"}),
+            )
+            for point, evaluation, guessed in zip(frozen, evaluations, beliefs, strict=True)
         ),
         stage_seconds=_rounded(clock.seconds),
         class_prior=config.class_prior_for(ticket.dataset),

@@ -1,7 +1,7 @@
 """How much memory a run will need, and how much there is: said before any work, and refused if it does not fit.
 
 The need is the sum of what is held at the same time at the worst moment, with one constant for the libraries and one
-factor for the copies of PyTorch's operators. How it compares with what runs took: docs/own-data.md.
+factor for the copies of PyTorch's operators.
 """
 
 import logging

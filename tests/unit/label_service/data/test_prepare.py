@@ -6,7 +6,10 @@ import gzip
 import hashlib
 import json
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,6 +202,81 @@ def test_sources_are_tried_in_order(tmp_path: Path, flat: Path) -> None:
         prepare(tmp_path / "d", PrepareOptions(tmp_path / "missing"), silent, no_sources(tmp_path))
 
 
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from label_service.data import image_stack, prepare
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+data, source, moment = sys.argv[1:]
+if moment == "reading":
+    appended, append = [], image_stack.ImageStack.append
+    image_stack.ImageStack.append = lambda *given: kill() if appended else (appended.append(1), append(*given))
+elif moment == "before publishing":
+    prepare._publish = kill
+else:
+    moved, replace = [], Path.replace
+    def move(path, to):
+        if path.parent.name == "images":
+            return replace(path, to)
+        kill()
+    Path.replace = move
+prepare.prepare(Path(data), prepare.PrepareOptions(Path(source)), print)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "is_there"), [("reading", False), ("before publishing", False), ("publishing", True)]
+)
+def test_a_killed_prepare_leaves_nothing_that_passes_for_a_data_set(
+    tmp_path: Path, flat: Path, moment: str, is_there: bool
+) -> None:
+    """There is no card, and the same command makes the folder whole and sweeps what was left."""
+    data = tmp_path / "data"
+    if is_there:
+        data.mkdir()
+    done = subprocess.run([sys.executable, "-c", KILL, str(data), str(flat), moment], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert data.exists() == is_there and not (data / CARD).exists()
+    assert not list(data.glob("labels/*"))
+    card = prepare(data, PrepareOptions(flat), silent)
+    assert prepare(data, PrepareOptions(flat), silent) == card
+    assert sorted(path.name for path in data.iterdir()) == ["dataset.json", "images", "labels"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "flat", "made"]
+
+
+@pytest.mark.parametrize(("of_the_first", "is_balanced"), [(40, True), (43, True), (50, False), (100, False)])
+def test_only_what_is_nearly_balanced_is_declared_so(tmp_path: Path, of_the_first: int, is_balanced: bool) -> None:
+    """A wrong declaration is refused; a part drawn from a declared set loses the declaration if it is not balanced."""
+    counts = {0: of_the_first, 1: 40, 2: 40}
+    labels = np.repeat(list(counts), list(counts.values()))
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), dtype=np.uint8)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images[:30], "y_test": labels[:30]}
+    np.savez(tmp_path / "a.npz", **arrays)
+    options = PrepareOptions(tmp_path / "a.npz", balanced=True)
+    if is_balanced:
+        assert prepare(tmp_path / "data", options, silent).balanced
+        return
+    with pytest.raises(DataRefused, match="differ by more than 10% from equal shares; leave --balanced out"):
+        prepare(tmp_path / "data", options, silent)
+    assert not prepare(tmp_path / "data", PrepareOptions(tmp_path / "a.npz"), silent).balanced
+
+
+def test_a_drawn_part_of_a_balanced_set_is_not_declared_balanced_unless_it_is(tmp_path: Path) -> None:
+    """Twelve images drawn from a balanced set are not balanced; all of them are."""
+    images = np.random.default_rng(0).integers(0, 256, (150, 8, 8), dtype=np.uint8)
+    labels = np.arange(150) % 3
+    np.savez(tmp_path / "a.npz", x_train=images[:120], y_train=labels[:120], x_test=images[120:], y_test=labels[120:])
+    assert prepare(tmp_path / "data", PrepareOptions(tmp_path / "a.npz", balanced=True), silent).balanced
+    drawn = PrepareOptions(tmp_path / "data", redraw_seed=1, test_share=0.9)
+    card = prepare(tmp_path / "drawn", drawn, silent)
+    pool = idx.parse_labels(idx.read_content(tmp_path / "drawn" / stored_path(TRAIN_LABELS)), "pool")
+    assert not card.balanced
+    assert len(pool) == 12 and np.bincount(pool).tolist() != [4, 4, 4]
+
+
 def test_redraw_is_deterministic_disjoint_and_complete() -> None:
     """The same seed gives the same split, another seed another; each image is in exactly one part."""
     first, again, other = (redraw(100, seed, test_size=20) for seed in (3, 3, 4))
@@ -254,6 +332,8 @@ def test_redrawn_split_is_made_named_and_accepted_without_a_flag(tmp_path: Path)
     card = prepare(data, PrepareOptions(redraw_seed=7, install=False), silent)
     assert (card.name, card.official) == ("Fashion-MNIST re-drawn split 7", False)
     assert (card.pool_size, card.test_size, card.redraw_seed) == (50_000, 10_000, 7)
+    # The shares of its classes are within 3% of a tenth each.
+    assert card.balanced
     assert read_card_json(data)["redraw_seed"] == 7
     files = read_label_files(data, other_data=False)
     assert files.info.name == card.name and not files.info.official

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from label_service.data.prepare import PrepareOptions, prepare
 from trainer.errors import DataError
+from trainer.images.data import load_images
 from trainer.images.pictures import find_pictures, read_picture
 
 GREY = np.linspace(0, 255, 12 * 12).reshape(12, 12).round().astype(np.uint8)
@@ -84,3 +86,41 @@ def test_a_folder_gives_its_pictures_in_order(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "empty", "holds no PNG"), (tmp_path / "x.png", "there is no file")):
         with pytest.raises(DataError, match=words):
             list(find_pictures([path]))
+
+
+def every_kind_of_picture(root: Path) -> list[Path]:
+    """Write 100 pictures of all modes, some transparent, some turned, of different shapes, in two classes."""
+    generator = np.random.default_rng(0)
+    written = []
+    for number in range(100):
+        mode = ("L", "RGB", "RGBA", "LA", "P", "1", "I;16", "CMYK", "clear P", "turned")[number % 10]
+        height, width = (int(side) for side in generator.integers(12, 60, 2))
+        pixels = generator.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        image, more, suffix = Image.fromarray(pixels, "RGBA"), {}, "png"
+        if mode == "I;16":
+            image = Image.fromarray(generator.integers(0, 65536, (height, width), dtype=np.uint16))
+        elif mode == "clear P":
+            image, more = image.convert("RGB").convert("P"), {"transparency": 3}
+        elif mode == "turned":
+            more["exif"] = Image.Exif()
+            more["exif"][0x0112] = number // 10 % 8 + 1
+            image, suffix = image.convert("RGB"), "jpg"
+        else:
+            image, suffix = image.convert(mode), "jpg" if mode == "CMYK" else "png"
+        folder = root / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        written.append(saved(folder, image, f"{number:03}.{suffix}", **more))
+    return written
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+def test_pictures_are_read_as_prepare_made_them(tmp_path: Path, grey: bool) -> None:
+    """Pixel by pixel: size, middle, grey, white under what is clear, sixteen bits, EXIF, CMYK and palettes."""
+    files = every_kind_of_picture(tmp_path / "pictures")
+    prepare(tmp_path / "data", PrepareOptions(tmp_path / "pictures", size=24, grey=grey, test_share=0.2), print)
+    images = load_images(tmp_path / "data" / "images")
+    prepared = {image.numpy().tobytes() for part in (images.pool, images.test) for image in part}
+    assert len(prepared) == 100
+    shape = tuple(images.pool.shape[1:])
+    assert [path.name for path in files if read_picture(path, shape).numpy().tobytes() not in prepared] == []

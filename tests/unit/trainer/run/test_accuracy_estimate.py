@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.records.run_records import QueryRecord
-from trainer.run.accuracy_estimate import AccuracyEstimate, estimate_accuracy, slope_at
+from trainer.run.accuracy_estimate import AccuracyEstimate, balanced_accuracy, estimate_accuracy, slope_at
 
 
 def asked(confidence: float | None, right: int, wrong: int) -> list[QueryRecord]:
@@ -95,3 +95,27 @@ def test_a_target_is_met_with_one_standard_error_to_spare() -> None:
     """90.5% with a standard error of 1 point does not reach 90%."""
     assert not AccuracyEstimate(0.905, 0.01).reaches(0.9)
     assert AccuracyEstimate(0.911, 0.01).reaches(0.9)
+
+
+def test_balanced_accuracy_follows_from_the_accuracy_that_was_answered() -> None:
+    """Where calibration holds it is the truth, however wrong the confidence is, and whatever the classes' sizes."""
+    generator = torch.Generator().manual_seed(0)
+    truth = (torch.rand(20_000, generator=generator) < 0.1).long()
+    evidence = 2 * truth - 1 + 1.2 * torch.randn(len(truth), generator=generator)
+    # Logits of the second class as they should be, of which the beliefs say only a part.
+    exact = 2 * evidence / 1.2**2 + torch.logit(torch.tensor(0.1))
+    beliefs = torch.stack([-exact, exact], 1).div(2).softmax(1)
+    guesses = beliefs.argmax(1)
+    recalls = [float((guesses[truth == label] == label).float().mean()) for label in (0, 1)]
+    accuracy = float((guesses == truth).float().mean())
+    assert accuracy > 0.9 and recalls[1] < 0.6
+    assert balanced_accuracy(beliefs.half(), accuracy, 100) == pytest.approx(sum(recalls) / 2, abs=0.02)
+    timid = torch.stack([-exact, exact], 1).div(6).softmax(1)
+    assert abs(balanced_accuracy(timid, accuracy, 100) - sum(recalls) / 2) < 0.1
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0])
+def test_all_right_and_all_wrong_are_balanced_too(accuracy: float) -> None:
+    """The ends are reached, certain beliefs included."""
+    beliefs = torch.tensor([[0.6, 0.3, 0.1], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
+    assert balanced_accuracy(beliefs, accuracy, 60) == pytest.approx(accuracy, abs=1e-6)

@@ -221,7 +221,7 @@ def test_a_model_no_better_than_a_constant_guess_is_shouted(tmp_path: Path) -> N
         write_result(tmp_path, ended.model_copy(update={"points": points, "class_prior": "estimated"}))
         text = read(write_report(tmp_path, pool(), CLASSES)).text
         assert ("Always guessing Trouser is as good: do not use this model" in text) == worse
-        assert "Balanced accuracy, own estimate" in text and "60.0% of the labels paid for" in text
+        assert "Balanced accuracy, estimated" in text and "60.0% of the labels paid for" in text
 
 
 def test_counts_that_disagree_are_shouted(tmp_path: Path) -> None:
