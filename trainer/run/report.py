@@ -69,7 +69,7 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
     """
     queries = read_queries(out_dir)
     _check_fit(out_dir, queries, images, class_names)
-    result, rounds = read_result(out_dir), read_rounds(out_dir)
+    result, rounds = read_result(out_dir), _rounds_with_network(out_dir)
     stages = result.stage_seconds if result is not None else read_stages(out_dir)
     sheet = sprite_sheet(np.asarray(images[[query.id for query in queries]], dtype=np.uint8)) if queries else None
     pool_map = read_pool_map(out_dir)
@@ -169,6 +169,15 @@ def _published_curve(out_dir: Path) -> Series | None:
         if labels <= plan.profile.budget
     ]
     return Series("published mean ± sd", tuple(within), GREY, "s", "--") if within else None
+
+
+def _rounds_with_network(out_dir: Path) -> list[RoundRecord]:
+    """Return the rounds after which a network predicts: for the graph alone the run's own estimate means nothing."""
+    rounds, plan = read_rounds(out_dir), _plan(out_dir)
+    if plan is None:
+        return rounds
+    trained = [number for number, each in enumerate(plan.profile.rounds) if each.phases]
+    return [each for each in rounds if trained and each.round >= trained[0]]
 
 
 def _plan(out_dir: Path) -> session.RunConfig | None:

@@ -137,9 +137,14 @@ def training_charts(metrics: Sequence[MetricRecord]) -> list[tuple[str, str, str
             value = record.values.get(name)
             if value is not None:
                 several.append((epochs, value))
-    drawn = [("HCL loss", "Of the pretraining without labels, by epoch.", pretraining)]
-    drawn += [(title, about, values[name]) for name, (title, about) in _CHARTS.items()]
-    return [(title, about, _draw_line(title, points)) for title, about, points in drawn if points]
+    axis = "epoch"
+    if not epochs:
+        # No network was trained: what there is, is measured once a round.
+        axis = "round"
+        values = {name: [(n + 1, value) for n, (_, value) in enumerate(several)] for name, several in values.items()}
+    drawn = [("HCL loss", "Of the pretraining without labels, by epoch.", pretraining, "epoch")]
+    drawn += [(title, about, values[name], axis) for name, (title, about) in _CHARTS.items()]
+    return [(title, about, _draw_line(title, points, axis)) for title, about, points, axis in drawn if points]
 
 
 _CHARTS = {
@@ -149,12 +154,12 @@ _CHARTS = {
 }
 
 
-def _draw_line(title: str, points: Sequence[tuple[int, float]]) -> str:
+def _draw_line(title: str, points: Sequence[tuple[int, float]], axis: str) -> str:
     with _chart(_SMALL, (0.17, 0.2, 0.8, 0.76), title) as (axes, tooltips, document):
         (line,) = axes.plot(*zip(*points, strict=True), "o-", color=BLUE, linewidth=1.8, markersize=3.5)
         line.set(gid="line", clip_on=False)
-        tooltips["line"] = [f"{value:.4g} at epoch {epoch}" for epoch, value in points]
-        axes.set_xlabel("epoch", color=_TEXT)
+        tooltips["line"] = [f"{value:.4g} at {axis} {number}" for number, value in points]
+        axes.set_xlabel(axis, color=_TEXT)
         from matplotlib.ticker import MaxNLocator
 
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

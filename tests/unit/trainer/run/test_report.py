@@ -26,6 +26,7 @@ from trainer.records.run_records import (
     QueryRecord,
     RoundRecord,
     RunResult,
+    append_metric,
     append_queries,
     append_round,
     write_result,
@@ -295,10 +296,13 @@ def test_the_drawing_is_the_same_each_time_and_in_the_colours_of_the_page() -> N
 def test_the_page_leads_with_the_estimate_and_compares_it_with_the_published_runs(tmp_path: Path) -> None:
     """Own estimates by number of labels, test accuracy at the end, and the published curve of the same profile."""
     finished_run(tmp_path)
+    first = next(number for number, each in enumerate(profile_named("cpu").rounds) if each.phases)
     for number, accuracy in enumerate((0.81, 0.87, 0.9)):
         append_round(
             tmp_path,
-            RoundRecord(round=number, labels=20 + 20 * number, estimated_accuracy=accuracy, estimate_error=0.012),
+            RoundRecord(
+                round=first + number, labels=20 + 20 * number, estimated_accuracy=accuracy, estimate_error=0.012
+            ),
         )
     ended = result()
     point = PointResult(labels=60, evaluation=ended.evaluation, stage_seconds={})
@@ -339,6 +343,19 @@ def test_training_is_charted_by_epoch_and_a_repeated_epoch_counts_once() -> None
     assert re.findall(r"([\d.]+) at epoch (\d)", charts["Neighbour purity"]) == [("0.7", "2")]
     ids = [found for svg in charts.values() for found in re.findall(r' id="([^"]+)"', svg)]
     assert len(ids) == len(set(ids))
+
+
+def test_a_run_without_a_network_shows_no_estimate_and_counts_rounds(tmp_path: Path) -> None:
+    """For the graph alone the estimate means nothing: the page does not lead with it."""
+    finished_run(tmp_path)
+    begin_or_resume(tmp_path, RunConfig(profile=profile_named("graph"), seed=1, images="f" * 64), resume=False)
+    append_round(tmp_path, RoundRecord(round=1, labels=40, estimated_accuracy=0.612, estimate_error=0.012))
+    for number, purity in enumerate((0.7, 0.8)):
+        values = {"neighbour_purity": purity}
+        append_metric(tmp_path, MetricRecord(stage="graph", step=number, epoch=number, wall_s=1.0, values=values))
+    text = read(write_report(tmp_path, pool(), CLASSES)).text
+    assert "61.2%" not in text and "the graph alone has none" in text
+    assert "0.7 at round 1" in text and "0.8 at round 2" in text
 
 
 def test_the_map_shows_every_queried_image_where_it_lies() -> None:
