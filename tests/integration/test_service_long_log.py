@@ -18,7 +18,7 @@ RUNS, ENTRIES = 6_000, 60_000
 
 def test_pages_and_export_of_a_long_log_are_fast(service_settings: Callable[..., Settings], tmp_path: Path) -> None:
     """6,000 runs and 60,000 entries: the overview takes a fraction of a second, the export a second."""
-    settings = service_settings(guest_budget=200, workers=1)
+    settings = service_settings(guest_budget=200, workers=1, openings_per_hour=RUNS, uncharged_entries_per_hour=ENTRIES)
     database = find_database(settings)
     engine = database.open_writing_engine()
     _, rules, log = begin_log(engine, settings, database)

@@ -19,15 +19,20 @@ def make_long_log(data: Path, folder: Path, entries: int) -> Path:
     """
     database = folder / "long" / "labels.sqlite3"
     database.parent.mkdir()
-    settings = Settings(data=data, other_data=True, database_url=f"sqlite:///{database}", guest_budget=entries)
-    place = find_database(settings)
-    engine = place.open_writing_engine()
-    _, rules, log = begin_log(engine, settings, place)
+    place = f"sqlite:///{database}"
+    # Entries past the pool are repeats, whose limit would cut the log short.
+    settings = Settings(
+        data=data, other_data=True, database_url=place, guest_budget=entries, uncharged_entries_per_hour=entries
+    )
+    found = find_database(settings)
+    engine = found.open_writing_engine()
+    _, rules, log = begin_log(engine, settings, found)
     with UnitOfWork.begin(engine, log) as unit:
         for number in range(entries - 1):
             ledger.reveal(unit, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])
     engine.dispose()
     with open_service(settings) as opened:
+        assert opened.log.head.size == entries, f"the log has {opened.log.head.size} entries and not {entries}"
         bundle = folder / "evidence.json"
         bundle.write_text("".join(opened.evidence()))
     return bundle
