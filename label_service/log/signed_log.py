@@ -321,7 +321,7 @@ class SignedLog:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Do not look for cycles meanwhile: a replay makes millions of objects and none, and looking takes a sixth of it."""
+    """Do not look for cycles meanwhile: a replay makes millions of objects and none, and looking takes a sixth."""
     was_on = gc.isenabled()
     gc.disable()
     try:
