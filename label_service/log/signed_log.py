@@ -199,9 +199,8 @@ class SignedLog:
         self._require_signed(size)
         return TreeHead.sign(self._key, size, self._tree.root(size))
 
-    def receipt(self, entry: Entry) -> Receipt:
-        """Prove that a committed entry is in the log under its newest head."""
-        head = self.head
+    def receipt(self, entry: Entry, head: TreeHead) -> Receipt:
+        """Prove that a committed entry is in the log under a signed head that covers it."""
         proof = self._tree.inclusion_proof(entry.seq, head.size)
         return Receipt(
             entry=entry.data.decode("ascii"),

@@ -13,13 +13,16 @@ from label_service import errors
 from label_service.ledger import ledger
 from label_service.ledger.limits import GUEST
 from label_service.ledger.tokens import matches, run_of, team_of
-from label_service.log.entries import REGISTRATION
+from label_service.log.entries import REGISTRATION, Entry
+from label_service.log.evidence import Receipt
 from label_service.log.log_reader import RunInfo
+from label_service.log.merkle import encode_hash
 from label_service.service import LabelService
 
 # RFC 6750 section 2.1 names the characters a bearer token may have.
 BEARER = re.compile(r"Bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+LOG_SIZE = re.compile(r"[1-9][0-9]{0,14}")
 NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -213,6 +216,34 @@ def idempotency_key(request: Request, shortest: int = 1) -> str | None:
             f"The Idempotency-Key must be {shortest} to 255 printable ASCII characters without spaces."
         )
     return key
+
+
+def known_log_size(request: Request) -> int | None:
+    """Return the size of the signed head that the client says it knows, if it says so.
+
+    Raises:
+        InvalidRequest: the header is not a size.
+    """
+    size = request.headers.get("log-known-size")
+    if size is None:
+        return None
+    if not LOG_SIZE.fullmatch(size):
+        raise errors.InvalidRequest("Log-Known-Size must be the size of a signed head, a number from 1 up.")
+    return int(size)
+
+
+def prove(service: LabelService, entry: Entry, known_size: int | None) -> tuple[Receipt, dict[str, str]]:
+    """Return the receipt of an entry, and the headers that prove that its head grew from the one the client knows.
+
+    The proof is that of `GET /v1/log/proof/consistency`: here it spares the client a request for each answer.
+    """
+    head = service.log.head
+    receipt = service.log.receipt(entry, head)
+    # A log shorter than the client knows has no such proof, and the receipt's head shows that.
+    if known_size is None or known_size > head.size:
+        return receipt, {}
+    proof = service.log.consistency_proof(known_size, head.size)
+    return receipt, {"Log-Consistency": ", ".join(encode_hash(node) for node in proof)}
 
 
 def label_headers(budget: int, remaining: int) -> dict[str, str]:

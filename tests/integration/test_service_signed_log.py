@@ -42,6 +42,11 @@ def decoded(hashes: list[str]) -> list[bytes]:
     return [base64.b64decode(text) for text in hashes]
 
 
+def known(size: int) -> dict[str, str]:
+    """The header of a client that knows a head of this size."""
+    return {"Log-Known-Size": str(size)}
+
+
 def require_growth(running: RunningService, older: TreeHead, newer: TreeHead) -> None:
     """Verify the service's proof that one head grew from another."""
     query = {"first": older.size, "second": newer.size}
@@ -92,6 +97,42 @@ def test_receipts_of_many_clients_at_once_hold_and_their_heads_are_one_history(r
     assert len({head.size for head in heads}) == len(heads)
     for older, newer in pairwise(heads):
         require_growth(running, older, newer)
+
+
+def test_an_answer_proves_that_the_log_grew_from_the_head_that_the_client_knows(running: RunningService) -> None:
+    """Each answer with a receipt has the proof in a header; a log shorter than the client says has none."""
+    run_id, token = running.open_run(evaluation_budgets=[2])
+    head = head_of(running)
+    for path, body in [
+        ("/v1/labels:query", {"ids": [4, 5]}),
+        ("/v1/labels:query", {"ids": [4]}),
+        (f"/v1/runs/{run_id}/evaluations", {"predictions": [0] * 50, "budget": 2}),
+        ("/v1/runs", {"name": "other"}),
+        (f"/v1/runs/{run_id}:seal", None),
+        ("/label/7", None),
+    ]:
+        running.client.get("/label/1")
+        is_label = path.startswith("/label/")
+        answer = running.client.request(
+            "GET" if is_label else "POST", path, json=body, headers=({} if is_label else token) | known(head.size)
+        )
+        newer = TreeHead.open(answer.json()["receipt"]["checkpoint"], verifier_of(running))
+        proof = decoded(answer.headers["log-consistency"].split(", "))
+        verify_consistency(head.size, newer.size, head.root, newer.root, proof)
+        assert newer.size > head.size
+        head = newer
+    assert "log-consistency" not in running.client.get("/label/2", headers=known(head.size + 99)).headers
+    assert "log-consistency" not in running.client.get("/label/2").headers
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "1.0", "x", "", "9" * 16, "1, 1"])
+def test_a_known_size_that_is_none_is_refused_before_anything_is_charged(running: RunningService, size: str) -> None:
+    """The sentence names the header."""
+    before = head_of(running)
+    answer = running.client.get("/label/3", headers={"Log-Known-Size": size})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-request")
+    assert "Log-Known-Size" in answer.json()["detail"]
+    assert head_of(running) == before
 
 
 def test_any_entry_is_proved_at_any_signed_size(running: RunningService) -> None:
@@ -224,10 +265,10 @@ def test_an_entry_changed_while_the_service_runs_stops_it(start_service: Any) ->
     url = running.service.settings.database_url
     last = "seq = (SELECT max(seq) FROM entries)"
     tamper(url, f"UPDATE entries SET entry = swap(entry, 'guest', 'other') WHERE {last}")
-    count = len(running.entries())
+    count = running.service.reader.size()
     answer = running.client.get("/label/2")
     assert (answer.status_code, answer.json()["code"]) == (503, "log-not-writable")
-    assert "label" not in answer.json() and len(running.entries()) == count
+    assert "label" not in answer.json() and running.service.reader.size() == count
     # After a failure all signed entries are compared, so mending the last one alone is not enough.
     tamper(
         url,

@@ -23,7 +23,7 @@ from tests.support.tiny_trainer import TINY
 from tests.support.trainer_runs import before, run_and_die, run_command, run_to_end, settings_for
 from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE, REFUSED_FILE
-from trainer.oracle.transport import Transport
+from trainer.oracle.transport import Reply, Transport
 from trainer.oracle.witness import WITNESS_FILE, Witness
 from trainer.records.run_records import read_queries
 from trainer.run import active_loop
@@ -39,15 +39,15 @@ def test_nothing_is_learned_from_a_lie_and_the_run_goes_on_from_the_truth(
     """Exit code 87, no label of the round kept or trained on; resumed with an honest service it ends as ever."""
     out, attempt = tmp_path / "out", Transport._attempt
 
-    def exchange_a_label(self: Transport, request: httpx.Request, name: str) -> bytes:
+    def exchange_a_label(self: Transport, request: httpx.Request, name: str) -> Reply:
         answer = attempt(self, request, name)
         if not request.headers.get("idempotency-key", "").endswith("-round-1"):
             return answer
-        document = json.loads(answer)
+        document = json.loads(answer.body)
         label = document["labels"][-1]
         other = next(entry for entry in document["labels"] if entry["label"] != label["label"])
         label["label"], label["label_name"] = other["label"], other["label_name"]
-        return json.dumps(document).encode()
+        return Reply(json.dumps(document).encode(), answer.headers)
 
     with monkeypatch.context() as patch:
         patch.setattr(Transport, "_attempt", exchange_a_label)

@@ -130,7 +130,10 @@ class ServiceMachine(RuleBasedStateMachine):
         self.has[run] |= set(new)
         opening = self.service.rules.answer_key.open
         labels = [KeptLabel(**vars(item), opening=opening(item.id)) for item in answer.labels]
-        told = vars(answer) | {"labels": labels, "receipt": self.service.log.receipt(answer.entry)}
+        told = vars(answer) | {
+            "labels": labels,
+            "receipt": self.service.log.receipt(answer.entry, self.service.log.head),
+        }
         self.kept.append(KeptAnswer.model_validate(told))
         if kept is not None:
             first = kept[1]

@@ -36,7 +36,7 @@ from trainer.oracle.answers import (
     parse_answer,
 )
 from trainer.oracle.exchange import Exchange
-from trainer.oracle.transport import Transport
+from trainer.oracle.transport import Reply, Transport
 from trainer.oracle.witness import Witness
 
 # The contract's largest batch: POST /v1/labels:query takes up to 1,000 ids.
@@ -103,7 +103,7 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
 
     def log_key(self) -> tuple[Exchange, LogKeyAnswer]:
         """Ask for the log's public key and how it replaced others; return the exchange too, as evidence."""
-        raw = self._transport.request("GET", "/v1/log/key")
+        raw = self._transport.request("GET", "/v1/log/key").body
         return Exchange("log-key", {}, raw), parse_answer(LogKeyAnswer, raw, "GET /v1/log/key")
 
     def log_consistency(self, first: int, second: int) -> tuple[str, ...]:
@@ -149,16 +149,16 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
             body["evaluation_budgets"] = list(evaluation_budgets)
         token = None if registration_token is None else _checked_header("registration token", registration_token)
         key = f"open-{uuid.uuid4()}"
-        raw = self._transport.request("POST", "/v1/runs", token=token, body=body, idempotency_key=key)
-        run = parse_answer(OpenedRun, raw, "POST /v1/runs")
+        reply = self._post("/v1/runs", token, body, key)
+        run = parse_answer(OpenedRun, reply.body, "POST /v1/runs")
         if run.budget != budget:
             raise ServiceProtocolError(f"the label service opened a run of {run.budget} labels instead of {budget}.")
-        exchange = Exchange("run-opened", {"idempotency_key": key, **body}, raw)
+        exchange = Exchange("run-opened", {"idempotency_key": key, **body}, reply.body)
         if self._witness is not None:
             self._witness.run_opened(
                 exchange,
                 run,
-                self,
+                _AnsweredLog(self, reply),
                 name=name,
                 budget=budget,
                 evaluation_budgets=evaluation_budgets or (),
@@ -230,15 +230,15 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
         path = f"/v1/runs/{quote(run_id, safe='')}/evaluations"
         key = _checked_header("idempotency key", idempotency_key)
         self._check_run_is_witnessed()
-        raw = self._transport.request("POST", path, token=self._token, body=body, idempotency_key=key)
-        evaluation = parse_answer(Evaluation, raw, f"POST {path}")
+        reply = self._post(path, self._token, body, key)
+        evaluation = parse_answer(Evaluation, reply.body, f"POST {path}")
         if evaluation.total != len(predictions):
             raise ServiceProtocolError(
                 f"the label service compared {evaluation.total} predictions where {len(predictions)} were submitted."
             )
-        exchange = Exchange("evaluation", {"idempotency_key": key, "budget": budget}, raw)
+        exchange = Exchange("evaluation", {"idempotency_key": key, "budget": budget}, reply.body)
         if self._witness is not None:
-            self._witness.evaluated(exchange, evaluation, self, predictions, budget)
+            self._witness.evaluated(exchange, evaluation, _AnsweredLog(self, reply), predictions, budget)
         self._keep(exchange)
         return evaluation
 
@@ -246,24 +246,22 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
         """End a run for good: the service refuses its queries and evaluations from now on."""
         path = f"/v1/runs/{quote(run_id, safe='')}:seal"
         self._check_run_is_witnessed()
-        raw = self._transport.request("POST", path, token=self._token)
-        sealed = parse_answer(SealedRun, raw, f"POST {path}")
-        exchange = Exchange("seal", {}, raw)
+        reply = self._post(path, self._token)
+        sealed = parse_answer(SealedRun, reply.body, f"POST {path}")
+        exchange = Exchange("seal", {}, reply.body)
         if self._witness is not None:
-            self._witness.sealed(exchange, sealed, self)
+            self._witness.sealed(exchange, sealed, _AnsweredLog(self, reply))
         self._keep(exchange)
         return sealed
 
     def _query_chunk(self, asked: list[int], key: str, dataset: DatasetInfo) -> QueryAnswer:
         """Ask for up to 1,000 distinct ids; the answer is checked, proved and kept before it is returned."""
-        raw = self._transport.request(
-            "POST", "/v1/labels:query", token=self._token, body={"ids": asked}, idempotency_key=key
-        )
-        answer = parse_answer(QueryAnswer, raw, "POST /v1/labels:query")
+        reply = self._post("/v1/labels:query", self._token, {"ids": asked}, key)
+        answer = parse_answer(QueryAnswer, reply.body, "POST /v1/labels:query")
         check_query(answer, asked, dataset, self._run_id, self._queries)
-        exchange = Exchange("query", {"idempotency_key": key, "ids": asked}, raw)
+        exchange = Exchange("query", {"idempotency_key": key, "ids": asked}, reply.body)
         if self._witness is not None:
-            self._witness.queried(exchange, answer, self, asked)
+            self._witness.queried(exchange, answer, _AnsweredLog(self, reply), asked)
         self._keep(exchange)
         self._run_id = answer.run_id
         self._queries = max(self._queries, answer.queries)
@@ -282,15 +280,34 @@ class LabelClient(AbstractContextManager["LabelClient", None]):
             self._witness.require_run()
             self._check_log_key(self._witness)
 
+    def _post(self, path: str, token: str | None, body: object = None, key: str | None = None) -> Reply:
+        """Send a request whose answer has a receipt."""
+        known_size = None if self._witness is None else self._witness.known_size
+        return self._transport.request("POST", path, token=token, body=body, idempotency_key=key, known_size=known_size)
+
     def _get(self, model: type[A], path: str, params: Mapping[str, int] | None = None) -> A:
         """Send a GET and read the answer."""
-        raw = self._transport.request("GET", path, token=self._token, params=params)
-        return parse_answer(model, raw, f"GET {path}")
+        reply = self._transport.request("GET", path, token=self._token, params=params)
+        return parse_answer(model, reply.body, f"GET {path}")
 
     def _keep(self, exchange: Exchange) -> None:
         """Write an exchange to the receipts file."""
         if self._receipts_path is not None:
             exchange.keep(self._receipts_path)
+
+
+class _AnsweredLog:
+    """The log behind an answer, for the witness: what the answer proves itself is not asked for again."""
+
+    def __init__(self, client: LabelClient, reply: Reply) -> None:
+        self.log_key = client.log_key
+        self._client, self._proof = client, reply.headers.get("log-consistency")
+
+    def log_consistency(self, first: int, second: int) -> Sequence[str]:
+        """Return the proof that came with the answer; ask for it if none came, as from an older service."""
+        if self._proof is None:
+            return self._client.log_consistency(first, second)
+        return [text.strip() for text in self._proof.split(",")]
 
 
 def _checked_header(what: str, value: str) -> str:

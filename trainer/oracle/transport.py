@@ -20,6 +20,7 @@ import logging
 import ssl
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import httpcore
 import httpx
@@ -75,6 +76,19 @@ class _TryAgain(Exception):  # noqa: N818 - a signal between the functions of th
         self.retry_after_s = retry_after_s
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A 2xx answer.
+
+    Attributes:
+        body: As it was sent.
+        headers: By name, in any case.
+    """
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
 class Transport:
     """Requests to one label service. Not safe to share between threads."""
 
@@ -120,8 +134,18 @@ class Transport:
         body: object = None,
         params: Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
-    ) -> bytes:
-        """Send a request until it is answered, and return the body of a 2xx answer.
+        known_size: int | None = None,
+    ) -> Reply:
+        """Send a request until it is answered, and return a 2xx answer.
+
+        Args:
+            method: Of HTTP.
+            path: Below the service's address.
+            token: Bearer token.
+            body: Sent as JSON.
+            params: The query.
+            idempotency_key: The same for every try.
+            known_size: Size of the newest head that was witnessed: the service proves that its log grew from that.
 
         Raises:
             ServiceUnavailable: No answer, or only temporary failures, until the patience was spent.
@@ -134,6 +158,8 @@ class Transport:
             headers["Authorization"] = f"Bearer {token}"
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
+        if known_size is not None:
+            headers["Log-Known-Size"] = str(known_size)
         if body is not None:
             headers["Content-Type"] = "application/json"
             content = json.dumps(body, separators=(",", ":")).encode()
@@ -171,7 +197,7 @@ class Transport:
             logger.warning("the label service does not answer (%s); trying again for %.0f s more", failure, left_s)
         return pause_s
 
-    def _attempt(self, request: httpx.Request, name: str) -> bytes:
+    def _attempt(self, request: httpx.Request, name: str) -> Reply:
         """Send once."""
         url = request.url
         sent = httpcore.Request(
@@ -226,10 +252,10 @@ class Transport:
         return bytes(body)
 
 
-def _accept(status: int, headers: httpx.Headers, body: bytes, name: str, base_url: str) -> bytes:
-    """Return the body of a 2xx answer; raise the error of any other answer."""
+def _accept(status: int, headers: httpx.Headers, body: bytes, name: str, base_url: str) -> Reply:
+    """Return a 2xx answer; raise the error of any other answer."""
     if 200 <= status < 300:
-        return body
+        return Reply(body, headers)
     try:
         problem = Problem.model_validate_json(body)
     except ValidationError:

@@ -90,6 +90,11 @@ class Witness:
                 "choose another --out"
             )
 
+    @property
+    def known_size(self) -> int | None:
+        """Size of the newest head that was witnessed, None before the first."""
+        return None if self._head is None else self._head.size
+
     def pin(self, exchange: Exchange, served: LogKeyAnswer) -> None:
         """Pin the key that the service sends, or check that it is the pinned one or has replaced it.
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from label_service.data.seed import DatasetInfo
 from label_service.ledger import ledger
 from label_service.service import LabelService
-from label_service.web.callers import Caller, Service, label_headers, ledger_request
+from label_service.web.callers import Caller, Service, known_log_size, label_headers, ledger_request, prove
 from label_service.web.openapi import problems
 from label_service.web.schemas import Label, LabelAnswer, LabelQuery, LabelsAnswer, PathLabelId
 
@@ -37,8 +37,9 @@ async def reveal_label(label_id: PathLabelId, request: Request, service: Service
     200 charges one label or none; 403, 404, 409 and 410 are logged and charge nothing; 401, 422, 429 and 503 leave
     no entry.
     """
+    known_size = known_log_size(request)
     answer = await service.reveal(ledger_request(request, run_id), [label_id])
-    return _respond(service, LabelAnswer, answer, _label(service, answer.labels[0]))
+    return _respond(service, LabelAnswer, answer, _label(service, answer.labels[0]), known_size)
 
 
 @router.post("/v1/labels:query", response_model=LabelsAnswer, responses=_PROBLEMS)
@@ -48,9 +49,10 @@ async def query_labels(query: LabelQuery, request: Request, service: Service, ru
     A repeat under the same Idempotency-Key answers what the first request answered and charges nothing. Statuses act
     on budget and log as for a single label.
     """
+    known_size = known_log_size(request)
     answer = await service.reveal(ledger_request(request, run_id), query.ids)
     labels = [Label(**_label(service, label)) for label in answer.labels]
-    return _respond(service, LabelsAnswer, answer, {"labels": labels})
+    return _respond(service, LabelsAnswer, answer, {"labels": labels}, known_size)
 
 
 def _label(service: LabelService, revealed: ledger.RevealedLabel) -> dict[str, Any]:
@@ -62,10 +64,15 @@ def _label(service: LabelService, revealed: ledger.RevealedLabel) -> dict[str, A
 
 
 def _respond(
-    service: LabelService, model: type[BaseModel], answer: ledger.Revealed, labels: dict[str, Any]
+    service: LabelService,
+    model: type[BaseModel],
+    answer: ledger.Revealed,
+    labels: dict[str, Any],
+    known_size: int | None,
 ) -> Response:
     """Return the answer: the ledger's counts, the fields about labels, and the receipt."""
-    body = model(**{**vars(answer), **labels, "receipt": service.log.receipt(answer.entry)})
+    receipt, growth = prove(service, answer.entry, known_size)
+    body = model(**{**vars(answer), **labels, "receipt": receipt})
     # Written here: FastAPI would validate and copy the model again, which takes most of an answer's time.
-    headers = label_headers(answer.budget, answer.remaining)
+    headers = {**label_headers(answer.budget, answer.remaining), **growth}
     return Response(body.model_dump_json(), media_type="application/json", headers=headers)

@@ -18,7 +18,9 @@ from label_service.web.callers import (
     Service,
     find_run,
     idempotency_key,
+    known_log_size,
     ledger_request,
+    prove,
 )
 from label_service.web.openapi import problems
 from label_service.web.schemas import (
@@ -75,6 +77,7 @@ async def open_run(
     A repeat under the same Idempotency-Key (16 characters or more, which nobody can guess) answers the same run and
     token, until the run is first used.
     """
+    known_size = known_log_size(request)
     opened = await service.open_run(
         request.state.request_id,
         body.name,
@@ -83,8 +86,10 @@ async def open_run(
         opened_with,
         idempotency_key(request, shortest=OPENING_KEY_CHARACTERS),
     )
-    response.headers.update({**NO_STORE, "Location": f"{service.settings.root_path}/v1/runs/{opened.run_id}"})
-    return RunOpenedAnswer(**dict(opened), dataset=service.dataset, receipt=service.log.receipt(opened.entry))
+    receipt, growth = prove(service, opened.entry, known_size)
+    location = f"{service.settings.root_path}/v1/runs/{opened.run_id}"
+    response.headers.update({**NO_STORE, **growth, "Location": location})
+    return RunOpenedAnswer(**dict(opened), dataset=service.dataset, receipt=receipt)
 
 
 @router.get("", response_model=RunsAnswer, responses=problems("log-not-writable"))
@@ -103,26 +108,34 @@ async def read_run(run_id: str, service: Service) -> RunInfo:
 
 
 @router.post("/{run_id:run_id}:seal", responses=problems(*_OF_OWN_RUN))
-async def seal_run(request: Request, service: Service, run_id: OwnRun) -> RunSealedAnswer:
+async def seal_run(request: Request, response: Response, service: Service, run_id: OwnRun) -> RunSealedAnswer:
     """End a run for good. Sealing it again returns the first entry and logs nothing."""
     if run_id == GUEST:
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
+    known_size = known_log_size(request)
     entry = await service.seal(ledger_request(request, run_id))
     run = await find_run(service, run_id)
-    return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry))
+    receipt, growth = prove(service, entry, known_size)
+    response.headers.update(growth)
+    return RunSealedAnswer(**dict(run), receipt=receipt)
 
 
 @router.post(
     "/{run_id:run_id}:close", responses=problems("log-not-writable", "not-your-run", "operator-only", "unknown-run")
 )
-async def close_run(run_id: str, request: Request, service: Service, _operator: Operator) -> RunSealedAnswer:
+async def close_run(
+    run_id: str, request: Request, response: Response, service: Service, _operator: Operator
+) -> RunSealedAnswer:
     """End a run as the operator: its client gets 410 from then on. Closing it again logs nothing."""
     if run_id == GUEST:
         raise NotYourRun("The guest run cannot be closed like this; set LABEL_SERVICE_GUEST_BUDGET to 0.")
+    known_size = known_log_size(request)
     await find_run(service, run_id)
     entry = await service.seal(ledger.Request(run_id, request.state.request_id), by_operator=True)
     run = await find_run(service, run_id)
-    return RunSealedAnswer(**dict(run), receipt=service.log.receipt(entry))
+    receipt, growth = prove(service, entry, known_size)
+    response.headers.update(growth)
+    return RunSealedAnswer(**dict(run), receipt=receipt)
 
 
 @router.post("/{run_id:run_id}/evaluations", responses=problems(*_EVALUATING))
@@ -134,6 +147,8 @@ async def evaluate_run(
     200 uses one evaluation and is logged; 403, 409 and 410 are logged and use none. A repeat under the same
     Idempotency-Key answers the same and uses none.
     """
+    known_size = known_log_size(request)
     answer = await service.evaluate(ledger_request(request, run_id), body.predictions, body.budget)
-    response.headers.update(NO_STORE)
-    return EvaluationAnswer(**dict(answer), receipt=service.log.receipt(answer.entry))
+    receipt, growth = prove(service, answer.entry, known_size)
+    response.headers.update({**NO_STORE, **growth})
+    return EvaluationAnswer(**dict(answer), receipt=receipt)

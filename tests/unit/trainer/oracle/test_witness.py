@@ -12,7 +12,7 @@ import pytest
 
 from label_service.log.answer_key import AnswerKey
 from label_service.log.signed_note import SigningKey
-from tests.support.fake_label_service import CLASS_NAMES, TOKEN, answer_json, edit
+from tests.support.fake_label_service import CLASS_NAMES, TOKEN, Fault, Handler, answer_json, edit
 from tests.support.signing_label_service import GUEST, ORIGIN, SigningLabelService
 from trainer.errors import ConfigError, DataError, LogNotProved, RecordsUnwritable, ResumeError
 from trainer.oracle import LabelClient
@@ -291,6 +291,53 @@ def test_growth_without_a_proof_is_refused(client: LabelClient, service: Any, an
     service.fail(CONSISTENCY, answer)
     with pytest.raises(LogNotProved, match=message):
         client.query([9], idempotency_key="second")
+
+
+def answer_with_growth(change: Callable[[list[str]], object] = list) -> Fault:
+    """Answer properly, with the proof that the log grew from the head that the client knows, but for a change."""
+
+    def fault(handler: Handler) -> None:
+        status, document = handler.fake.respond(handler)
+        log = handler.fake.log  # type: ignore[attr-defined]  # the fake of this module signs
+        proof = log.consistency(int(handler.headers["log-known-size"]), len(log.entries))["proof"]
+        change(proof)
+        handler.answer(status, document, log_consistency=", ".join(proof))
+
+    return fault
+
+
+def test_growth_that_an_answer_proves_is_not_asked_for(client: LabelClient, service: Any, tmp_path: Path) -> None:
+    """The proof in the header is checked as the one asked for is, and spares the request."""
+    asked = len(service.paths(CONSISTENCY))
+    service.log.append(**GUEST)
+    for path in (QUERY, EVALUATIONS, SEAL):
+        service.fail(path, answer_with_growth())
+    client.query([9], idempotency_key="second")
+    client.evaluate("r1", [0] * 10, budget=2, idempotency_key="e")
+    client.seal("r1")
+    assert len(service.paths(CONSISTENCY)) == asked
+    assert size_of(tmp_path) == len(service.log.entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (list[str].clear, "does not have 32 bytes"),
+        (list[str].pop, "entry 4 .* too few hashes"),
+        (list[str].reverse, "entry 4 .* does not begin"),
+        (lambda proof: proof.append(proof[0]), "too many hashes"),
+        (lambda proof: proof.append("x"), "not base64"),
+    ],
+)
+def test_growth_that_an_answer_proves_wrongly_is_refused(
+    client: LabelClient, service: Any, tmp_path: Path, change: Any, message: str
+) -> None:
+    """The log grew, and the header's proof is empty, cut, turned round, too long or nonsense."""
+    service.log.append(**GUEST)
+    service.fail(QUERY, answer_with_growth(change))
+    with pytest.raises(LogNotProved, match=message):
+        client.query([9], idempotency_key="second")
+    assert size_of(tmp_path) == 3
 
 
 @pytest.mark.parametrize(
