@@ -101,7 +101,13 @@ def test_closing_table_has_the_rows_that_the_guide_shows(finished):
         [re.split(r" {2,}", line.strip())[0] for line in table.splitlines() if line.startswith("  ")]
         for table in (shown, printed[printed.index("  data set") :])
     )
-    assert shown_rows == printed_rows
+    (newer,) = re.findall(r"Newer versions print three rows more: (.+)", (ROOT / "docs/running.md").read_text())
+    newer_rows = re.findall(r"`(.+?)`", newer)
+    # `report` stands among the times and again among the files.
+    assert newer_rows == [row for row in printed_rows[: printed_rows.index("evaluate")] if row not in shown_rows[:14]]
+    assert shown_rows == [
+        row for n, row in enumerate(printed_rows) if row not in newer_rows or n > printed_rows.index("evaluate")
+    ]
 
 
 def test_documented_command_verifies_the_run_and_finds_a_changed_one(finished, tmp_path):

@@ -247,7 +247,7 @@ def test_another_key_is_refused(service_settings: Make, tmp_path: Path) -> None:
     with run_service(settings) as running:
         name = verifier_of(running).name
     (key,) = tmp_path.glob("*.key")
-    for swapped, sentence in [(name, "put back the key that this log began with"), ("other/log", "they must belong")]:
+    for swapped, sentence in [(name, "put back the log's key"), ("other/log", "they must belong")]:
         key.unlink()
         SigningKey.generate(swapped).save(key)
         with pytest.raises(DatabaseRefused, match=sentence):

@@ -35,15 +35,18 @@ def test_trainer_sits_on_the_internal_network_only(name):
 @pytest.mark.parametrize("name", TRAINERS)
 def test_trainer_mounts_its_results_and_not_the_database(name):
     """The volumes of the database and of the signed heads are the service's alone; a trainer reads the token."""
-    assert sources(SERVICES[name]) == ["registration", "${LABELMETER_RESULTS:-./runs/compose}"]
-    assert SERVICES[name]["volumes"][0].endswith(":ro")
-    assert sources(SERVICES["label_service"]) == ["database", "heads", "registration"]
+    token, images, _ = SERVICES[name]["volumes"]
+    assert sources(SERVICES[name])[::2] == ["registration", "${LABELMETER_RESULTS:-./runs/compose}"]
+    assert token.endswith(":ro")
+    # A prepared folder's images, or a volume of the image's own: never its labels.
+    assert images == "${LABELMETER_DATA:-images}${LABELMETER_DATA:+/images}:/data/images:ro"
+    assert not set(sources(SERVICES[name])) & {"database", "heads", "key", "labels", "given_labels"}
 
 
 def test_service_is_published_on_the_loopback_address_only():
     """Labels cost money: nobody else on the network may ask."""
-    assert all(port.startswith("127.0.0.1:") for port in SERVICES["label_service"]["ports"])
-    assert [name for name, service in SERVICES.items() if "ports" in service] == ["label_service"]
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES["front"]["ports"])
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["front"]
 
 
 def test_gpu_trainer_replaces_the_cpu_trainer():
