@@ -12,12 +12,21 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
 from label_service.errors import IdempotencyKeyReused, LogChanged
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.table_check import hash_key
 from label_service.store import tables
+
+_keys = tables.idempotency_keys
+# Built once: building a statement takes longer than running it.
+_FIND_KEY = (
+    select(tables.entries, _keys.c.request_sha256)
+    .join(tables.entries, tables.entries.c.seq == _keys.c.seq)
+    .where(_keys.c.run_id == bindparam("run"), _keys.c.key == bindparam("sent_key"))
+)
+_INSERT_KEY = insert(_keys)
 
 
 @dataclass(frozen=True)
@@ -47,12 +56,7 @@ def find_key(
     """
     if key is None:
         return None
-    keys = tables.idempotency_keys
-    row = unit.connection.execute(
-        select(tables.entries, keys.c.request_sha256)
-        .join(tables.entries, tables.entries.c.seq == keys.c.seq)
-        .where(keys.c.run_id == run_id, keys.c.key == key)
-    ).one_or_none()
+    row = unit.connection.execute(_FIND_KEY, {"run": run_id, "sent_key": key}).one_or_none()
     if row is None:
         return None
     unit.log.mac.require(row)
@@ -73,6 +77,5 @@ def bind_key(run_id: str, key: str | None, request_sha256: str) -> str | None:
 def keep_key(unit: UnitOfWork, run_id: str, key: str | None, request_sha256: str, seq: int) -> None:
     """Bind a key, if one was sent, to the entry that answered it."""
     if key is not None:
-        unit.connection.execute(
-            insert(tables.idempotency_keys).values(run_id=run_id, key=key, request_sha256=request_sha256, seq=seq)
-        )
+        row = {"run_id": run_id, "key": key, "request_sha256": request_sha256, "seq": seq}
+        unit.connection.execute(_INSERT_KEY, row)

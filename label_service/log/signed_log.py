@@ -29,7 +29,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Result, Row, exists, func, insert, literal, select
+from sqlalchemy import Connection, Engine, Integer, Result, Row, Text, bindparam, exists, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, LogChanged
@@ -46,6 +46,16 @@ from label_service.log.signed_note import RetiredKey, SigningKey
 from label_service.log.table_check import ROWS_AT_ONCE, TableCheck
 from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead
 from label_service.store import tables
+
+# Built once: building a statement takes longer than running it.
+_READ = select(tables.entries).where(tables.entries.c.seq >= bindparam("start")).order_by(tables.entries.c.seq)
+# Another worker may have stored the head already; both are the same bytes.
+_STORE_HEAD = insert(tables.heads).from_select(
+    ["size", "signature"],
+    select(bindparam("new_size", type_=Integer), bindparam("new_signature", type_=Text)).where(
+        ~exists().where(tables.heads.c.size == bindparam("new_size"))
+    ),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -259,10 +269,7 @@ class SignedLog:
             return
         # The note of this log's own head ends in its one signature.
         signature = self.head.note.rstrip("\n").rpartition(" ")[2]
-        row = select(literal(size), literal(signature))
-        # Another worker may have stored this head already; both are the same bytes.
-        is_new = ~exists().where(tables.heads.c.size == size)
-        connection.execute(insert(tables.heads).from_select(["size", "signature"], row.where(is_new)))
+        connection.execute(_STORE_HEAD, {"new_size": size, "new_signature": signature})
 
     def _replay(self, connection: Connection) -> LogChanged | EntryError | None:
         """Build tree and account from the database, and compare the other tables with them.
@@ -331,9 +338,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def _read(connection: Connection, start: int) -> Result[Any]:
-    columns = tables.entries.c
-    rows = select(tables.entries).where(columns.seq >= start).order_by(columns.seq)
-    return connection.execute(rows, execution_options={"yield_per": ROWS_AT_ONCE})
+    return connection.execute(_READ, {"start": start}, execution_options={"yield_per": ROWS_AT_ONCE})
 
 
 def _data(row: Sequence[Any]) -> bytes:

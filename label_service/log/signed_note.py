@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -178,7 +179,7 @@ class SigningKey:
             file.flush()
             os.fsync(file.fileno())
 
-    @property
+    @cached_property
     def verifier(self) -> Verifier:
         """The public half."""
         return Verifier(self.name, self._private.public_key().public_bytes_raw())
@@ -194,7 +195,7 @@ class SigningKey:
         signature = self.verifier.key_id + self._private.sign(text.encode())
         return f"{text}\n{_DASH}{self.name} {_base64(signature)}\n"
 
-    @property
+    @cached_property
     def _private(self) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(self.seed)
 
