@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -39,6 +40,18 @@ def timed_queries(client: LabelClient, batches: list[list[int]], name: str) -> l
     return seconds
 
 
+def timed_syncs(folder: Path, count: int = 200) -> list[float]:
+    """Write and sync 16 KiB again and again, which is the least that a durable answer waits; return the seconds."""
+    seconds = []
+    with (folder / "synced").open("wb", buffering=0) as file:
+        for _ in range(count):
+            started_s = time.perf_counter()
+            file.write(bytes(16 * 1024))
+            os.fsync(file.fileno())
+            seconds.append(time.perf_counter() - started_s)
+    return seconds
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -57,6 +70,7 @@ def main() -> None:
             batches = timed_queries(client, [list(range(start, start + 1000)) for start in starts], "batch")
         said = re.findall(r'"POST /v1/labels:query" 200 ([\d.]+)ms', (folder / "service.log").read_text())
         rows = {
+            "the disk alone: 16 KiB written and synced": timed_syncs(folder),
             "one label, receipt and opening checked": singles,
             "batch of 1,000, the same": batches,
             "batch of 1,000, in the service alone (its access log)": [float(ms) / 1000 for ms in said[-len(batches) :]],

@@ -12,21 +12,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select
-
 from label_service.errors import IdempotencyKeyReused, LogChanged
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.table_check import hash_key
-from label_service.store import tables
-
-_keys = tables.idempotency_keys
-# Built once: building a statement takes longer than running it.
-_FIND_KEY = (
-    select(tables.entries, _keys.c.request_sha256)
-    .join(tables.entries, tables.entries.c.seq == _keys.c.seq)
-    .where(_keys.c.run_id == bindparam("run"), _keys.c.key == bindparam("sent_key"))
-)
-_INSERT_KEY = insert(_keys)
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ def find_key(
     """
     if key is None:
         return None
-    row = unit.connection.execute(_FIND_KEY, {"run": run_id, "sent_key": key}).one_or_none()
+    row = unit.key_row(run_id, key)
     if row is None:
         return None
     unit.log.mac.require(row)
@@ -72,10 +60,3 @@ def find_key(
 def bind_key(run_id: str, key: str | None, request_sha256: str) -> str | None:
     """Return what the entry that first answers a key binds, None without a key."""
     return None if key is None else hash_key(run_id, key, request_sha256)
-
-
-def keep_key(unit: UnitOfWork, run_id: str, key: str | None, request_sha256: str, seq: int) -> None:
-    """Bind a key, if one was sent, to the entry that answered it."""
-    if key is not None:
-        row = {"run_id": run_id, "key": key, "request_sha256": request_sha256, "seq": seq}
-        unit.connection.execute(_INSERT_KEY, row)

@@ -17,7 +17,7 @@ from sqlalchemy import insert, select, update
 
 from label_service.errors import LogChanged, Problem, UnknownId
 from label_service.ledger.append import Rules, append
-from label_service.ledger.idempotency import bind_key, find_key, keep_key
+from label_service.ledger.idempotency import bind_key, find_key
 from label_service.ledger.limits import RunState, Total, refuse_ended, refuse_evaluation, refuse_reveal
 from label_service.ledger.teams import refuse_ended_token
 from label_service.ledger.unit_of_work import UnitOfWork
@@ -127,7 +127,7 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
     if new:
         unit.reveal(run.run_id, new, entry.seq)
     if earlier is None:
-        keep_key(unit, request.run_id, request.key, fingerprint, entry.seq)
+        unit.keep_key(request.run_id, request.key, fingerprint, entry.seq)
         charged, spent = set(new), run.spent + len(new)
     else:
         charged = {label_id for label_id, seq in revealed_by.items() if seq == earlier.seq}
@@ -202,7 +202,7 @@ def evaluate(
                 run_id=run.run_id, number=number, budget=budget, correct=correct, total=total, seq=entry.seq
             )
         )
-        keep_key(unit, request.run_id, request.key, fingerprint, entry.seq)
+        unit.keep_key(request.run_id, request.key, fingerprint, entry.seq)
     return Evaluated(
         run_id=run.run_id,
         evaluation=number,

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, and_, bindparam, exists, func, insert, select, update
 
 from label_service.errors import LabelServiceError, LogChanged
 from label_service.ledger.limits import RunState
@@ -43,6 +43,13 @@ _WITH_REVEAL = select(_pool.id, _pool.label, tables.reveals.c.seq).select_from(
 )
 _LABEL = _WITH_REVEAL.where(_pool.id == bindparam("id"))
 _LABELS = _WITH_REVEAL.where(_pool.id.in_(bindparam("ids", expanding=True)))
+_keys = tables.idempotency_keys
+_KEY = (
+    select(tables.entries, _keys.c.request_sha256)
+    .join(tables.entries, tables.entries.c.seq == _keys.c.seq)
+    .where(_keys.c.run_id == bindparam("run"), _keys.c.key == bindparam("sent_key"))
+)
+_INSERT_KEY = insert(_keys)
 _INSERT_ENTRY = insert(tables.entries)
 _INSERT_ID = insert(tables.entry_ids)
 _INSERT_REVEAL = insert(tables.reveals)
@@ -100,6 +107,7 @@ class UnitOfWork:
         self._entry_ids: list[dict[str, int]] = []
         self._revealed: dict[tuple[str, int], int] = {}
         self._charged: dict[str, int] = {}
+        self._keys: dict[tuple[str, str], dict[str, Any]] = {}
 
     @classmethod
     @contextmanager
@@ -146,8 +154,10 @@ class UnitOfWork:
         if self._charged:
             charges = [{"run": run, "charged": charged} for run, charged in self._charged.items()]
             self._connection.execute(_CHARGE, charges)
+        if self._keys:
+            self._connection.execute(_INSERT_KEY, list(self._keys.values()))
         self._last_seq, self._runs = None, {}
-        self._entries, self._entry_ids, self._revealed, self._charged = [], [], {}, {}
+        self._entries, self._entry_ids, self._revealed, self._charged, self._keys = [], [], {}, {}, {}
 
     def run(self, run_id: str) -> RunState:
         """Return a run as it stands now; the caller has made sure that it exists.
@@ -188,6 +198,18 @@ class UnitOfWork:
             if seq is not None:
                 revealed_by[label_id] = seq
         return {label_id: label for label_id, label, _ in rows}, revealed_by
+
+    def key_row(self, run_id: str, key: str) -> Row[Any] | None:
+        """Return the entry that first answered an Idempotency-Key and the hash of its request; None for a fresh key."""
+        if (run_id, key) in self._keys:
+            self.flush()
+        return self._connection.execute(_KEY, {"run": run_id, "sent_key": key}).one_or_none()
+
+    def keep_key(self, run_id: str, key: str | None, request_sha256: str, seq: int) -> None:
+        """Bind an Idempotency-Key, if one was sent, to the entry that answered it."""
+        if key is not None:
+            row = {"run_id": run_id, "key": key, "request_sha256": request_sha256, "seq": seq}
+            self._keys[run_id, key] = row
 
     def next_seq(self) -> int:
         """Return the number of the next entry."""
