@@ -24,6 +24,7 @@ from label_service.log.kept_answers import parse_json, read_receipts
 from label_service.log.merkle import VerificationError
 from label_service.log.signed_note import Verifier
 from label_service.log.verify import read_bundle, verify
+from label_service.rotation import rotate_key
 from label_service.settings import Settings
 from tests.support.datasets import make_idx_dataset
 from tests.support.services import run_service
@@ -81,6 +82,8 @@ class Tally:
 def make_documents(folder: Path) -> Documents:
     """Let a real service answer all that it has receipts for, as a trainer would keep it.
 
+    The log's key is replaced on the way, and the first one is the pinned one.
+
     Args:
         folder: empty, for data and database.
     """
@@ -95,27 +98,29 @@ def make_documents(folder: Path) -> Documents:
 
     settings = Settings(data=make_idx_dataset(folder / "data"), other_data=True, database_url=url, port=0)
     with run_service(settings) as running:
-        client = running.client
+        client, key = running.client, running.service.log.verifier
         run = keep(
             "run-opened", client.post("/v1/runs", json={"name": "r", "budget": 9, "evaluation_budgets": [3, 9]}).json()
         )
         token = {"Authorization": f"Bearer {run['token']}"}
         client.get("/label/9")
-        for ids, key in (([1, 2], "a"), ([3], "b"), ([2, 3], "c"), ([4, 5, 6], "d"), ([1, 2], "a")):
-            headers = token | {"Idempotency-Key": key}
+        for ids, idempotency_key in (([1, 2], "a"), ([3], "b"), ([2, 3], "c"), ([4, 5, 6], "d"), ([1, 2], "a")):
+            headers = token | {"Idempotency-Key": idempotency_key}
             keep("query", client.post("/v1/labels:query", json={"ids": ids}, headers=headers).json())
+    rotate_key(settings)
+    with run_service(settings) as running:
+        client = running.client
         for label_id in (7, 8, 4):
             keep("query", client.get(f"/label/{label_id}", headers=token).json())
         client.get("/label/9999", headers=token)
         client.post("/v1/labels:query", json={"ids": [20, 21, 22]}, headers=token)
-        for budget, key in ((3, "e"), (9, "f"), (3, "e")):
+        for budget, idempotency_key in ((3, "e"), (9, "f"), (3, "e")):
             body = {"predictions": [budget % 3] * 50, "budget": budget}
-            headers = token | {"Idempotency-Key": key}
+            headers = token | {"Idempotency-Key": idempotency_key}
             keep("evaluation", client.post(f"/v1/runs/{run['run_id']}/evaluations", json=body, headers=headers).json())
         client.get("/label/10")
         keep("seal", client.post(f"/v1/runs/{run['run_id']}:seal", headers=token).json())
         bundle = client.get("/v1/log/evidence").json()
-        key = running.service.log.verifier
     return Documents(bundle, lines, key)
 
 

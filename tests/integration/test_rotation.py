@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,9 +41,12 @@ Make = Callable[..., Settings]
 
 def command(name: str, settings: Settings, *arguments: object) -> Result:
     """Run a command that finds the places of some settings."""
-    options = {place: getattr(settings, place) for place in ("database_url", "key_folder", "heads_folder", "data")}
-    given = [f"--{place.replace('_', '-')}={value}" for place, value in options.items() if value is not None]
-    return CliRunner().invoke(app, [name, *given, *map(str, arguments)])
+    return CliRunner().invoke(app, [name, *options_of(settings), *map(str, arguments)])
+
+
+def options_of(settings: Settings) -> list[str]:
+    places = {place: getattr(settings, place) for place in ("database_url", "key_folder", "heads_folder", "data")}
+    return [f"--{place.replace('_', '-')}={value}" for place, value in places.items() if value is not None]
 
 
 def rotate(settings: Settings) -> None:
@@ -184,6 +189,36 @@ def test_a_crash_leaves_a_log_that_goes_on_with_one_of_both_keys(
     with run_service(settings) as running:
         answers += ask(running, 4)
         assert len(check(running, answers, old).rotations) == 1 + replaced
+
+
+@pytest.mark.parametrize("moment", ["the new key lies there", "the log was written to", "the new key is in place"])
+def test_a_killed_process_leaves_a_log_that_goes_on(service_settings: Make, database_kind: str, moment: str) -> None:
+    """The command is killed as soon as its files show how far it is; where between two steps, chance decides."""
+    if database_kind != SQLITE:
+        pytest.skip("the moments are read from the database's files")
+    settings = service_settings()
+    with run_service(settings) as running:
+        answers, old = ask(running, 1, 2), key_of(running)
+        path = place_of(settings, running.service.dataset.log_id)
+    journal = Path(settings.database_url.removeprefix("sqlite:///") + "-wal")
+    former = path.read_bytes()
+    reached = {
+        "the new key lies there": lambda: signed_log.next_key_path(path).exists(),
+        "the log was written to": lambda: journal.exists() and journal.stat().st_size > 0,
+        "the new key is in place": lambda: path.read_bytes() != former,
+    }[moment]
+    arguments = [sys.executable, "-m", "label_service", "rotate-key", *options_of(settings)]
+    process = subprocess.Popen(arguments)
+    while process.poll() is None and not reached():
+        pass
+    process.kill()
+    process.wait()
+    with run_service(settings) as running:
+        answers += ask(running, 3)
+        assert len(check(running, answers, old).rotations) == (key_of(running) != old)
+    rotate(settings)
+    with run_service(settings) as running:
+        assert check(running, answers, old).receipts == 3
 
 
 def test_a_running_service_keeps_its_key(service_settings: Make, database_kind: str) -> None:
