@@ -427,11 +427,7 @@ def revoke_token(
     settings: Settings, name: Annotated[str, typer.Argument(help="Name of the token.")], url: _Url = None
 ) -> None:
     """End a team's token for good: its runs get no new label and no evaluation, labels they have stay free."""
-    from urllib.parse import quote
-
-    from label_service.operator import OperatorClient
-
-    OperatorClient(settings, url).call("POST", f"/v1/tokens/{quote(name, safe='')}:revoke")
+    _end(settings, url, "tokens", name, "revoke")
     say(f"The token {name} is revoked.")
 
 
@@ -441,12 +437,17 @@ def close_run(
     settings: Settings, run_id: Annotated[str, typer.Argument(help="Id of the run.")], url: _Url = None
 ) -> None:
     """End a run for good: its client gets 410 from then on. The log says that the operator did it."""
+    _end(settings, url, "runs", run_id, "close")
+    say(f"The run {run_id} is closed.")
+
+
+def _end(settings: Settings, url: str | None, kind: str, name: str, verb: str) -> None:
+    """Let the running service end a token or a run."""
     from urllib.parse import quote
 
     from label_service.operator import OperatorClient
 
-    OperatorClient(settings, url).call("POST", f"/v1/runs/{quote(run_id, safe='')}:close")
-    say(f"The run {run_id} is closed.")
+    OperatorClient(settings, url).call("POST", f"/v1/{kind}/{quote(name, safe='')}:{verb}")
 
 
 @app.command()

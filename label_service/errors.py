@@ -84,10 +84,14 @@ class Problem(LabelServiceError):  # noqa: N818 - says what happened, as its sib
         self.extras = dict(extras or {})
         self.headers = dict(headers or {})
 
-    def document(self) -> dict[str, Any]:
-        """Return the problem document (RFC 9457 section 3), its type a link to this service's own error page."""
+    def document(self, root: str = "") -> dict[str, Any]:
+        """Return the problem document (RFC 9457 section 3), its type a link to this service's own error page.
+
+        Args:
+            root: the path under which a reverse proxy shows the service, such as `/labels`.
+        """
         return {
-            "type": f"/errors#{self.code}",
+            "type": f"{root}/errors#{self.code}",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": self.detail,

@@ -263,13 +263,8 @@ class LabelService:
         run = self.log.account.runs.get(run_id)
         return None if run is None else describe_run(run_id, run)
 
-    async def runs(self) -> list[RunInfo]:
-        """Return the state of every run by the log, oldest first, up to what other workers have committed now.
-
-        Raises:
-            LogNotWritable: the tree cannot be brought up to date.
-        """
-        await self.catch_up()
+    def runs(self) -> list[RunInfo]:
+        """Return the state of every run by the log, oldest first, up to the last time that it caught up."""
         return [describe_run(run_id, run) for run_id, run in list(self.log.account.runs.items())]
 
     async def summary(self) -> Summary:

@@ -137,8 +137,8 @@ def finetune(options: RunOptions) -> None:
 
     pipeline = Pipeline(options)
     with pipeline.client() as client:
-        ticket = pipeline.finetune(pipeline.pretrain(), client)
-    print(f"report: {pipeline.report(ticket)}")
+        pipeline.finetune(pipeline.pretrain(), client)
+    print(f"report: {pipeline.report_path}")
     print(f"next: python -m trainer evaluate --out {options.out} --data {options.data} --service {options.service}")
 
 
@@ -155,7 +155,7 @@ def run(options: RunOptions) -> None:
         ticket = pipeline.finetune(pipeline.pretrain(), client)
     pipeline.evaluate(ticket)
     _print_result(options.out)
-    print(f"report: {pipeline.report(ticket)}")
+    print(f"report: {pipeline.report_path}")
 
 
 @_command("out", "data", "service", "log_key", "patience_s", "verbose", required="out")
@@ -221,10 +221,12 @@ def _model_of(out: Path | None, model: Path | None) -> Path:
         raise ConfigError("name either the run's folder (--out) or a file of `export` (--model)")
     if model is not None:
         return model
+    from trainer.run.model_file import MODEL_FILE
+
     assert out is not None
     if not out.is_dir():
         raise DataError(f"there is no folder {out}; --out names the folder of a finished run")
-    return out / "model.pt"
+    return out / MODEL_FILE
 
 
 @contextmanager

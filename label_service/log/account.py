@@ -484,6 +484,7 @@ def _add_labels(run: RunAccount, entry: dict[str, Any]) -> set[int]:
     if charged != len(new):
         raise _Invalid(f"it charges {charged}, and {len(new)} of its ids are new to the run")
     _require(entry["outcome"] != "revealed" or bool(new), "it reveals nothing new")
+    _require(entry["outcome"] == "revealed" or not new, "it repeats an answer, and charges for it")
     _require(not new or not (run.sealed or run.evaluations), "it reveals new labels to an evaluated or sealed run")
     run.labels |= new
     if spent != run.queries:

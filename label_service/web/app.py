@@ -85,7 +85,7 @@ async def _answer_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem), "registered for Problem only"
     service: LabelService = request.app.state.service
     service.metrics.problems.labels(problem.code).inc()
-    document = {**problem.document(), "request_id": request.state.request_id}
+    document = {**problem.document(request.scope["root_path"]), "request_id": request.state.request_id}
     # ASCII, because a message may quote a lone surrogate, which UTF-8 cannot encode.
     body = json.dumps(document, ensure_ascii=True).encode()
     return Response(body, status_code=problem.status, media_type=PROBLEM_MEDIA_TYPE, headers=problem_headers(problem))

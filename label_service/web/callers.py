@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
 
 from label_service import errors
 from label_service.ledger import ledger
@@ -70,11 +72,18 @@ async def admit(request: Request) -> None:
             "LABEL_SERVICE_ALLOWED_HOSTS."
         )
     if request.scope["query_string"]:
-        known = {field.alias for field in request.scope["route"].dependant.query_params}
+        known = set(_query_names(request.scope["route"].dependant))
         sent = [name for name, _ in request.query_params.multi_items()]
         if not known.issuperset(sent) or len(set(sent)) < len(sent):
             takes = f"each of these once: {', '.join(sorted(known))}" if known else "none"
             raise errors.InvalidRequest(f"Of query parameters this path takes {takes}.")
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    """Yield the names of the query parameters that a route and what it depends on take."""
+    yield from (field.alias for field in dependant.query_params)
+    for part in dependant.dependencies:
+        yield from _query_names(part)
 
 
 @lru_cache(maxsize=256)

@@ -190,9 +190,10 @@ class LimitedConnection(HttpToolsProtocol):
             return
         # An answer may be under way to an earlier request of the same connection.
         if self.cycle is None or self.cycle.response_complete or self._reading is _Reading.BODY:
-            body = json.dumps(problem.document()).encode()
+            document = problem.document(self.root_path)
+            body = json.dumps(document).encode()
             head = (
-                f"HTTP/1.1 {problem.status} {problem.document()['title']}\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\n"
+                f"HTTP/1.1 {problem.status} {document['title']}\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)

@@ -64,7 +64,7 @@ class RequestFrame:
             if body is _CUT_OFF:
                 return
             if body is None:
-                await self._refuse_body(request_id, receive, send_framed, b"expect" in headers)
+                await self._refuse_body(scope, receive, send_framed, b"expect" in headers)
             else:
                 await self._app(scope, _replay(body, receive), send_framed)
         finally:
@@ -88,11 +88,12 @@ class RequestFrame:
             if not message.get("more_body"):
                 return bytes(body)
 
-    async def _refuse_body(self, request_id: str, receive: Receive, send: Send, expects_continue: bool) -> None:
+    async def _refuse_body(self, scope: Scope, receive: Receive, send: Send, expects_continue: bool) -> None:
         limit = self._max_body_bytes
         problem = BodyTooLarge(f"The body is larger than {limit} bytes; send less, or in several requests.")
         self._metrics.problems.labels(problem.code).inc()
-        body = json.dumps({**problem.document(), "request_id": request_id}).encode()
+        document = problem.document(scope["root_path"])
+        body = json.dumps({**document, "request_id": scope["state"]["request_id"]}).encode()
         headers = [
             (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
             (b"content-length", str(len(body)).encode()),

@@ -13,20 +13,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from label_service.settings import Settings
-from tests.support.browser import PICTURES, open_page, run_browser
+from tests.support.browser import PICTURES, open_page
 from tests.support.datasets import make_idx_dataset
 from tests.support.services import RunningService, run_service
 
 WIDTHS, SCHEMES = (1400, 400), ("light", "dark")
 HOSTILE = "<img src=x onerror=\"document.title='run over'\">"
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One Chromium for the module."""
-    with run_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -16,20 +16,13 @@ from label_service.log.tree_head import TreeHead
 from label_service.log.verify import verify
 from label_service.settings import Settings
 from tests.campaigns.tamper_matrix import LAST, Case, edited, honest_case, judge, rotated, trials
-from tests.support.browser import open_page, run_browser
+from tests.support.browser import open_page
 from tests.support.datasets import make_idx_dataset
 from tests.support.services import RunningService, run_service
 
 ROOT = Path(__file__).parents[2]
 
 Check = Callable[[str, str], str]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One Chromium for the module."""
-    with run_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +161,7 @@ def test_every_rule_of_the_log_is_checked_by_the_browser_too(check: Check, case:
         change(case, revealed, op="gift"),
         change(case, revealed, op="toString"),
         change(case, revealed, outcome="opened"),
+        change(case, revealed, outcome="replayed"),
         change(case, revealed, budget=7),
         change(case, revealed, run="run-unknown"),
         change(case, revealed, ids=[1, 2, 4, 5, 6, 7, 8, 9], charged=8, spent=8),
@@ -262,6 +256,23 @@ def changing(old: str, new: str) -> Callable[[Route], None]:
         route.fulfill(body=true.replace(old, new, 1), content_type="application/json")
 
     return answer
+
+
+def test_a_file_dropped_on_the_page_is_verified(page: Page, case: Case) -> None:
+    """A drop chooses the file and the way of verifying it, as the field for files does."""
+    dropping = """(bundle) => {
+        const given = new DataTransfer();
+        given.items.add(new File([bundle], "dropped.json"));
+        const event = new DragEvent("drop", { dataTransfer: given, bubbles: true, cancelable: true });
+        document.getElementById("drop").dispatchEvent(event);
+    }"""
+    page.get_by_label("This service's log, as it is now").check()
+    page.fill("#key", case.key.vkey)
+    page.evaluate(dropping, case.evidence.model_dump_json())
+    assert press(page).startswith("Verified\n")
+    assert "dropped.json read." in page.locator(".steps").inner_text()
+    page.evaluate(dropping, case.evidence.model_dump_json().replace("charged", "changed", 1))
+    assert press(page).startswith("Not verified\n")
 
 
 def test_a_service_that_miscounts_is_found(browser: Browser, service: RunningService) -> None:

@@ -155,6 +155,28 @@ def test_the_service_is_shown_under_a_path(tmp_path):
         answers = {link: client.get(html.unescape(link)).status_code for link in set(links)}
         assert set(answers.values()) == {200}, answers
         assert client.get("/label/7").status_code == 404
+        unknown = client.get("/labels/label/100").json()
+        assert unknown["type"] == "/labels/errors#unknown-id"
+        assert 'id="unknown-id"' in client.get(unknown["type"].partition("#")[0]).text
+        too_large = httpx.post(f"{url}/v1/runs", content=b"x" * 2_000_000).json()
+        assert too_large["type"] == "/labels/errors#body-too-large"
+        assert httpx.get(url, headers={"X": "x" * 70_000}).json()["type"] == "/labels/errors#headers-too-large"
+
+
+def test_new_entries_pass_nginx_as_they_come(proxied):
+    """The live pages' stream: each size arrives while the stream is open, within seconds of its entry."""
+    client, _ = proxied
+    size = int(client.get("/v1/log/checkpoint").text.splitlines()[1])
+    with client.stream("GET", "/v1/log/events", params={"seen": size}, timeout=10) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        lines = stream.iter_lines()
+        assert next(lines) == "retry: 5000"
+        for number in range(3):
+            asked_s = time.monotonic()
+            client.get(f"/label/{number}")
+            told = next(line for line in lines if line.startswith("data: "))
+            assert told == f'data: {{"size":{size + number + 1}}}'
+            assert time.monotonic() - asked_s < 5
 
 
 def test_another_name_is_refused_behind_nginx_too(proxied):

@@ -82,6 +82,7 @@ def test_an_entry_nobody_kept_a_receipt_of_is_found_by_later_heads(case: Case) -
         ({"label_commitment": "AAAA"}, "binds another answer key"),
         ({"label_commitment": None}, "must be text is not"),
         ({"op": "gift"}, "unknown kind, gift"),
+        ({"outcome": "replayed"}, "repeats an answer, and charges for it"),
         ({"outcome": "evaluated"}, "do not match|detail lacks"),
         ({"more": 1}, "not those of an entry"),
     ],

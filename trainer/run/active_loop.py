@@ -97,6 +97,7 @@ class ActiveLoop:
         self._pool, self._profile, self._oracle, self._strategy = pool, profile, oracle, strategy
         self._seed, self._identity, self._clock, self._metrics = seed, identity, clock, metrics
         self._out = out
+        self._rounds = {record.round: record for record in read_rounds(out)}
         self._target = target
         self._balanced = balanced
         self._overall = Overall(len(profile.rounds), profile.budget, show_overall)
@@ -152,7 +153,7 @@ class ActiveLoop:
         """Tell whether a step is finished. An estimate is never skipped: its result decides whether to go on asking."""
         match step:
             case Ask(number):
-                return self._oracle.has_answered(number) and self._round_record(number) is not None
+                return self._oracle.has_answered(number) and number in self._rounds
             case Train(number, phase):
                 is_half_done = (number, phase) == self._reached and self._half_done is not None
                 return (number, phase) <= self._reached and not is_half_done
@@ -226,13 +227,13 @@ class ActiveLoop:
 
     def _record_round(self, number: int) -> None:
         """Write a round's line unless it is there."""
-        if self._round_record(number) is not None:
+        if number in self._rounds:
             return
         asked = [record for record in self._oracle.records if record.round == number]
         guessed = [record.is_right for record in asked if record.is_right is not None]
         hits = sum(guessed) / len(guessed) if guessed else None
         labels = sum(record.round <= number for record in self._oracle.records)
-        append_round(self._out, RoundRecord(round=number, labels=labels, prequential_accuracy=hits))
+        self._keep(RoundRecord(round=number, labels=labels, prequential_accuracy=hits))
         self._metrics.write_images("queries", number + 1, self._pool[[record.id for record in asked]].cpu().numpy())
         if hits is not None:
             self._metrics.write_point("accuracy", labels, {"right_before_asking": hits})
@@ -245,21 +246,18 @@ class ActiveLoop:
             "" if hits is None else f"; {hits:.0%} of these had been guessed right before",
         )
 
-    def _round_record(self, number: int) -> RoundRecord | None:
-        return next((record for record in read_rounds(self._out) if record.round == number), None)
+    def _keep(self, record: RoundRecord) -> None:
+        append_round(self._out, record)
+        self._rounds[record.round] = record
 
     def _record_learned(self, number: int, beliefs: Tensor, neighbours: Tensor) -> AccuracyEstimate | None:
         """Write what the run expects of itself after a round, unless it is written; return the estimate."""
-        record = self._round_record(number)
+        record = self._rounds.get(number)
         estimate = estimate_accuracy(beliefs, [query for query in self._oracle.records if query.round <= number])
         if record is None or estimate is None or record.estimated_accuracy is not None:
             return estimate
-        append_round(
-            self._out,
-            record.model_copy(
-                update={"estimated_accuracy": estimate.accuracy, "estimate_error": estimate.standard_error}
-            ),
-        )
+        expected = {"estimated_accuracy": estimate.accuracy, "estimate_error": estimate.standard_error}
+        self._keep(record.model_copy(update=expected))
         guesses = beliefs.argmax(1)
         purity = float((guesses[neighbours] == guesses.unsqueeze(1)).float().mean())
         self._metrics.write("graph", number, number, {"neighbour_purity": purity})
@@ -313,8 +311,7 @@ class ActiveLoop:
     def _is_target_met(self, number: int) -> bool:
         """Tell whether a round's accuracy estimate reaches the target; a saved estimate is not computed again."""
         assert self._target is not None
-        record = self._round_record(number)
-        assert record is not None
+        record = self._rounds[number]
         if record.estimated_accuracy is not None and record.estimate_error is not None:
             return AccuracyEstimate(record.estimated_accuracy, record.estimate_error).reaches(self._target)
         estimate = self._learned(number, is_end=False).estimate

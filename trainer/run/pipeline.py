@@ -157,6 +157,7 @@ class Pipeline:
         frozen = {at for at in self.profile.evaluation_budgets[:-1] if predictions_path(self.out, at).exists()}
         if predictions_path(self.out).exists():
             log.info("fine-tuning was finished before")
+            self._renew_report(ticket)
             return ticket
         with self.client(ticket) as own_client, self._metrics() as metrics, overall_line() as show_overall:
             pool = self._pool()
@@ -201,13 +202,13 @@ class Pipeline:
         return ticket
 
     def evaluate(self, ticket: session.RunTicket) -> RunResult:
-        """Submit the frozen predictions, seal the run, compare the counts."""
+        """Submit the frozen predictions, seal the run, compare the counts, and renew the report."""
         with self.client(ticket) as client:
             result = submit(self.out, client, ticket, self.config, self._clock)
         with self._metrics() as metrics:
             for point in result.points:
                 metrics.write_point("accuracy", point.labels, {"test": point.evaluation.accuracy})
-            self.report(ticket)
+            self._write_report(ticket)
         return result
 
     @contextmanager
@@ -223,7 +224,7 @@ class Pipeline:
                 yield metrics
         finally:
             if tracker is not None:
-                tracker.close(self.out / REPORT_FILE)
+                tracker.close(self.report_path)
 
     def _new_encoder(self, classes: int) -> Encoder:
         channels = channels_of(self.images.pool)
@@ -236,11 +237,15 @@ class Pipeline:
 
     def _renew_report(self, ticket: session.RunTicket) -> None:
         with self._clock.stage("report"):
-            self.report(ticket)
+            self._write_report(ticket)
 
-    def report(self, ticket: session.RunTicket) -> Path:
-        """Write OUT/report.html."""
-        return write_report(self.out, self.images.pool.numpy(), ticket.dataset.class_names)
+    def _write_report(self, ticket: session.RunTicket) -> None:
+        write_report(self.out, self.images.pool.numpy(), ticket.dataset.class_names)
+
+    @property
+    def report_path(self) -> Path:
+        """The report, which is renewed after each round and each stage."""
+        return self.out / REPORT_FILE
 
     def client(self, ticket: session.RunTicket | None = None) -> LabelClient:
         """Make a client of this run; without a ticket it can open one."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -14,7 +14,6 @@ from label_service.errors import NotSigned
 from label_service.log.evidence import EvidencePage
 from label_service.log.log_reader import EntryFilter, Summary
 from label_service.log.merkle import encode_hash
-from label_service.service import LabelService
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import problems
 from label_service.web.schemas import MAX_ID, MAX_SEQ, ConsistencyAnswer, InclusionAnswer, KeyAnswer, LogPage, UtcTime
@@ -35,14 +34,15 @@ Since = Annotated[UtcTime | None, Query(description="Not older than this time (R
 Until = Annotated[UtcTime | None, Query(description="Older than this time.")]
 
 
-def entry_filter(
-    service: LabelService,
-    run: str | None,
-    label_id: int | None,
-    op: str | None,
-    outcome: str | None,
-    since: str | None,
-    until: str | None,
+# async, because FastAPI runs a plain function in a thread, which costs more than this function.
+async def entry_filter(
+    service: Service,
+    run: Run = None,
+    label_id: AskedId = None,
+    op: Operation = None,
+    outcome: Outcome = None,
+    since: Since = None,
+    until: Until = None,
 ) -> EntryFilter:
     """Return the filter of a request."""
     # Only ids of the data set are indexed. All others become -1, because SQLite cannot hold the largest of them.
@@ -51,25 +51,22 @@ def entry_filter(
     return EntryFilter(run, label_id, op, outcome, since, until)
 
 
+Wanted = Annotated[EntryFilter, Depends(entry_filter)]
+
+
 @router.get("/entries", response_model=LogPage, responses=problems())
 def read_entries(
     service: Service,
+    wanted: Wanted,
     after: After = -1,
     before: Before = None,
     limit: Limit = 100,
     order: Annotated[Literal["oldest", "newest"], Query(description="Which entries come first.")] = "oldest",
-    run: Run = None,
-    label_id: AskedId = None,
-    op: Operation = None,
-    outcome: Outcome = None,
-    since: Since = None,
-    until: Until = None,
 ) -> Response:
     """Answer entries in order, exactly as stored, and where the next page begins. Nothing is logged.
 
     All filters given must hold.
     """
-    wanted = entry_filter(service, run, label_id, op, outcome, since, until)
     rows = service.reader.find(wanted, limit + 1, after, before, newest_first=order == "newest")
     page = rows[:limit]
     # Joined as bytes, so that each entry is answered exactly as stored.
@@ -83,17 +80,8 @@ def read_entries(
     response_class=StreamingResponse,
     responses={**problems(), 200: {"content": {"application/x-ndjson": {}}, "description": "One entry a line."}},
 )
-def export_log(
-    service: Service,
-    run: Run = None,
-    label_id: AskedId = None,
-    op: Operation = None,
-    outcome: Outcome = None,
-    since: Since = None,
-    until: Until = None,
-) -> StreamingResponse:
+def export_log(service: Service, wanted: Wanted) -> StreamingResponse:
     """Answer the whole log, or the entries that the filters want: one a line, exactly as stored. Nothing is logged."""
-    wanted = entry_filter(service, run, label_id, op, outcome, since, until)
     return StreamingResponse(service.reader.export(wanted), media_type="application/x-ndjson", headers=NO_STORE)
 
 
@@ -102,17 +90,8 @@ def export_log(
     response_class=StreamingResponse,
     responses={**problems(), 200: {"content": {"text/csv": {}}, "description": "A header, then one entry a line."}},
 )
-def export_table(
-    service: Service,
-    run: Run = None,
-    label_id: AskedId = None,
-    op: Operation = None,
-    outcome: Outcome = None,
-    since: Since = None,
-    until: Until = None,
-) -> StreamingResponse:
+def export_table(service: Service, wanted: Wanted) -> StreamingResponse:
     """Answer the same entries as a table; ids are separated by spaces, the detail is JSON. Nothing is logged."""
-    wanted = entry_filter(service, run, label_id, op, outcome, since, until)
     headers = {**NO_STORE, "Content-Disposition": 'attachment; filename="log.csv"'}
     return StreamingResponse(service.reader.export_csv(wanted), media_type="text/csv", headers=headers)
 

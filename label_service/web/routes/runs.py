@@ -95,9 +95,9 @@ async def open_run(
 @router.get("", response_model=RunsAnswer, responses=problems("log-not-writable"))
 async def list_runs(service: Service) -> Response:
     """List all runs, oldest first. Charges and logs nothing."""
-    runs = await service.runs()
-    # In a thread, because thousands of runs take a while to write.
-    body = await run_in_threadpool(lambda: RunsAnswer(runs=runs).model_dump_json())
+    await service.catch_up()
+    # In a thread, because thousands of runs take a while to list and to write.
+    body = await run_in_threadpool(lambda: RunsAnswer(runs=service.runs()).model_dump_json())
     return Response(body, media_type="application/json")
 
 

@@ -539,6 +539,7 @@ class Account {
     const fresh = answered ? entry.ids.filter((id) => !run.labels.has(id)) : [];
     must(entry.charged === fresh.length, `it charges ${entry.charged}, and ${fresh.length} of its ids are new to the run`);
     must(entry.outcome !== "revealed" || fresh.length > 0, "it reveals nothing new");
+    must(entry.outcome === "revealed" || fresh.length === 0, "it repeats an answer, and charges for it");
     must(fresh.length === 0 || !(run.sealed || run.results.length), "it reveals new labels to an evaluated or sealed run");
     for (const id of fresh) {
       run.labels.add(id);
