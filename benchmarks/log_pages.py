@@ -1,0 +1,106 @@
+"""How long a page of a long log takes, whole and filtered: `python -m benchmarks.log_pages --entries 200000`.
+
+The log is written straight through the ledger, one label of the guest an entry. Then small runs are opened over HTTP,
+which ask, repeat, ask for what is not there, and seal. One client asks for each page over a kept connection: the call
+of the API (100 entries) and the page for people (50). A value of a filter is another one each time where there are
+many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from benchmarks.latency import quantile
+from tests.support.datasets import make_idx_dataset
+from tests.support.load import POOL
+from tests.support.long_log import make_long_log
+from tests.support.service_process import service
+
+RUNS = 20
+Query = dict[str, str | int]
+# A prime: steps of this length come to every part of the log.
+STEP = 7919
+
+
+def open_runs(http: httpx.Client) -> list[str]:
+    """Make small runs that leave entries of several kinds; return their ids."""
+    names = []
+    for number in range(RUNS):
+        opened = http.post("/v1/runs", json={"name": f"small {number}", "budget": 20}).raise_for_status().json()
+        token = {"Authorization": f"Bearer {opened['token']}"}
+        for label_id in (*range(number, number + 20), number, POOL, POOL - 1):
+            http.get(f"/label/{label_id}", headers=token)
+        http.post(f"/v1/runs/{opened['run_id']}:seal", headers=token).raise_for_status()
+        names.append(opened["run_id"])
+    return names
+
+
+def cases(runs: list[str], times: list[str], size: int) -> dict[str, Callable[[int], Query]]:
+    """Return the query of each row for the n-th request."""
+    return {
+        "newest page": lambda _: {},
+        "a page in the middle": lambda n: {"before": size // 4 + n * STEP % (size // 2)},
+        "by run, of 200,000 entries": lambda _: {"run": "guest"},
+        "by run, of 25 entries": lambda n: {"run": runs[n % RUNS]},
+        "by run, unknown": lambda _: {"run": "run-unknown"},
+        "by id": lambda n: {"label_id": n * STEP % POOL},
+        "by id and run": lambda n: {"label_id": n * STEP % POOL, "run": "guest"},
+        "by operation, nearly all": lambda _: {"op": "query"},
+        "by operation, 20 entries": lambda _: {"op": "run-sealed"},
+        "by outcome, nearly all": lambda _: {"outcome": "revealed"},
+        "by outcome, 20 entries": lambda _: {"outcome": "unknown-id"},
+        "by outcome, none": lambda _: {"outcome": "evaluated"},
+        "by run and outcome, none": lambda _: {"run": "guest", "outcome": "unknown-id"},
+        "by operation and outcome, 20 entries": lambda _: {"op": "query", "outcome": "label-budget-exhausted"},
+        "by run and operation, one entry": lambda n: {"run": runs[n % RUNS], "op": "run-opened"},
+        "by time, from the middle on": lambda n: {"since": times[n % len(times)]},
+        "by time, up to the middle": lambda n: {"until": times[n % len(times)]},
+        "by id and time": lambda n: {"label_id": n * STEP % POOL, "since": times[n % len(times)]},
+    }
+
+
+def timed(http: httpx.Client, path: str, query: Callable[[int], Query], requests: int, **more: str) -> list[float]:
+    """Ask for a page so many times, with more parameters than the query's; return the seconds of each."""
+    seconds = []
+    for number in range(requests):
+        asked = query(number) | more
+        started_s = time.perf_counter()
+        http.get(path, params=asked).raise_for_status()
+        seconds.append(time.perf_counter() - started_s)
+    return seconds
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--entries", type=int, default=200_000)
+    parser.add_argument("--requests", type=int, default=100, help="for each row and kind of page; default: 100")
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure; default: here")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
+        folder = Path(scratch).resolve()
+        data = make_idx_dataset(folder / "data", pool=POOL, test=10, classes=10, side=1)
+        make_long_log(data, folder, given.entries)
+        place = f"sqlite:///{folder / 'long' / 'labels.sqlite3'}"
+        with service(data, folder, database_url=place, guest_budget=given.entries) as http:
+            runs = open_runs(http)
+            size = int(http.get("/v1/log/checkpoint").text.splitlines()[1])
+            middle = http.get("/v1/log/entries", params={"after": size // 2, "limit": 1000}).json()["entries"]
+            times = [entry["ts"] for entry in middle]
+            print(f"{size:,} entries, {given.requests} requests for each row\n")
+            print("| | API p50, ms | p99 | page p50, ms | p99 |\n|---|---:|---:|---:|---:|")
+            for name, query in cases(runs, times, size).items():
+                api = timed(http, "/v1/log/entries", query, given.requests, order="newest")
+                page = timed(http, "/log", query, given.requests)
+                cells = [f"{quantile(seconds, share):.1f}" for seconds in (api, page) for share in (0.5, 0.99)]
+                print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
