@@ -262,10 +262,9 @@ def main() -> int:
     given = parser.parse_args()
     use_all_cores()
     keep_freed_memory()
-    print(
-        "| data | pool | largest class | learner | regression | balanced: learner | estimate | regression | s | CPU s | GB |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    columns = "pool | largest class | learner | regression | balanced: learner | estimate | regression | s | CPU s | GB"
+    print(f"| data | {columns} |")
+    print(f"|---|{columns.count('|') * '---:|'}---:|", flush=True)
     sets = {name: SETS[name] for name in given.only or SETS}
     if given.views is not None:
         sets = {f"{given.views} views of each image": lambda folder: views(folder, given.views)}
