@@ -143,6 +143,8 @@ class PhaseConfig(Frozen):
         consistency: weight of the consistency loss.
         trust_beliefs: exponent of the beliefs in their product with the teacher's prediction.
         threshold: lowest confidence at which a pseudo-label is used.
+        mixup: a of the Beta(a, a) by which the consistency loss mixes pairs of strong views; 0 mixes none.
+        contrast: weight of HCL, its negatives weighted by the beliefs.
         learning_rate: peak of AdamW's cosine.
     """
 
@@ -151,6 +153,8 @@ class PhaseConfig(Frozen):
     consistency: float = Field(default=0.0, ge=0)
     trust_beliefs: float = Field(default=0.5, ge=0)
     threshold: float = Field(default=0.9, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    contrast: float = Field(default=0.0, ge=0)
     learning_rate: PositiveFloat = 2e-3
 
 
@@ -163,6 +167,8 @@ class FinetuneConfig(Frozen):
         steps: steps an epoch at most; None for the whole pool.
         weight_decay: of AdamW.
         teacher_decay: of the moving average.
+        contrast_temperature: t of HCL beside the other losses.
+        contrast_beta: concentration on hard negatives of HCL there.
         weak: views for the labels and for the teacher's pseudo-labels.
         strong: views that must agree with the pseudo-labels.
     """
@@ -172,6 +178,8 @@ class FinetuneConfig(Frozen):
     steps: PositiveInt | None = None
     weight_decay: float = 1e-2
     teacher_decay: float = Field(default=0.995, ge=0, lt=1)
+    contrast_temperature: PositiveFloat = 0.2
+    contrast_beta: float = Field(default=1.0, ge=0)
     weak: ViewConfig
     strong: ViewConfig
 

@@ -118,9 +118,17 @@ class Encoder(nn.Module):
 
     def project(self, images: Tensor) -> Tensor:
         """Embed as unit vectors for the contrastive loss: [B, projection], float32."""
-        return F.normalize(self.projection_head(self(images)).float(), dim=1)
+        return self.project_features(self(images))
+
+    def project_features(self, features: Tensor) -> Tensor:
+        """Map features [B, D] to unit vectors for the contrastive loss: [B, projection], float32."""
+        return F.normalize(self.projection_head(features).float(), dim=1)
 
     def classify(self, images: Tensor) -> Tensor:
         """Compute logits [B, C], float32."""
-        logits: Tensor = self.classifier(self(images)).float()
+        return self.classify_features(self(images))
+
+    def classify_features(self, features: Tensor) -> Tensor:
+        """Map features [B, D] to logits [B, C], float32."""
+        logits: Tensor = self.classifier(features).float()
         return logits

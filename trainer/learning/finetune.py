@@ -1,19 +1,24 @@
 """Semi-supervised fine-tuning: learn from the labels paid for and from confident pseudo-labels.
 
-A phase mixes three losses over the whole pool:
+A phase mixes four losses over the whole pool:
 
 - labelled: cross entropy on weak views of the queried images;
 - soft: cross entropy of weak views against the beliefs of graph and network (distillation);
 - consistency: the prediction on a strong view must agree with a confident pseudo-label, which the teacher, a moving
   average of the student, makes on a weak view (FixMatch, K. Sohn et al., NeurIPS 2020; teacher: A. Tarvainen and
   H. Valpola, NeurIPS 2017). The teacher's prediction is multiplied by the beliefs, and then aligned to the
-  classes' shares in the pool (ReMixMatch, D. Berthelot et al., ICLR 2020).
+  classes' shares in the pool (ReMixMatch, D. Berthelot et al., ICLR 2020). Pairs of strong views can be mixed, and are
+  then to be of both pseudo-labels (E. Arazo et al., "Pseudo-labeling and confirmation bias in deep semi-supervised
+  learning", IJCNN 2020: mixup keeps the student from learning wrong pseudo-labels by heart);
+- contrast: HCL of the student's strong view and the teacher's weak one. How much an image is a negative of another
+  depends on how sure the beliefs are that their classes differ.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +30,13 @@ from trainer.images.pixels import as_planes
 from trainer.learning.device import mixed_precision
 from trainer.learning.encoder import Encoder
 from trainer.learning.epochs import Schedule, TrainingState, train_epochs
-from trainer.learning.losses import PROBABILITY_FLOOR, pseudo_label_loss, soft_cross_entropy
+from trainer.learning.losses import (
+    PROBABILITY_FLOOR,
+    hard_negative_loss,
+    mixed_pseudo_label_loss,
+    pseudo_label_loss,
+    soft_cross_entropy,
+)
 from trainer.learning.parallel import Replicas, Share, parts_on, side_by_side
 from trainer.records.progress import MetricWriter
 
@@ -140,7 +151,7 @@ class FineTuner:
 
         train_epochs(
             self._replicas,
-            self._parameter_groups(),
+            self._parameter_groups(with_head=phase.contrast > 0),
             Schedule(
                 name=name,
                 title=title,
@@ -160,9 +171,9 @@ class FineTuner:
             on_epoch=lambda reached: on_epoch(reached | {"class_average": class_average}),
         )
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Return what AdamW trains: all but the projection head; biases and normalisation scales are not decayed."""
-        head = {id(parameter) for parameter in self.student.projection_head.parameters()}
+    def _parameter_groups(self, *, with_head: bool) -> list[dict[str, Any]]:
+        """Return what AdamW trains; biases and normalisation scales are not decayed."""
+        head = set() if with_head else {id(parameter) for parameter in self.student.projection_head.parameters()}
         parameters = [parameter for parameter in self.student.parameters() if id(parameter) not in head]
         return [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self._config.weight_decay},
@@ -185,40 +196,81 @@ class FineTuner:
         drawn = torch.randint(
             len(ids), (max(1, round(config.labelled_batch * share.weight)),), generator=generator, device=device
         )
-        views = [random_view(self._images[ids[drawn]], config.weak, generator)]
-        weak = views[0][:0]
-        if phase.soft > 0 or phase.consistency > 0:
+        views = {"labelled": random_view(self._images[ids[drawn]], config.weak, generator)}
+        has_strong = phase.consistency > 0 or phase.contrast > 0
+        if phase.soft > 0 or has_strong:
             weak = random_view(self._images[batch], config.weak, generator)
         if phase.soft > 0:
-            views.append(weak)
-        if phase.consistency > 0:
-            views.append(random_view(self._images[batch], config.strong, generator))
+            views["weak"] = weak
+        if has_strong:
+            views["strong"] = random_view(self._images[batch], config.strong, generator)
+        if phase.consistency > 0 and phase.mixup > 0:
+            partner, part = _draw_mix(len(batch), phase.mixup, generator)
+            rest = 1 - part.view(-1, 1, 1, 1)
+            views["mixed"] = views["strong"].lerp(views["strong"][partner], rest)
+            if phase.contrast == 0:
+                del views["strong"]
+        sizes = [len(view) for view in views.values()]
         with mixed_precision(device):
-            logits = list(share.network.classify(torch.cat(views)).split([len(view) for view in views]))
-        loss = F.cross_entropy(logits.pop(0), labels[drawn])
+            features = share.network(torch.cat(list(views.values())))
+            logits = dict(zip(views, share.network.classify_features(features).split(sizes), strict=True))
+        loss = F.cross_entropy(logits["labelled"], labels[drawn])
         confident, classes = torch.zeros((), device=device), class_average
         if phase.soft > 0:
-            loss = loss + phase.soft * soft_cross_entropy(logits.pop(0), beliefs[batch])
+            loss = loss + phase.soft * soft_cross_entropy(logits["weak"], beliefs[batch])
+        if has_strong:
+            with torch.no_grad(), mixed_precision(device):
+                taught = self.teacher(weak)
         if phase.consistency > 0:
-            guess, classes = self._guess(weak, beliefs[batch], phase, class_average, class_prior)
+            guess, classes = self._guess(taught, beliefs[batch], phase, class_average, class_prior)
             confident = (guess.max(1).values >= phase.threshold).float().mean()
-            loss = loss + phase.consistency * pseudo_label_loss(logits.pop(0), guess, threshold=phase.threshold)
+            if phase.mixup > 0:
+                consistency = mixed_pseudo_label_loss(logits["mixed"], guess, partner, part, threshold=phase.threshold)
+            else:
+                consistency = pseudo_label_loss(logits["strong"], guess, threshold=phase.threshold)
+            loss = loss + phase.consistency * consistency
+        if phase.contrast > 0:
+            with mixed_precision(device):
+                strong = share.network.project_features(dict(zip(views, features.split(sizes), strict=True))["strong"])
+                with torch.no_grad():
+                    kept = self.teacher.project_features(taught)
+            loss = loss + phase.contrast * hard_negative_loss(
+                strong,
+                kept,
+                temperature=config.contrast_temperature,
+                beta=config.contrast_beta,
+                tau_plus=0.0,
+                different=1 - beliefs[batch] @ beliefs[batch].T,
+            )
         return torch.cat([torch.stack([loss, confident]), classes])
 
     @torch.no_grad()
     def _guess(
-        self, weak: Tensor, beliefs: Tensor, phase: PhaseConfig, class_average: Tensor, class_prior: Tensor | None
+        self, taught: Tensor, beliefs: Tensor, phase: PhaseConfig, class_average: Tensor, class_prior: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Multiply the teacher's predictions by the beliefs, then align them to the classes' shares.
+        """Multiply the teacher's predictions, of its features, by the beliefs, then align them to the classes' shares.
 
         Returns:
             The aligned predictions [B, C], and the mean [C] of the predictions before they were aligned.
         """
         with mixed_precision(self._images.device):
-            logits = self.teacher.classify(weak)
+            logits = self.teacher.classify_features(taught)
         joint = (logits.log_softmax(1) + phase.trust_beliefs * beliefs.clamp_min(PROBABILITY_FLOOR).log()).softmax(1)
         aligned = joint / class_average if class_prior is None else joint * (class_prior / class_average)
         return aligned / aligned.sum(1, keepdim=True), joint.mean(0)
+
+
+def _draw_mix(images: int, concentration: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a partner for each image, int64 [B], and the larger share of a Beta(a, a) for the image itself, [B].
+
+    The larger share: the mix then resembles the image more than its partner (MixMatch, D. Berthelot et al., NeurIPS
+    2019).
+    """
+    partner = torch.randperm(images, generator=generator, device=generator.device)
+    # torch's own draws from a Beta distribution take no generator.
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    share = torch.from_numpy(np.random.default_rng(seed).beta(concentration, concentration, images)).float()
+    return partner, torch.maximum(share, 1 - share).to(generator.device)
 
 
 def _weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

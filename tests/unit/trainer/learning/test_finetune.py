@@ -225,6 +225,32 @@ def test_the_projection_head_is_not_trained(data: tuple[Tensor, Tensor]) -> None
     assert not same_weights(encoder.state_dict(), before, "classifier.")
 
 
+def test_hcl_beside_the_other_losses_trains_the_projection_head(data: tuple[Tensor, Tensor]) -> None:
+    """A phase with the contrastive loss trains the head, and brings an image's views closer than those of others."""
+    encoder = new_encoder(TINY_ENCODER, 3, 0, CPU)
+    before = copied(encoder)
+    phase = PhaseConfig(epochs=2, contrast=1.0)
+    metrics = RecordedMetrics()
+    tuner = tuner_of(encoder, data[0], metrics)
+    tuner.train_phase(phase, torch.arange(3), data[1][:3], uniform(data[0]), name="contrast")
+    assert not same_weights(encoder.state_dict(), before, "projection_head.")
+    assert metrics.rows[1]["loss"] < metrics.rows[0]["loss"]
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.5])
+def test_a_network_learns_from_mixed_images(data: tuple[Tensor, Tensor], contrast: float) -> None:
+    """Mixed strong views teach the beliefs' classes to unmixed images, also beside HCL."""
+    images, labels = data
+    seen, known = images[:40], labels[:40]
+    given = torch.arange(4)
+    tuner = tuner_of(new_encoder(TINY_ENCODER, 3, 0, CPU), seen)
+    phase = PhaseConfig(
+        epochs=20, consistency=1.0, trust_beliefs=1.0, threshold=0.0, mixup=0.75, contrast=contrast, learning_rate=0.02
+    )
+    tuner.train_phase(phase, given, labels[given], F.one_hot(known, 3).float(), name="mixed")
+    assert accuracy(tuner.student, seen, known) > 0.9
+
+
 def test_predictions_are_probabilities_and_blind_to_mirroring(data: tuple[Tensor, Tensor]) -> None:
     """Rows sum to one; an image and its mirror image are predicted alike; the network ends in evaluation mode."""
     network = new_encoder(TINY_ENCODER, 3, 0, CPU).train()

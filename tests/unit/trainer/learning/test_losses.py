@@ -13,7 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trainer.learning.losses import hard_negative_loss, pseudo_label_loss, soft_cross_entropy
+from trainer.learning.losses import (
+    hard_negative_loss,
+    mixed_pseudo_label_loss,
+    pseudo_label_loss,
+    soft_cross_entropy,
+)
 
 GRID = list(itertools.product((0.1, 0.5, 1.0), (0.0, 0.5, 1.0, 2.5), (0.0, 0.1, 0.4)))
 
@@ -25,8 +30,13 @@ def unit_views(images: int = 5, dimensions: int = 4, seed: int = 0, dtype: torch
     return list(F.normalize(rows, dim=2).to(dtype))
 
 
-def published(first: Tensor, second: Tensor, t: float, beta: float, tau_plus: float) -> tuple[float, int]:
-    """Transcribe HCL number by number; return the loss and the number of anchors at the floor."""
+def published(
+    first: Tensor, second: Tensor, t: float, beta: float, tau_plus: float, different: Tensor | None = None
+) -> tuple[float, int]:
+    """Transcribe HCL number by number; return the loss and the number of anchors at the floor.
+
+    Where it is known how probably images differ in class, that multiplies a negative's importance.
+    """
     a, b = first.double().tolist(), second.double().tolist()
     views, images = a + b, len(a)
     losses, floored = [], 0
@@ -36,7 +46,8 @@ def published(first: Tensor, second: Tensor, t: float, beta: float, tau_plus: fl
         similarity = [sum(x * y for x, y in zip(views[anchor], view, strict=True)) for view in views]
         pos = math.exp(similarity[partner] / t)
         neg = [math.exp(similarity[other] / t) for other in others]
-        imp = [math.exp(beta * similarity[other] / t) for other in others]
+        differ = [1.0 if different is None else float(different[anchor % images, other % images]) for other in others]
+        imp = [math.exp(beta * similarity[other] / t) * d for other, d in zip(others, differ, strict=True)]
         N = len(others)
         reweighted = N * sum(i * n for i, n in zip(imp, neg, strict=True)) / sum(imp)
         debiased, floor = (reweighted - tau_plus * N * pos) / (1 - tau_plus), N * math.exp(-1 / t)
@@ -98,6 +109,69 @@ def test_hcl_gradient_agrees_with_finite_differences(t: float, beta: float, tau_
         return hard_negative_loss(*unit, temperature=t, beta=beta, tau_plus=tau_plus)
 
     assert torch.autograd.gradcheck(loss, [row.clone().requires_grad_() for row in near])
+
+
+def differing(images: int, classes: int = 3, seed: int = 4) -> Tensor:
+    """Make believed probabilities that two images are of different classes, float64 [B, B]."""
+    logits = 3 * torch.randn(images, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    beliefs = logits.softmax(1)
+    return 1 - beliefs @ beliefs.T
+
+
+@pytest.mark.parametrize(("t", "beta"), list(itertools.product((0.1, 0.5, 1.0), (0.0, 0.5, 1.0, 2.5))))
+def test_hcl_weighted_by_beliefs_equals_its_equations_written_as_loops(t: float, beta: float) -> None:
+    """Each negative's importance is multiplied by the probability that the two images differ in class."""
+    first, second = unit_views()
+    different = differing(5)
+    loss = hard_negative_loss(first, second, temperature=t, beta=beta, tau_plus=0.0, different=different)
+    assert loss.item() == pytest.approx(published(first, second, t, beta, 0.0, different)[0], rel=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_hcl_is_unchanged_when_nothing_is_believed(classes: int, beta: float) -> None:
+    """Uniform beliefs say the same of all pairs: value and gradient are those of HCL without debiasing."""
+    views = [view.requires_grad_() for view in unit_views(images=6)]
+    beliefs = torch.full((6, classes), 1 / classes, dtype=torch.float64)
+    weighted = hard_negative_loss(*views, beta=beta, tau_plus=0.0, different=1 - beliefs @ beliefs.T)
+    plain = hard_negative_loss(*views, beta=beta, tau_plus=0.0)
+    torch.testing.assert_close(weighted, plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(weighted, views), torch.autograd.grad(plain, views))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_an_image_surely_of_the_same_class_is_no_negative(beta: float) -> None:
+    """Two classes, surely known: an anchor's negatives are the other class alone, wherever its own class lies.
+
+    All of the other class have similarity 0 to it, so the loss is log(1 + N exp(-1 / t)) in closed form.
+    """
+    classes = torch.tensor([0, 0, 1, 1, 1])
+    beliefs = F.one_hot(classes, 2).double()
+    views = F.one_hot(classes, 3).double()
+    loss = hard_negative_loss(views, views, temperature=0.5, beta=beta, tau_plus=0.0, different=1 - beliefs @ beliefs.T)
+    assert loss.item() == pytest.approx(math.log1p(8 * math.exp(-2)), rel=1e-4)
+
+
+@pytest.mark.parametrize(("t", "beta"), [(0.5, 1.0), (0.2, 2.0), (1.0, 0.0)])
+def test_the_gradient_of_hcl_weighted_by_beliefs_agrees_with_finite_differences(t: float, beta: float) -> None:
+    """The analytic gradient is the derivative, in float64; the beliefs get none."""
+    rows = [torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (8, 9)]
+    different = differing(4).requires_grad_()
+
+    def loss(first: Tensor, second: Tensor) -> Tensor:
+        unit = (F.normalize(first, dim=1), F.normalize(second, dim=1))
+        return hard_negative_loss(*unit, temperature=t, beta=beta, tau_plus=0.0, different=different)
+
+    assert torch.autograd.gradcheck(loss, [row.clone().requires_grad_() for row in rows])
+    loss(rows[0].requires_grad_(), rows[1]).backward()
+    assert different.grad is None
+
+
+def test_one_class_alone_leaves_hcl_as_it_is() -> None:
+    """Where all images are surely of one class nothing tells negatives apart: the loss is finite, and plain HCL's."""
+    first, second = unit_views()
+    loss = hard_negative_loss(first, second, tau_plus=0.0, different=torch.zeros(5, 5, dtype=torch.float64))
+    torch.testing.assert_close(loss, hard_negative_loss(first, second, tau_plus=0.0), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -229,6 +303,25 @@ def test_guesses_teach_the_student_only() -> None:
     assert teacher.grad is None
     assert logits.grad is not None
     torch.testing.assert_close(logits.grad, torch.tensor([[-1 / 3, 1 / 6, 1 / 6], [0.0, 0.0, 0.0]]))
+
+
+def test_a_mixed_pair_is_to_be_of_either_class_by_its_share() -> None:
+    """Each confident pseudo-label costs its cross entropy times its image's share; an unsure one costs nothing."""
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.3, 0.2, 0.1], [1.0, 1.0, 0.0]])
+    teacher = torch.tensor([[0.95, 0.03, 0.02], [0.02, 0.03, 0.95], [0.5, 0.3, 0.2]])
+    partner, share = torch.tensor([1, 2, 0]), torch.tensor([0.7, 0.6, 0.9])
+    costs = -logits.log_softmax(1)
+    expected = (0.7 * costs[0, 0] + 0.3 * costs[0, 2] + 0.6 * costs[1, 2] + 0.1 * costs[2, 0]) / 3
+    loss = mixed_pseudo_label_loss(logits, teacher, partner, share, threshold=0.9)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_mix_of_one_image_alone_is_the_plain_loss() -> None:
+    """With a share of one nothing is mixed, whoever the partner is."""
+    generator = torch.Generator().manual_seed(3)
+    logits, teacher = torch.randn(6, 4, generator=generator), (4 * torch.randn(6, 4, generator=generator)).softmax(1)
+    mixed = mixed_pseudo_label_loss(logits, teacher, torch.arange(6).flip(0), torch.ones(6), threshold=0.6)
+    torch.testing.assert_close(mixed, pseudo_label_loss(logits, teacher, threshold=0.6))
 
 
 def test_soft_cross_entropy_has_its_closed_form() -> None:
