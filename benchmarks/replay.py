@@ -1,17 +1,16 @@
 """Replay finished runs' queries to compare ways of learning: `python -m benchmarks.replay --data DIR …`.
 
 What to ask is taken from a finished run, so a variant costs only its fine-tuning, and all variants learn from the same
-labels. They start from the same pretrained weights and are trained in turns, one pair of each seed after another.
-`--images` makes the pool smaller (the asked images and random others): a comparison then takes minutes a variant.
+labels. They start from the same pretrained weights and are trained in turns, paired by seed. Where time is short,
+`--images` makes the pool smaller (the asked images and random others) and `--widths` the network.
 
     python -m label_service prepare --data data101 --redraw 101
-    python -m trainer pretrain --data data101/images --out pretrained
-    python -m benchmarks.replay --data data101 --weights pretrained/encoder.pt --out replayed \\
+    python -m benchmarks.replay --data data101 --out replayed \\
         --queries records/2026-11-25_learning-curve/runs/uncertain-clusters-seed4[1-3]/evidence.json
 
 Queries are a run's `queries.jsonl` on the same split, or the evidence of a run on the official pool: the images that
 the split holds out are left out, and later queries take their places. Labels are the re-drawn split's own; the official
-data are refused. Results are kept in --out, and the same command goes on.
+data are refused. Weights and results are kept in --out, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from torch import Tensor
 from label_service.data import idx
 from label_service.data.dataset import CARD, TEST_LABELS, TRAIN_LABELS, read_card, stored_path
 from trainer.config import GraphConfig, PhaseConfig, Profile
-from trainer.images.data import load_images
+from trainer.images.data import ImageSet, load_images
 from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.device import generator_for, keep_freed_memory, use_all_cores
 from trainer.learning.encoder import Encoder
 from trainer.learning.finetune import FineTuner
-from trainer.learning.pretrain import load_encoder, new_encoder
+from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
 from trainer.profiles import profile_named
 from trainer.records.progress import MetricWriter
 
@@ -158,6 +157,16 @@ def replay(
                 yield _measure(model, split, ids, len(settings.phases), seconds)
 
 
+def _pretrained(profile: Profile, images: ImageSet, out: Path) -> Path:
+    """Pretrain, unless it was done before; return the file of weights."""
+    identity = profile.pretraining_identity(0, images.fingerprint)
+    folder = out / f"pretrained-{identity[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = new_encoder(profile.encoder, CLASSES, 0, DEVICE)
+    with MetricWriter(folder) as metrics:
+        return pretrain(images.pool, encoder, profile.pretrain, seed=0, identity=identity, out=folder, metrics=metrics)
+
+
 _spaces: dict[tuple[GraphConfig, int], FeatureSpace] = {}
 
 
@@ -232,7 +241,7 @@ def main() -> int:
     """Train what is not trained yet, and print the table."""
     parser = argparse.ArgumentParser(prog="benchmarks.replay", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder made by `prepare --redraw`")
-    parser.add_argument("--weights", type=Path, required=True, help="pretrained weights, encoder.pt")
+    parser.add_argument("--weights", type=Path, help="a run's encoder.pt; default: pretrained here, under seed 0")
     parser.add_argument("--queries", type=Path, nargs="+", required=True, help="one file a seed")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["as it is", "no mixup"])
@@ -240,6 +249,8 @@ def main() -> int:
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 150, 200], help="of labels, to measure at")
     parser.add_argument("--rounds", type=int, nargs="+", help="of labels; default: the profile's up to the last count")
     parser.add_argument("--images", type=int, help="of the pool; default: all")
+    parser.add_argument("--widths", type=int, nargs=3, help="of the encoder; default: the profile's")
+    parser.add_argument("--pretraining", type=int, metavar="EPOCHS", help="default: the profile's")
     parser.add_argument("--batch", type=int, help="unlabelled images a step; default: the profile's")
     parser.add_argument("--held-out", type=int, help="held-out images to predict; default: all")
     given = parser.parse_args()
@@ -263,7 +274,14 @@ def main() -> int:
         labelled = max(1, profile.finetune.labelled_batch * given.batch // profile.finetune.batch)
         changes = {"batch": given.batch, "labelled_batch": labelled}
         profile = profile.model_copy(update={"finetune": profile.finetune.model_copy(update=changes)})
-    weights_sha256 = hashlib.sha256(given.weights.read_bytes()).hexdigest()
+    if given.widths is not None:
+        encoder = profile.encoder.model_copy(update={"widths": tuple(given.widths)})
+        profile = profile.model_copy(update={"encoder": encoder})
+    if given.pretraining is not None:
+        changes = {"epochs": given.pretraining}
+        profile = profile.model_copy(update={"pretrain": profile.pretrain.model_copy(update=changes)})
+    weights = given.weights or _pretrained(profile, images, given.out)
+    weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     results: dict[tuple[str, str], list[Measured]] = {}
     for seed, path in enumerate(given.queries):
         asked = read_queries(path, len(whole.pool), card.redraw_seed)[: counts[-1]]
@@ -278,7 +296,7 @@ def main() -> int:
             if not kept.exists():
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 measured = []
-                for row in replay(changed, split, asked, given.weights, seed, counts, kept.parent):
+                for row in replay(changed, split, asked, weights, seed, counts, kept.parent):
                     measured.append(row)
                     print(f"{path.parent.name}, {name}: {row}", file=sys.stderr, flush=True)
                 kept.write_text(json.dumps([asdict(row) for row in measured]), encoding="utf-8")
