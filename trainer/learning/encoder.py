@@ -102,7 +102,7 @@ class Encoder(nn.Module):
             oriented = OrientedBackbone(config.widths, config.blocks, channels=channels, gradients=gradients)
             self.backbone, self.width = oriented, oriented.width
         hidden = max(self.width, config.projection)
-        # SimCLR's head (T. Chen et al., ICML 2020); only pretraining uses it.
+        # SimCLR's head (T. Chen et al., ICML 2020), for HCL alone.
         self.projection_head = nn.Sequential(
             nn.Linear(self.width, hidden, bias=False),
             nn.BatchNorm1d(hidden),
