@@ -57,7 +57,7 @@ check: lint types test ## What CI runs: lint, types, tests
 lock: $(STAMP) ## Write requirements/ anew, after a change of pyproject.toml or constraints.txt
 	@UV='$(BIN)/uv' scripts/lock.sh
 
-lint: $(STAMP) ## Python, Dockerfiles, compose file, shell scripts
+lint: $(STAMP) ## Python, Dockerfiles, compose file, Kubernetes example, shell scripts
 	@echo "lint: ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
@@ -65,6 +65,8 @@ lint: $(STAMP) ## Python, Dockerfiles, compose file, shell scripts
 	@$(BIN)/hadolint Dockerfile.service Dockerfile.trainer
 	@echo "lint: compose schema"
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@echo "lint: Kubernetes schema"
+	@$(BIN)/kubernetes-validate --strict --quiet examples/kubernetes/labelmeter.yaml
 	@echo "lint: shellcheck"
 	@$(BIN)/shellcheck .ci/run scripts/*.sh
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -163,6 +164,10 @@ def main() -> None:
             began_s = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began_s)
+    first, second = F.normalize(torch.randn(2, 64, 32, generator=generator), dim=2)
+    ours = hard_negative_loss(first, second, temperature=config.temperature, beta=config.beta, tau_plus=config.tau_plus)
+    # Both ways must do the same work, or the comparison means nothing.
+    torch.testing.assert_close(ours, printed_loss(first, second, config))
     median = {name: statistics.median(values) for name, values in seconds.items()}
     print(
         f"\n{cores} cores, device {device}, ours in {arithmetic_on(device)}; batches of {config.batch}, "
