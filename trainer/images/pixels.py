@@ -13,7 +13,7 @@ from torch import Tensor
 SMALLEST_PX = 16
 # No side is reduced below this: a long, narrow image stays narrow.
 _NARROWEST_PX = 8
-_CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**26
 
 
 def channels_of(images: Tensor) -> int:
@@ -75,6 +75,6 @@ def to_working_size(images: Tensor, longest_px: int) -> Tensor:
 
 
 def _chunks(images: Tensor) -> Iterator[tuple[int, Tensor]]:
-    rows = max(1, _CHUNK_BYTES // (4 * images[0].numel()))
+    rows = max(1, CHUNK_BYTES // (4 * images[0].numel()))
     for start in range(0, len(images), rows):
         yield start, images[start : start + rows]

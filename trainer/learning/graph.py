@@ -19,7 +19,7 @@ from trainer.learning.parallel import side_by_side
 # Principal axes on which candidate neighbours are searched.
 _LEADING_AXES = 128
 # Similarities held at once by a search, in numbers: a larger pool is searched for fewer queries at a time.
-_SEARCH_NUMBERS = 2**26
+SEARCH_NUMBERS = 2**26
 # A larger pool is searched in cells: the time of a whole search grows with the square of the pool.
 _SEARCHED_WHOLE = 150_000
 # Smallest weight of an edge: an image whose neighbours are all copies of one another would have no edge else.
@@ -61,7 +61,7 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
     """
     if len(keys) > _SEARCHED_WHOLE:
         return nearest_in_cells(queries, keys, k)
-    chunk = max(1, min(chunk, _SEARCH_NUMBERS // len(keys)))
+    chunk = max(1, min(chunk, SEARCH_NUMBERS // len(keys)))
     is_direct = keys.shape[1] <= _LEADING_AXES
     axes = None if is_direct else torch.linalg.eigh(keys.T @ keys).eigenvectors[:, -_LEADING_AXES:]
     leading = keys if axes is None else keys @ axes

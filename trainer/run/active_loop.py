@@ -79,6 +79,7 @@ class ActiveLoop:
         metrics: MetricWriter,
         target: float | None = None,
         balanced: bool = True,
+        calibrated: bool = True,
         own_features: Tensor | None = None,
         show_overall: Callable[[str], None] = lambda _: None,
         on_round: Callable[[], None] = lambda: None,
@@ -88,8 +89,9 @@ class ActiveLoop:
         The pool is uint8 [N, H, W] or [N, H, W, 3], on the device to train on; the encoder is pretrained, and
         fine-tuned in place. The identity is that of data, seed, configuration and run. Where the run's own estimate
         reaches the target, an accuracy, the run stops asking. If the classes are not balanced, their shares are
-        estimated from the labels. The user's own features of the pool are float32 [N, E]. `show_overall` shows a line
-        about the whole run; `on_round` is called after each round of queries.
+        estimated from the labels. `calibrated` tells whether the estimate of the accuracy means something on this data.
+        The user's own features of the pool are float32 [N, E]. `show_overall` shows a line about the whole run;
+        `on_round` is called after each round of queries.
 
         Raises:
             ResumeError: the folder's checkpoint is damaged or another run's.
@@ -99,7 +101,7 @@ class ActiveLoop:
         self._out = out
         self._rounds = {record.round: record for record in read_rounds(out)}
         self._target = target
-        self._balanced = balanced
+        self._balanced, self._calibrated = balanced, calibrated
         self._overall = Overall(len(profile.rounds), profile.budget, show_overall)
         self._on_round = on_round
         self._classes = len(oracle.class_names)
@@ -263,11 +265,13 @@ class ActiveLoop:
         self._metrics.write("graph", number, number, {"neighbour_purity": purity})
         self._metrics.write_point("accuracy", record.labels, {"own_estimate": estimate.accuracy})
         log.info(
-            "round %d of %d: own estimate of the accuracy %.2f%% (standard error %.2f)",
+            "round %d of %d: own estimate of the accuracy %.2f%%%s",
             number + 1,
             len(self._profile.rounds),
             100 * estimate.accuracy,
-            100 * estimate.standard_error,
+            f" (standard error {100 * estimate.standard_error:.2f})"
+            if self._calibrated
+            else ", not calibrated for this data and profile: it can be far too low",
         )
         return estimate
 

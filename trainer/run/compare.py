@@ -12,7 +12,7 @@ from trainer.records.files import replace_file
 from trainer.records.progress import read_stages
 from trainer.records.run_records import RoundRecord, RunResult, read_queries, read_result, read_rounds
 from trainer.run import session
-from trainer.run.report import evaluated_accuracies, own_estimates, page_environment
+from trainer.run.report import evaluated_accuracies, is_calibrated, own_estimates, page_environment
 from trainer.run.report_charts import SERIES_COLOURS, draw_accuracies
 
 # More lines than these colours would not be told apart.
@@ -31,6 +31,7 @@ class _Compared:
     rounds: tuple[RoundRecord, ...]
     asked: frozenset[int]
     total_s: float
+    calibrated: bool
 
     @property
     def strategy(self) -> str:
@@ -58,7 +59,7 @@ def write_comparison(folders: Sequence[Path], page: Path) -> Path:
             raise DataError(f"{run.folder} and {runs[0].folder} are runs over other images; compare runs over the same")
     series = []
     for run, colour in zip(runs, SERIES_COLOURS, strict=False):
-        series.append(own_estimates(run.rounds, f"{run.letter}: own estimate", colour))
+        series.append(own_estimates(run.rounds, f"{run.letter}: own estimate", colour, calibrated=run.calibrated))
         series.append(evaluated_accuracies(run.result, f"{run.letter}: test accuracy", colour))
     drawn = [one for one in series if one.points]
     svg = draw_accuracies(drawn, "Accuracy by number of labels")
@@ -91,4 +92,5 @@ def _read(letter: str, folder: Path) -> _Compared:
         tuple(read_rounds(folder)),
         frozenset(query.id for query in read_queries(folder)),
         sum(stages.values()),
+        is_calibrated(folder),
     )

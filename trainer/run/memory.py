@@ -1,7 +1,8 @@
 """How much memory a run will need, and how much there is: said before any work, and refused if it does not fit.
 
-The need is the sum of what is held at the same time at the worst moment, with one constant for the libraries and one
-factor for the copies of PyTorch's operators.
+The need is a sum over the stages, although they follow each other: what one has freed stays with the process
+(`keep_freed_memory`), and the next finds it in other pieces than it needs. The factors are fitted to measured peaks
+(docs/own-data.md, "How much memory a run takes").
 """
 
 import logging
@@ -12,17 +13,24 @@ import torch
 
 from trainer.config import Profile
 from trainer.errors import ConfigError
-from trainer.images.pixels import working_shape
+from trainer.images.pixels import CHUNK_BYTES, working_shape
+from trainer.learning.graph import SEARCH_NUMBERS
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _GIB = 2**30
 # PyTorch, the other libraries and the interpreter, measured; a GPU holds its kernels instead.
-_LIBRARIES = 0.6 * _GIB
+_LIBRARIES = 0.45 * _GIB
 # The similarities that a search holds, for two parts side by side, and what sorting them takes.
-_SEARCH = 4 * 2**26 * 4
+_SEARCH_COPIES, _SEARCHED = 5, 1024
 # Numbers of a training step, by pixel of a batch and channel of the first stage: maps forward and backward.
 _TRAINING_MAPS = 12
+# Copies of a chunk of images, as floats, while their size is changed.
+_RESIZED_COPIES = 3
+# The descriptor's images at once, and bytes for each pixel of them: eight copies of six maps.
+_DESCRIBED, _DESCRIBED_BYTES = 2048, 200
+# Images in evaluation at once, in two parts; bytes for each pixel, and for each channel of the first stage beside that.
+_EVALUATED, _EVALUATED_BYTES, _CHANNEL_BYTES = 2000, 160, 8
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +63,11 @@ def needed_bytes(sizes: Sizes, profile: Profile) -> int:
     N = min(sizes.pool, profile.pool_limit or sizes.pool)
     rows = N + sizes.test
     h, w = working_shape(sizes.height, sizes.width, profile.working_px)
+    is_resized = (h, w) != (sizes.height, sizes.width)
     # The images as read, counted as if a gzipped file were unpacked, and at the size that is worked with.
-    images = rows * sizes.channels * (sizes.height * sizes.width + h * w)
+    images = sizes.channels * ((sizes.pool + sizes.test) * sizes.height * sizes.width + is_resized * rows * h * w)
+    whole = 4 * rows * sizes.channels * max(sizes.height * sizes.width, h * w)
+    resizing = is_resized * _RESIZED_COPIES * min(CHUNK_BYTES, whole)
     embedding = 512 if profile.encoder.backbone == "resnet18" else profile.encoder.widths[-1]
     ours = 0 if profile.graph.own_features == "alone" else profile.graph.descriptor_dimensions + embedding
     dimensions = ours + sizes.own_features + (embedding if any(r.phases for r in profile.rounds) else 0)
@@ -70,9 +81,15 @@ def needed_bytes(sizes: Sizes, profile: Profile) -> int:
     widest = profile.encoder.widths[0] if profile.encoder.backbone == "oriented" else 64
     quarter = 4 if profile.encoder.backbone == "oriented" else 1
     batch = 3 * max(profile.pretrain.batch, profile.finetune.batch)
-    training = batch * h * w // quarter * widest * 4 * _TRAINING_MAPS
-    search = min(_SEARCH, 4 * N * min(1024, N) * 4)
-    return int(_LIBRARIES + images + max(training, features + graph + max(beliefs, covering, search)))
+    trains = profile.pretrain.epochs > 0 or any(r.phases for r in profile.rounds)
+    training = trains * batch * h * w // quarter * widest * 4 * _TRAINING_MAPS
+    described = 0 if profile.graph.own_features == "alone" else min(N, _DESCRIBED) * h * w * _DESCRIBED_BYTES
+    evaluated_bytes = _EVALUATED_BYTES + _CHANNEL_BYTES * widest * (4 // quarter)
+    # Training and evaluation run in the same threads and find each other's memory.
+    networks = max(training, min(max(N, sizes.test), _EVALUATED) * h * w * evaluated_bytes)
+    search = _SEARCH_COPIES * min(N * min(_SEARCHED, N), SEARCH_NUMBERS) * 4
+    parts = (images, resizing, described, networks, features, graph, max(beliefs, covering), search)
+    return int(_LIBRARIES + sum(parts))
 
 
 def available_bytes(device: torch.device) -> int | None:

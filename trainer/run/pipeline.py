@@ -90,12 +90,19 @@ class Pipeline:
         ticket = session.read_ticket(self.out)
         dataset = client.dataset() if ticket is None else ticket.dataset
         session.check_dataset(dataset, self.images)
-        if self._foresee(dataset.num_classes) and self.profile.budget < dataset.num_classes:
+        if not self._foresee(dataset.num_classes):
+            return dataset
+        if self.profile.budget < dataset.num_classes:
             log.warning(
                 "%d labels cannot show all %d classes; a class that is never seen is never predicted: give a larger "
                 "--budget",
                 self.profile.budget,
                 dataset.num_classes,
+            )
+        if self.config.target is not None and not self.config.estimate_is_calibrated_for(dataset):
+            log.warning(
+                "--target stops by the run's own estimate of its accuracy, which is not calibrated for this data and "
+                "profile: the run may stop far too late"
             )
         return dataset
 
@@ -177,6 +184,7 @@ class Pipeline:
                 metrics=metrics,
                 target=self.config.target,
                 balanced=self.config.class_prior_for(ticket.dataset) == "balanced",
+                calibrated=self.config.estimate_is_calibrated_for(ticket.dataset),
                 own_features=None if self._own is None else self._own.pool[: len(pool)].to(self._device),
                 show_overall=show_overall,
                 on_round=lambda: self._renew_report(ticket),

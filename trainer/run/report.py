@@ -72,13 +72,14 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
     result, rounds = read_result(out_dir), _rounds_with_network(out_dir)
     stages = result.stage_seconds if result is not None else read_stages(out_dir)
     sheet = sprite_sheet(np.asarray(images[[query.id for query in queries]], dtype=np.uint8)) if queries else None
-    pool_map = read_pool_map(out_dir)
+    pool_map, calibrated = read_pool_map(out_dir), is_calibrated(out_dir)
     labels = [query.label for query in queries]
     page = (
         page_environment()
         .get_template(REPORT_FILE)
         .render(
             result=result,
+            calibrated=calibrated,
             queries=queries,
             classes=[] if result is None else describe_classes(result),
             rounds=[list(batch) for _, batch in groupby(queries, key=lambda query: query.round)],
@@ -89,7 +90,7 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
             confusion=confusion(queries, len(class_names)).tolist(),
             estimate=next((each for each in reversed(rounds) if each.estimated_accuracy is not None), None),
             z=_Z_95,
-            accuracy=_accuracy_chart(rounds, result, _published_curve(out_dir)),
+            accuracy=_accuracy_chart(rounds, result, _published_curve(out_dir), calibrated=calibrated),
             asking=_chart(asking_curve(queries), "Right before asking"),
             training=training_charts(read_metrics(out_dir)),
             map=None if pool_map is None else draw_map(pool_map, queries, len(class_names)),
@@ -120,19 +121,28 @@ def page_environment() -> Environment:
     return environment
 
 
-def own_estimates(rounds: Sequence[RoundRecord], name: str = "own estimate", colour: str = BLUE) -> Series:
-    """Return the run's own estimates by number of labels, with their 95% intervals."""
+def own_estimates(
+    rounds: Sequence[RoundRecord], name: str = "own estimate", colour: str = BLUE, *, calibrated: bool = True
+) -> Series:
+    """Return the run's own estimates by number of labels, with their 95% intervals; no interval without calibration."""
+    z = _Z_95 if calibrated else 0.0
     points = [
         CurvePoint(
             each.labels,
             each.estimated_accuracy,
-            max(0.0, each.estimated_accuracy - _Z_95 * each.estimate_error),
-            min(1.0, each.estimated_accuracy + _Z_95 * each.estimate_error),
+            max(0.0, each.estimated_accuracy - z * each.estimate_error),
+            min(1.0, each.estimated_accuracy + z * each.estimate_error),
         )
         for each in rounds
         if each.estimated_accuracy is not None and each.estimate_error is not None
     ]
-    return Series(name, tuple(points), colour)
+    return Series(name if calibrated else f"{name}, not calibrated", tuple(points), colour)
+
+
+def is_calibrated(out_dir: Path) -> bool:
+    """Tell whether a run's own estimate means something on its data; True for records that do not say what they are."""
+    plan, ticket = _plan(out_dir), session.read_ticket(out_dir)
+    return plan is None or ticket is None or plan.estimate_is_calibrated_for(ticket.dataset)
 
 
 def evaluated_accuracies(result: RunResult | None, name: str = "test accuracy", colour: str = GREEN) -> Series:
@@ -143,9 +153,9 @@ def evaluated_accuracies(result: RunResult | None, name: str = "test accuracy", 
 
 
 def _accuracy_chart(
-    rounds: Sequence[RoundRecord], result: RunResult | None, published: Series | None
+    rounds: Sequence[RoundRecord], result: RunResult | None, published: Series | None, *, calibrated: bool
 ) -> dict[str, Any] | None:
-    series = [own_estimates(rounds), evaluated_accuracies(result)]
+    series = [own_estimates(rounds, calibrated=calibrated), evaluated_accuracies(result)]
     if not any(one.points for one in series):
         return None
     return _chart([*([] if published is None else [published]), *series], "Accuracy by number of labels")

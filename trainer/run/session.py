@@ -27,6 +27,8 @@ CONFIG_FILE = "config.json"
 # Names the version of a plug-in that failed: only such a one may be replaced in the middle of a run.
 _FAILED_FILE = "strategy-failed.json"
 _RUN_FILE = "run.json"
+# The data, by the beginning of its name, and the profiles that the own estimate of the accuracy was measured on.
+_CALIBRATED_DATA, _CALIBRATED_PROFILES = "Fashion-MNIST", ("cpu", "curve")
 
 
 class RunConfig(Record):
@@ -55,6 +57,10 @@ class RunConfig(Record):
     def class_prior_for(self, dataset: DatasetInfo) -> Literal["balanced", "estimated"]:
         """Return how the classes' shares are known: as asked for, else as the data set declares."""
         return self.class_prior or ("balanced" if dataset.declares_balance else "estimated")
+
+    def estimate_is_calibrated_for(self, dataset: DatasetInfo) -> bool:
+        """Tell whether the run's own estimate of its accuracy means something on this data."""
+        return dataset.name.startswith(_CALIBRATED_DATA) and self.profile.name in _CALIBRATED_PROFILES
 
     @property
     def identity(self) -> str:

@@ -386,3 +386,19 @@ def test_the_matrix_leaves_out_queries_without_a_guess(tmp_path: Path) -> None:
     text = read(write_report(tmp_path, pool(), CLASSES)).text
     assert "30 labels paid for, 27 guessed right (90.0%)" in text
     assert "20 queries were asked without a guess" in text
+
+
+def test_an_estimate_on_other_data_is_called_not_calibrated(tmp_path: Path) -> None:
+    """In its card, in the chart and in a sentence; and it has no interval, which would promise what nobody measured."""
+    finished_run(tmp_path)
+    append_round(tmp_path, RoundRecord(round=11, labels=60, estimated_accuracy=0.44, estimate_error=0.02))
+    begin_or_resume(tmp_path, RunConfig(profile=profile_named("cpu"), seed=1, images="f" * 64), resume=False)
+    pages = {}
+    for name in ("Fashion-MNIST", "digits"):
+        dataset = dataset_info().model_copy(update={"name": name})
+        ticket = RunTicket(run_id="run-abc", token="t", dataset=dataset)
+        replace_file(tmp_path / "run.json", ticket.model_dump_json() + "\n")
+        pages[name] = read(write_report(tmp_path, pool(), CLASSES)).text
+    assert "not calibrated" not in pages["Fashion-MNIST"] and "40.08%" in pages["Fashion-MNIST"]
+    assert "own estimate, not calibrated" in pages["digits"] and "40.08%" not in pages["digits"]
+    assert "44.0%not calibrated for this data" in re.sub(r"%\s+", "%", pages["digits"])
