@@ -271,7 +271,7 @@ class ActiveLoop:
             100 * estimate.accuracy,
             f" (standard error {100 * estimate.standard_error:.2f})"
             if self._calibrated
-            else ", not calibrated for this data and profile: it can be far too low",
+            else ", not calibrated for this data and profile: it can be far off",
         )
         return estimate
 
