@@ -356,6 +356,8 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
                 f"{database.name} cannot be written ({reason_of(error)}); check disk space and permissions."
             ) from error
         operator_sha256 = token_hash(read_operator_token(key_path(settings, database, dataset.log_id).parent))
+        # After the writer has ended.
+        stack.callback(log.keep_snapshot, 1)
         reading = database.open_reading_engine()
         stack.callback(reading.dispose)
         reader, metrics = LogReader(reading, log.mac), Metrics()

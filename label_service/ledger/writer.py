@@ -176,6 +176,8 @@ class Writer:
             else:
                 for job in jobs:
                     job.future.set_result(job.result)
+                # After the answers; once in a while.
+                self._log.keep_snapshot()
             if self._observe is not None:
                 self._observe(len(jobs), time.monotonic() - started_s, written)
             return

@@ -29,6 +29,10 @@ REGISTRATION = "registration"
 DONE = ("opened", "sealed", "changed", "created", "revoked", "rotated", "revealed", "replayed", "evaluated")
 
 
+# Made once: making it takes a third of the time of writing an entry.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A stored entry: its number and its exact bytes."""
@@ -39,7 +43,7 @@ class Entry:
 
 def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     """Return the one byte string that stands for a JSON value: sorted keys, compact, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def now() -> str:

@@ -44,6 +44,11 @@ class Hmac:
         return outer.digest()
 
 
+def derive_secret(key: SigningKey, purpose: bytes) -> bytes:
+    """Return a secret for one purpose, 32 bytes: derived from the key's seed, and bound to the log by its name."""
+    return HKDF(SHA256(), _KEY_BYTES, None, purpose + key.name.encode()).derive(key.seed)
+
+
 class EntryMac:
     """Makes and checks the MACs of one log's entries.
 
@@ -52,8 +57,8 @@ class EntryMac:
     """
 
     def __init__(self, key: SigningKey) -> None:
-        """Derive the secret; the key's name binds it to this log."""
-        self.secret = HKDF(SHA256(), _KEY_BYTES, None, _PURPOSE + key.name.encode()).derive(key.seed)
+        """Derive the secret."""
+        self.secret = derive_secret(key, _PURPOSE)
         self._hmac = Hmac(self.secret)
         self._retired = [(retired.last_seq, Hmac(retired.mac_secret)) for retired in key.retired]
 

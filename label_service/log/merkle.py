@@ -11,12 +11,14 @@ Sources: B. Laurie, A. Langley, E. Kasper, RFC 6962 (2013), section 2.1, for tre
 """
 
 import base64
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from itertools import count
 
 HASH_BYTES = 32
+_PAIR_BYTES = 2 * HASH_BYTES
 # Root of the empty tree: the hash of no bytes.
-EMPTY_ROOT = hashlib.sha256(b"").digest()
+EMPTY_ROOT = sha256(b"").digest()
 
 
 class VerificationError(Exception):
@@ -25,12 +27,12 @@ class VerificationError(Exception):
 
 def leaf_hash(data: bytes) -> bytes:
     """Hash a leaf. The prefix 0 keeps a leaf from being taken for an inner node."""
-    return hashlib.sha256(b"\x00" + data).digest()
+    return sha256(b"\x00" + data).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
     """Hash an inner node of two children."""
-    return hashlib.sha256(b"\x01" + left + right).digest()
+    return sha256(b"\x01" + left + right).digest()
 
 
 def _split(size: int) -> int:
@@ -51,36 +53,32 @@ class MerkleTree:
     """
 
     def __init__(self, leaf_hashes: Iterable[bytes] = ()) -> None:
-        # _levels[k][i] is the hash of leaves [i 2^k, (i + 1) 2^k), once all of them are there.
-        self._levels: list[list[bytes]] = [[]]
+        # Hash i of _levels[k] is over leaves [i 2^k, (i + 1) 2^k), once all of them are there. They lie side by side,
+        # because an object for each would take twice the memory.
+        self._levels = [bytearray()]
         self.extend(leaf_hashes)
 
     @property
     def size(self) -> int:
         """The number of leaves."""
-        return len(self._levels[0])
+        return len(self._levels[0]) // HASH_BYTES
 
     def append(self, leaf: bytes) -> None:
         """Append the hash of a leaf. This costs O(1) hashes on average and O(log n) at most."""
-        self._levels[0].append(leaf)
-        level = 0
-        while len(self._levels[level]) % 2 == 0:
-            if level + 1 == len(self._levels):
-                self._levels.append([])
-            self._levels[level + 1].append(node_hash(*self._levels[level][-2:]))
-            level += 1
+        self.extend([leaf])
 
     def extend(self, leaves: Iterable[bytes]) -> None:
         """Append the hashes of many leaves, one level after the other: the same tree in less time."""
-        self._levels[0].extend(leaves)
-        level = 0
-        while len(below := self._levels[level]) > 1:
+        self._levels[0] += b"".join(leaves)
+        for level in count():
             if level + 1 == len(self._levels):
-                self._levels.append([])
-            done = len(self._levels[level + 1])
-            pairs = zip(below[2 * done :: 2], below[2 * done + 1 :: 2], strict=False)
-            self._levels[level + 1] += [node_hash(left, right) for left, right in pairs]
-            level += 1
+                self._levels.append(bytearray())
+            below, above = self._levels[level], self._levels[level + 1]
+            pairs = bytes(below[2 * len(above) :])
+            if len(pairs) < _PAIR_BYTES:
+                return
+            ends = range(_PAIR_BYTES, len(pairs) + 1, _PAIR_BYTES)
+            above += b"".join([sha256(b"\x01" + pairs[end - _PAIR_BYTES : end]).digest() for end in ends])
 
     def leaf(self, index: int) -> bytes:
         """Return the hash of a leaf.
@@ -88,7 +86,9 @@ class MerkleTree:
         Raises:
             IndexError: there is no such leaf.
         """
-        return self._levels[0][index]
+        if not 0 <= index < self.size:
+            raise IndexError(f"a tree of {self.size} leaves has no leaf {index}")
+        return self._hash(0, index)
 
     def root(self, size: int | None = None) -> bytes:
         """Return the root, at the present size or an earlier one.
@@ -114,7 +114,7 @@ class MerkleTree:
             sibling = node ^ 1
             if sibling <= last:
                 complete = (sibling + 1) << level <= size
-                proof.append(self._levels[level][sibling] if complete else self._subtree(sibling << level, size))
+                proof.append(self._hash(level, sibling) if complete else self._subtree(sibling << level, size))
             node, last, level = node >> 1, last >> 1, level + 1
         return proof
 
@@ -147,9 +147,12 @@ class MerkleTree:
         """Return the hash over leaves [start, end); `start` is a multiple of the power of two that covers the width."""
         width = end - start
         if width & (width - 1) == 0:
-            return self._levels[width.bit_length() - 1][start // width]
+            return self._hash(width.bit_length() - 1, start // width)
         middle = start + _split(width)
         return node_hash(self._subtree(start, middle), self._subtree(middle, end))
+
+    def _hash(self, level: int, index: int) -> bytes:
+        return bytes(self._levels[level][HASH_BYTES * index : HASH_BYTES * (index + 1)])
 
     @staticmethod
     def _require(holds: bool, complaint: str) -> None:

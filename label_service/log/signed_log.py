@@ -15,6 +15,8 @@ inside a transaction that keeps all others from writing. All workers sign with t
 deterministic, so two heads of one size are equal. If a worker dies after its commit and before it signs, the next
 worker signs those entries.
 
+A long log starts from a snapshot of its first entries (`snapshot`), and replays only the rest.
+
 The key is replaced while the service is stopped (`label_service.rotation`). A worker that still runs then finds the
 entry that says so, and signs nothing any more.
 """
@@ -43,12 +45,14 @@ from label_service.log.key_history import KeyHistory, KeyRotation
 from label_service.log.merkle import MerkleTree, VerificationError, encode_hash, leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
 from label_service.log.signed_note import RetiredKey, SigningKey
+from label_service.log.snapshot import Snapshot, SnapshotFile
 from label_service.log.table_check import ROWS_AT_ONCE, TableCheck
 from label_service.log.tree_head import ORIGIN_PREFIX, TreeHead
 from label_service.store import tables
 
 # Built once: building a statement takes longer than running it.
 _READ = select(tables.entries).where(tables.entries.c.seq >= bindparam("start")).order_by(tables.entries.c.seq)
+_READ_UNTIL = _READ.where(tables.entries.c.seq < bindparam("end"))
 # Another worker may have stored the head already; both are the same bytes.
 _STORE_HEAD = insert(tables.heads).from_select(
     ["size", "signature"],
@@ -58,6 +62,9 @@ _STORE_HEAD = insert(tables.heads).from_select(
 )
 
 logger = logging.getLogger(__name__)
+
+# Entries between two snapshots; replaying as many takes about a second.
+SNAPSHOT_EVERY = 50_000
 
 
 class SignedLog:
@@ -71,7 +78,14 @@ class SignedLog:
         account: what the entries in the tree add up to.
     """
 
-    def __init__(self, connection: Connection, key: SigningKey, heads: RememberedHeads, shared: bool = False) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        key: SigningKey,
+        heads: RememberedHeads,
+        shared: bool = False,
+        snapshots: SnapshotFile | None = None,
+    ) -> None:
         """Build the tree from the database, check it against the newest remembered head, and sign it.
 
         Args:
@@ -79,18 +93,19 @@ class SignedLog:
             key: the signing key; its name is the log's origin.
             heads: the heads signed so far.
             shared: other workers append to the same log.
+            snapshots: where a snapshot is looked for and kept; None replays the whole log and keeps none.
 
         Raises:
             DatabaseRefused: the database does not continue the newest remembered head, or another service has written
                 to it.
         """
-        self._key, self._heads, self._shared = key, heads, shared
+        self._key, self._heads, self._shared, self._snapshots = key, heads, shared, snapshots
         self.verifier = key.verifier
         self.keys = KeyHistory.of_key(key)
         self.mac = EntryMac(key)
-        self.account = Account(key.name.removeprefix(ORIGIN_PREFIX))
-        self._tree = MerkleTree()
-        changed = self._replay(connection)
+        # The size of the snapshot that this log starts from, or has kept last.
+        self._snapshot_size = 0
+        changed = self._build(connection)
         remembered = heads.newest(self.keys)
         if remembered is not None:
             self._refuse_older(remembered)
@@ -105,6 +120,9 @@ class SignedLog:
         self._is_remembered = True
         # The size of the newest head that is in the database; a head is stored with the commit after its own.
         self._stored_size = 0
+        # Whether account, tree and what they say of the tables are of the entries under the head.
+        self._whole = True
+        self.keep_snapshot()
 
     def catch_up(self, connection: Connection) -> None:
         """Add and sign what other workers have committed, inside a transaction that keeps them from writing.
@@ -192,13 +210,22 @@ class SignedLog:
         self._stored_size = self.head.size
         if not new and self._is_remembered:
             return
-        self._is_remembered = False
+        self._is_remembered = self._whole = False
         for row in new:
-            self.account.add(json.loads(row.entry))
+            entry = json.loads(row.entry)
+            self._said.add(row, entry, self.account.add(entry))
             self._tree.append(leaf_hash(row.entry))
+        self._said.settle()
         self.head = self._sign()
+        self._whole = True
         self._heads.remember(self.head.note)
         self._is_remembered = True
+
+    def keep_snapshot(self, after: int = SNAPSHOT_EVERY) -> None:
+        """Write what the signed entries add up to, if so many follow the last snapshot. It never fails."""
+        if self._snapshots is not None and self._whole and self.head.size - self._snapshot_size >= after:
+            self._snapshot_size = self.head.size
+            self._snapshots.write(Snapshot.of(self.head.root, self._said, self.account))
 
     def head_over(self, size: int) -> TreeHead:
         """Return the signed head over the first `size` entries; signing a size again gives the same bytes.
@@ -271,15 +298,43 @@ class SignedLog:
         signature = self.head.note.rstrip("\n").rpartition(" ")[2]
         connection.execute(_STORE_HEAD, {"new_size": size, "new_signature": signature})
 
-    def _replay(self, connection: Connection) -> LogChanged | EntryError | None:
-        """Build tree and account from the database, and compare the other tables with them.
+    def _build(self, connection: Connection) -> LogChanged | EntryError | None:
+        """Build tree and account from the database, from a snapshot on if there is one that fits.
 
         Returns:
             The first thing that this service has not written; the tree is complete all the same.
         """
+        snapshot = self._snapshots.read() if self._snapshots is not None else None
+        if snapshot is not None:
+            changed = self._replay(connection, snapshot)
+            if changed is None:
+                self._snapshot_size = snapshot.size
+                logger.info("compared %d entries with the snapshot, replayed the rest", snapshot.size)
+                return None
+            # A snapshot refuses nothing, and nothing goes on from one that does not fit.
+            logger.warning("the snapshot is not used, and the whole log is replayed: %s", changed)
+        return self._replay(connection)
+
+    def _replay(self, connection: Connection, snapshot: Snapshot | None = None) -> LogChanged | EntryError | None:
+        """Add up the entries after a snapshot, or all of them, and compare the other tables with them.
+
+        Returns:
+            The first thing that this service has not written; without a snapshot the tree is complete all the same.
+        """
         changed: LogChanged | EntryError | None = None
-        with closing(TableCheck(connection, self.account)) as check, _without_collector():
-            for rows in _read(connection, 0).partitions(ROWS_AT_ONCE):
+        self.account = Account(self._key.name.removeprefix(ORIGIN_PREFIX))
+        self._tree = MerkleTree()
+        with closing(TableCheck(connection)) as check, _without_collector():
+            self._said = check.said
+            if snapshot is not None:
+                try:
+                    for rows in _read(connection, 0, snapshot.size).partitions(ROWS_AT_ONCE):
+                        self._tree.extend([leaf_hash(_data(row)) for row in rows])
+                        check.take_over(rows, self._tree.size - 1)
+                    self.account = snapshot.open(self._tree.root(), check.said, check.labels)
+                except LogChanged as error:
+                    return error
+            for rows in _read(connection, self._tree.size).partitions(ROWS_AT_ONCE):
                 self._tree.extend([leaf_hash(_data(row)) for row in rows])
                 if changed is None:
                     try:
@@ -292,7 +347,7 @@ class SignedLog:
                         changed = error
             if changed is None:
                 try:
-                    check.finish()
+                    check.finish(self.account)
                 except LogChanged as error:
                     changed = error
         return changed
@@ -337,8 +392,9 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _read(connection: Connection, start: int) -> Result[Any]:
-    return connection.execute(_READ, {"start": start}, execution_options={"yield_per": ROWS_AT_ONCE})
+def _read(connection: Connection, start: int, end: int | None = None) -> Result[Any]:
+    query = _READ if end is None else _READ_UNTIL
+    return connection.execute(query, {"start": start, "end": end}, execution_options={"yield_per": ROWS_AT_ONCE})
 
 
 def _data(row: Sequence[Any]) -> bytes:
@@ -415,7 +471,7 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
     Args:
         engine: the writing one; its transaction keeps other workers from making a key at the same time.
         key_path: the file of the signing key.
-        heads_path: the file of remembered heads.
+        heads_path: the file of remembered heads; a snapshot lies beside it.
         log_id: the id of the log.
         shared: other workers write to the same log.
 
@@ -428,7 +484,8 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
             # A new key could authenticate no entry that is there, and would sign another log than clients have pinned.
             key = load_key(key_path, log_id, may_make=last_seq is None)
             key = _finish_rotation(connection, key_path, key)
-            return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared)
+            snapshots = SnapshotFile(heads_path.with_suffix(".snapshot"), key)
+            return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared, snapshots)
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error
     except OSError as error:

@@ -4,34 +4,59 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from label_service.ledger import ledger
+from label_service.ledger import runs
+from label_service.ledger.append import append
+from label_service.ledger.limits import GUEST
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.service import begin_log, open_service
 from label_service.settings import Settings
 from label_service.store.backends import find_database
 from tests.support.load import POOL
 
+_AT_ONCE = 20_000
 
-def make_long_log(data: Path, folder: Path, entries: int) -> Path:
-    """Write a log of single reveals straight through the ledger, and return its bundle.
 
-    All of it lies inside `folder`: heads are remembered beside the database's own folder, so that is one level down.
+def write_long_log(data: Path, folder: Path, entries: int) -> Settings:
+    """Write a log of single reveals straight through the ledger, and return the settings of its service.
+
+    The guest asks for the whole pool, then one run after another does. All of it lies inside `folder`: heads are
+    remembered beside the database's own folder, so that is one level down.
     """
     database = folder / "long" / "labels.sqlite3"
     database.parent.mkdir()
-    place = f"sqlite:///{database}"
-    # Entries past the pool are repeats, whose limit would cut the log short.
     settings = Settings(
-        data=data, other_data=True, database_url=place, guest_budget=entries, uncharged_entries_per_hour=entries
+        data=data,
+        other_data=True,
+        database_url=f"sqlite:///{database}",
+        guest_budget=POOL,
+        tokenless_budget=entries,
+        openings_per_hour=max(1, entries),
     )
     found = find_database(settings)
     engine = found.open_writing_engine()
     _, rules, log = begin_log(engine, settings, found)
-    with UnitOfWork.begin(engine, log) as unit:
-        for number in range(entries - 1):
-            ledger.reveal(unit, rules, ledger.Request("guest", f"req-{number}"), [number % POOL])
+    run_id, size = GUEST, log.head.size
+    while size < entries:
+        with UnitOfWork.begin(engine, log) as unit:
+            for number in range(size, min(size + _AT_ONCE, entries)):
+                if number % POOL == 0:
+                    opened = runs.open_run(unit, rules, "opening", name=f"run {number // POOL}", budget=POOL)
+                    assert isinstance(opened, runs.Opened), opened
+                    run_id = opened.run_id
+                else:
+                    # What a query does, without looking its label up.
+                    run, ids = unit.run(run_id), [number % POOL]
+                    entry = append(unit, rules, run, f"req-{number}", "query", "revealed", ids=ids, charged=1)
+                    unit.reveal(run_id, ids, entry.seq)
+        size = log.head.size
+    found.finish(engine)
     engine.dispose()
-    with open_service(settings) as opened:
+    return settings
+
+
+def make_long_log(data: Path, folder: Path, entries: int) -> Path:
+    """Write a long log and return its bundle."""
+    with open_service(write_long_log(data, folder, entries)) as opened:
         assert opened.log.head.size == entries, f"the log has {opened.log.head.size} entries and not {entries}"
         bundle = folder / "evidence.json"
         bundle.write_text("".join(opened.evidence()))

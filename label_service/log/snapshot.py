@@ -1,0 +1,143 @@
+"""Snapshots: what the first entries of a log add up to, so that a start need not replay them.
+
+A snapshot is a size and a root of the log, the account of these entries, and one hash for each table of what the
+entries say of it. The service writes one from what it has compared itself, to a file beside the remembered heads. The
+file is authenticated under a secret derived from the signing key, so who can write to the database, or to the file, can
+make none. At the start the stored rows must have the snapshot's root and hashes. If anything differs, the snapshot is
+not used: the whole log is replayed, which alone decides whether to refuse. So a snapshot, also an older one put back,
+changes how long a start takes and nothing else.
+
+Labels are not in it: which ones a run was given is read from the table, after its hash was compared.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from hmac import compare_digest
+from pathlib import Path
+from typing import Any
+
+from label_service import __version__
+from label_service.errors import LogChanged
+from label_service.files import write_atomically
+from label_service.log.account import Account, RunAccount, TokenAccount
+from label_service.log.entries import canonical_json
+from label_service.log.entry_mac import Hmac, derive_secret
+from label_service.log.forerunner import Forerunner
+from label_service.log.key_history import KeyRotation
+from label_service.log.signed_note import SigningKey
+from label_service.log.table_check import Said
+
+logger = logging.getLogger(__name__)
+
+_PURPOSE = b"labelmeter snapshot mac 1\n"
+# What another version wrote is not used: its rules may have been others.
+_FORMAT = f"labelmeter snapshot 1 of {__version__}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the first entries of a log add up to.
+
+    Attributes:
+        size: number of these entries.
+        root: their root, hexadecimal.
+        pool_size: ids from it on were counted as outside the data set.
+        tables: hash of each table, hexadecimal; see `table_check.Said`.
+        account: what the entries add up to, as JSON, without the ids of labels.
+    """
+
+    size: int
+    root: str
+    pool_size: int
+    tables: dict[str, str]
+    account: dict[str, Any]
+
+    @classmethod
+    def of(cls, root: bytes, said: Said, account: Account) -> Snapshot:
+        """Describe the entries that an account adds up. All that they say of the tables must be settled."""
+        return cls(account.entries, root.hex(), said.pool_size, said.digests(), _write_account(account))
+
+    def open(self, root: bytes, said: Said, labels: Mapping[str, set[int]]) -> Account:
+        """Return the account, if the stored rows are those of the snapshot.
+
+        Args:
+            root: of as many entries as the snapshot's.
+            said: has hashed the rows of these entries.
+            labels: ids of the labels that each run was given, from these rows.
+
+        Raises:
+            LogChanged: other entries or rows are stored.
+        """
+        if (root.hex(), said.pool_size, said.digests()) != (self.root, self.pool_size, self.tables):
+            raise LogChanged(f"The first {self.size} entries, or what the tables say of them, are not the snapshot's.")
+        return _read_account(self.account, labels)
+
+
+class SnapshotFile:
+    """The file of one log's newest snapshot: a line with a MAC in hexadecimal, then JSON."""
+
+    def __init__(self, path: Path, key: SigningKey) -> None:
+        """Name the file and derive the secret. Another key, also the one that replaces this, reads none of this one."""
+        self._path = path
+        self._mac = Hmac(derive_secret(key, _PURPOSE))
+
+    def read(self) -> Snapshot | None:
+        """Return the snapshot, or None if there is none that this version has written with this key."""
+        try:
+            mac, _, said = self._path.read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            logger.warning("%s cannot be read (%s), so the whole log is replayed", self._path, error.strerror)
+            return None
+        if not compare_digest(mac, self._mac.digest(said).hex().encode()):
+            logger.warning("%s was not written with this log's key, so the whole log is replayed", self._path)
+            return None
+        content = json.loads(said)
+        return Snapshot(**content) if content.pop("format") == _FORMAT else None
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Replace the file. A failure is only logged: the next start then takes longer."""
+        said = canonical_json({"format": _FORMAT, **vars(snapshot)})
+        try:
+            write_atomically(self._path, self._mac.digest(said).hex().encode() + b"\n" + said)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s); the next start takes longer", self._path, error.strerror)
+
+
+def _write_account(account: Account) -> dict[str, Any]:
+    forerunner = account.forerunner
+    return {
+        **_without_labels(account),
+        "runs": {run_id: _without_labels(run) for run_id, run in account.runs.items()},
+        "tokens": {name: vars(token) for name, token in account.tokens.items()},
+        "forerunner": None if forerunner is None else forerunner.model_dump(),
+        "rotations": [rotation.model_dump() for rotation in account.rotations],
+    }
+
+
+def _without_labels(account: Account | RunAccount) -> dict[str, Any]:
+    return {field.name: getattr(account, field.name) for field in fields(account) if field.name != "labels"}
+
+
+def _read_account(written: Mapping[str, Any], labels: Mapping[str, set[int]]) -> Account:
+    runs = {
+        run_id: RunAccount(
+            **{**run, "evaluation_budgets": tuple(run["evaluation_budgets"]), "labels": labels.get(run_id, set())}
+        )
+        for run_id, run in written["runs"].items()
+    }
+    forerunner = written["forerunner"]
+    said = {
+        **written,
+        "runs": runs,
+        "tokens": {name: TokenAccount(**token) for name, token in written["tokens"].items()},
+        "forerunner": None if forerunner is None else Forerunner.model_validate(forerunner),
+        "rotations": [KeyRotation.model_validate(rotation) for rotation in written["rotations"]],
+        "labels": set[int]().union(*(run.labels for run in runs.values())),
+    }
+    return Account(**said)
