@@ -357,7 +357,7 @@ def open_service(settings: Settings) -> Iterator[LabelService]:
             ) from error
         operator_sha256 = token_hash(read_operator_token(key_path(settings, database, dataset.log_id).parent))
         # After the writer has ended.
-        stack.callback(log.keep_snapshot, 1)
+        stack.callback(log.keep_snapshot, stopping=True)
         reading = database.open_reading_engine()
         stack.callback(reading.dispose)
         reader, metrics = LogReader(reading, log.mac), Metrics()

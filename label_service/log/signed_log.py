@@ -210,20 +210,26 @@ class SignedLog:
         self._stored_size = self.head.size
         if not new and self._is_remembered:
             return
-        self._is_remembered = self._whole = False
+        # Stays so if an entry fails: it may be half added up.
+        was_whole, self._is_remembered, self._whole = self._whole, False, False
         for row in new:
             entry = json.loads(row.entry)
             self._said.add(row, entry, self.account.add(entry))
             self._tree.append(leaf_hash(row.entry))
         self._said.settle()
         self.head = self._sign()
-        self._whole = True
+        self._whole = was_whole
         self._heads.remember(self.head.note)
         self._is_remembered = True
 
-    def keep_snapshot(self, after: int = SNAPSHOT_EVERY) -> None:
-        """Write what the signed entries add up to, if so many follow the last snapshot. It never fails."""
-        if self._snapshots is not None and self._whole and self.head.size - self._snapshot_size >= after:
+    def keep_snapshot(self, *, stopping: bool = False) -> None:
+        """Write what the signed entries add up to, if enough follow the last snapshot. A full disk is only logged.
+
+        Args:
+            stopping: one entry is enough.
+        """
+        enough = 1 if stopping else SNAPSHOT_EVERY
+        if self._snapshots is not None and self._whole and self.head.size - self._snapshot_size >= enough:
             self._snapshot_size = self.head.size
             self._snapshots.write(Snapshot.of(self.head.root, self._said, self.account))
 

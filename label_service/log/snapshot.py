@@ -78,24 +78,28 @@ class Snapshot:
 
 
 class SnapshotFile:
-    """The file of one log's newest snapshot: a line with a MAC in hexadecimal, then JSON."""
+    """The file of one log's newest snapshot: a line with a MAC in hexadecimal, then JSON.
+
+    Attributes:
+        path: its place.
+    """
 
     def __init__(self, path: Path, key: SigningKey) -> None:
         """Name the file and derive the secret. Another key, also the one that replaces this, reads none of this one."""
-        self._path = path
+        self.path = path
         self._mac = Hmac(derive_secret(key, _PURPOSE))
 
     def read(self) -> Snapshot | None:
         """Return the snapshot, or None if there is none that this version has written with this key."""
         try:
-            mac, _, said = self._path.read_bytes().partition(b"\n")
+            mac, _, said = self.path.read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
         except OSError as error:
-            logger.warning("%s cannot be read (%s), so the whole log is replayed", self._path, error.strerror)
+            logger.warning("%s cannot be read (%s), so the whole log is replayed", self.path, error.strerror)
             return None
         if not compare_digest(mac, self._mac.digest(said).hex().encode()):
-            logger.warning("%s was not written with this log's key, so the whole log is replayed", self._path)
+            logger.warning("%s was not written with this log's key, so the whole log is replayed", self.path)
             return None
         content = json.loads(said)
         return Snapshot(**content) if content.pop("format") == _FORMAT else None
@@ -104,9 +108,9 @@ class SnapshotFile:
         """Replace the file. A failure is only logged: the next start then takes longer."""
         said = canonical_json({"format": _FORMAT, **vars(snapshot)})
         try:
-            write_atomically(self._path, self._mac.digest(said).hex().encode() + b"\n" + said)
+            write_atomically(self.path, self._mac.digest(said).hex().encode() + b"\n" + said)
         except OSError as error:
-            logger.warning("%s cannot be written (%s); the next start takes longer", self._path, error.strerror)
+            logger.warning("%s cannot be written (%s); the next start takes longer", self.path, error.strerror)
 
 
 def _write_account(account: Account) -> dict[str, Any]:

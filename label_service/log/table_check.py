@@ -212,11 +212,17 @@ class _RowsBySeq:
         self._name = table.name
         ordered = select(table).order_by(table.c.seq, *(column for column in table.c if column.name == "label_id"))
         self._result = connection.execute(ordered, execution_options={"yield_per": ROWS_AT_ONCE})
-        self._rows = self._fetch()
+        # None before the first row is read.
+        self._rows: Rows | None = None
 
     def take(self, seq: float) -> Rows:
-        """Return the rows of the entries up to a number that were not taken yet."""
+        """Return the rows of the entries up to a number that were not taken yet.
+
+        Raises:
+            LogChanged: the number of an entry is none.
+        """
         taken: Rows = []
+        self._rows = self._fetch() if self._rows is None else self._rows
         while self._rows and self._rows[-1][-1] <= seq:
             taken += self._rows
             self._rows = self._fetch()

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from label_service.log import signed_log
+from label_service.log.snapshot import Snapshot, SnapshotFile
 from label_service.settings import Settings
 from tests.support.datasets import make_idx_dataset
 from tests.support.postgres import PostgresServer, run_postgres, why_not
@@ -79,6 +81,24 @@ def service_settings(
             return Settings(**{**given, **override})
 
         yield make
+
+
+@pytest.fixture(params=["no snapshot", "an older snapshot", "the newest snapshot"])
+def snapshot(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let services leave no snapshot of their log, one of its first entries, or the one of a clean stop."""
+    write = SnapshotFile.write
+
+    def write_some(file: SnapshotFile, written: Snapshot) -> None:
+        if request.param != "an older snapshot" or written.size <= 3:
+            write(file, written)
+
+    if request.param == "no snapshot":
+        monkeypatch.setattr(SnapshotFile, "write", lambda *_: None)
+    elif request.param == "an older snapshot":
+        monkeypatch.setattr(signed_log, "SNAPSHOT_EVERY", 1)
+        monkeypatch.setattr(SnapshotFile, "write", write_some)
+    kind: str = request.param
+    return kind
 
 
 @pytest.fixture

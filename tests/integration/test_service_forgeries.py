@@ -66,6 +66,7 @@ def start_again(settings: Settings) -> None:
         pass
 
 
+@pytest.mark.usefixtures("snapshot")
 def test_an_entry_that_somebody_inserts_is_never_signed(service_settings: Make) -> None:
     """The row follows every rule and no trigger is removed; the service stops answering and does not start again."""
     settings = service_settings()
@@ -96,6 +97,7 @@ def use(running: RunningService) -> tuple[str, dict[str, str]]:
 NOT_GUEST = "run_id <> 'guest'"
 
 
+@pytest.mark.usefixtures("snapshot")
 @pytest.mark.parametrize(
     ("table", "statement"),
     [
@@ -133,14 +135,21 @@ def test_a_table_that_says_something_else_than_the_log_refuses_the_start(
         start_again(settings)
 
 
-def test_an_untouched_database_starts_again_and_goes_on(service_settings: Make) -> None:
-    """Everything that the tests above change is accepted as the service wrote it."""
-    settings = service_settings()
+def test_an_untouched_database_starts_again_and_goes_on(
+    service_settings: Make, snapshot: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything that the tests above change is accepted as the service wrote it, from the snapshot if there is one."""
+    caplog.set_level("INFO")
+    settings = service_settings(workers=1)
     with run_service(settings) as running:
         run_id, token = use(running)
         before = running.client.get("/v1/log/summary").json()
+        account = running.service.log.account
     with run_service(settings) as running:
         assert running.client.get("/v1/log/summary").json() == before
+        assert running.service.log.account == account
+        size = {"no snapshot": 0, "an older snapshot": 3, "the newest snapshot": before["entries"]}[snapshot]
+        assert (f"compared {size} entries with the snapshot" in caplog.text) == (size > 0)
         again = running.client.get("/label/1", headers={**token, "Idempotency-Key": "k1"}).json()
         assert (again["charged"], again["queries"]) == (True, 2)
         evaluation = {"predictions": [1] * 50, "budget": 5}
@@ -223,6 +232,7 @@ def test_a_key_that_is_lost_is_not_made_anew(service_settings: Make, tmp_path: A
         assert not key.exists()
 
 
+@pytest.mark.usefixtures("snapshot")
 def test_labels_changed_together_with_their_commitment_are_refused(service_settings: Make) -> None:
     """The row of the answer key is made anew over false labels; the log's entries still name the true root."""
     settings = service_settings(workers=1)
@@ -240,6 +250,7 @@ def test_labels_changed_together_with_their_commitment_are_refused(service_setti
 NAMES = """UPDATE dataset SET class_names = '["c", "b", "a"]'"""
 
 
+@pytest.mark.usefixtures("snapshot")
 @pytest.mark.parametrize("statement", ["UPDATE test_labels SET label = 0", "DELETE FROM test_labels", NAMES])
 def test_test_labels_and_class_names_are_those_of_the_log(service_settings: Make, statement: str) -> None:
     """A changed database is neither evaluated against nor started on; nothing of it is charged."""

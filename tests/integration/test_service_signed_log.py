@@ -193,6 +193,7 @@ OLDER = "older than the log it continues"
 CHANGE_LABEL_5 = "UPDATE pool_labels SET label = (label + 1) - 3 * ((label + 1) / 3) WHERE id = 5"
 
 
+@pytest.mark.usefixtures("snapshot")
 @pytest.mark.parametrize(
     ("statement", "sentence"),
     [
@@ -225,6 +226,7 @@ def test_a_database_changed_while_the_service_was_down_is_refused(
         restart(settings)
 
 
+@pytest.mark.usefixtures("snapshot")
 def test_an_old_backup_put_back_is_refused(
     service_settings: Make, database_kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -241,6 +243,7 @@ def test_an_old_backup_put_back_is_refused(
         restart(settings)
 
 
+@pytest.mark.usefixtures("snapshot")
 def test_another_key_is_refused(service_settings: Make, tmp_path: Path) -> None:
     """A key of the same name cannot continue the log, and a key of another log is refused by its name."""
     settings = service_settings()

@@ -69,6 +69,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.answers: dict[tuple[str, str], tuple[object, ledger.Revealed | ledger.Evaluated]] = {}
         self.kept: list[KeptAnswer] = []
         self.entries, self.backed_up = 1, 0
+        self.older_snapshot = b""
         self._open()
         return GUEST
 
@@ -189,10 +190,19 @@ class ServiceMachine(RuleBasedStateMachine):
         self.entries += run not in self.sealed
         self.sealed.add(run)
 
-    @rule(change=st.sampled_from([None, "old backup", *TAMPERINGS]))
-    def restart(self, change: str | None) -> None:
+    @rule(
+        change=st.sampled_from([None, "old backup", *TAMPERINGS]), snapshot=st.sampled_from(["newest", "older", None])
+    )
+    def restart(self, change: str | None, snapshot: str | None) -> None:
         """A restart changes nothing, but a changed or older database is refused at the start; the good one goes on."""
+        account = self.service.log.account
         self.stack.close()
+        (file,) = self.folder.glob("*/*.snapshot")
+        self.older_snapshot = self.older_snapshot or file.read_bytes()
+        if snapshot == "older":
+            file.write_bytes(self.older_snapshot)
+        elif snapshot is None:
+            file.unlink()
         good = shutil.copy(self.database, self.folder / "good")
         if change in TAMPERINGS:
             trigger, statement = TAMPERINGS[change]
@@ -210,6 +220,7 @@ class ServiceMachine(RuleBasedStateMachine):
                 pass
             shutil.copy(good, self.database)
         self._open()
+        assert self.service.log.account == account
 
     @invariant()
     def evidence_says_what_the_model_says(self) -> None:

@@ -7,15 +7,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 
-def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a service process on the database in a folder, wait until it is ready, and return its base URL."""
+def start(
+    data: Path, folder: Path, program: Sequence[str] = ("-m", "label_service"), **settings: object
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a service process on the database in a folder, wait until it is ready, and return its base URL.
+
+    Args:
+        data: the prepared data.
+        folder: of database and messages.
+        program: what Python runs as the service.
+        settings: of the service.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -26,7 +35,7 @@ def start(data: Path, folder: Path, **settings: object) -> tuple[subprocess.Pope
     given.setdefault("database_url", f"sqlite:///{folder / 'service' / 'labels.sqlite3'}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABEL_SERVICE_")}
     environment |= {f"LABEL_SERVICE_{name.upper()}": str(value) for name, value in given.items()}
-    command = [sys.executable, "-m", "label_service", "serve"]
+    command = [sys.executable, *program, "serve"]
     base_url = f"http://127.0.0.1:{port}"
     with (folder / "service.log").open("a") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
