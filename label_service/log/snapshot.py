@@ -34,7 +34,8 @@ from label_service.log.table_check import Said
 logger = logging.getLogger(__name__)
 
 _PURPOSE = b"labelmeter snapshot mac 1\n"
-# What another version wrote is not used: its rules may have been others.
+# What another version wrote is not used: its rules may have been others. A change of the rules of `account`, or of what
+# `table_check` compares, raises the number.
 _FORMAT = f"labelmeter snapshot 1 of {__version__}"
 
 
