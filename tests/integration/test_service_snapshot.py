@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.errors import DatabaseRefused, LogNotWritable
 from label_service.ledger import ledger, runs, teams
@@ -79,7 +80,7 @@ class StoppedLog:
             with engine.begin() as connection:
                 log = SignedLog(connection, self.key, RememberedHeads(heads), snapshots=SnapshotFile(copied, self.key))
             return "", log.account
-        except DatabaseRefused as error:
+        except (DatabaseRefused, SQLAlchemyError) as error:
             return str(error), None
         finally:
             engine.dispose()
