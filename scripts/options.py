@@ -105,7 +105,7 @@ class LeaderboardOptions(BaseModel):
         (1, 2, 3), min_length=1, description="Seeds, as one quoted word; each strategy is run with each."
     )
     profile: str = Field(
-        "graph-without-hcl", description="Profile of the trainer. The default trains no network: a minute or two a run."
+        "graph-without-hcl", description="Profile of the trainer. The default trains no network: some minutes a run."
     )
     budget: int | None = Field(None, ge=1, description="Labels in all. Empty: the profile's number.")
     rounds: str | None = Field(

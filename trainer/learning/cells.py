@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.learning.parallel import side_by_side
 
 # Cells that are searched for a query, its own among them.
-_PROBED = 24
+PROBED_CELLS = 24
 _KMEANS_STEPS = 5
 # Keys that k-means sees, for each cell.
 _SEEN_PER_CELL = 50
@@ -39,7 +39,7 @@ def nearest_in_cells(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Ten
     order = torch.argsort(cell_of_key)
     sizes = torch.bincount(cell_of_key, minlength=len(centres))
     starts = [0, *sizes.cumsum(0).tolist()]
-    probed = (centres @ centres.T).topk(min(_PROBED, len(centres)), dim=1).indices
+    probed = (centres @ centres.T).topk(min(PROBED_CELLS, len(centres)), dim=1).indices
     own = _cell_of(queries, centres)
     asked = torch.argsort(own)
     cells = torch.bincount(own, minlength=len(centres)).tolist()

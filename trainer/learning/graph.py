@@ -21,7 +21,7 @@ _LEADING_AXES = 128
 # Similarities held at once by a search, in numbers: a larger pool is searched for fewer queries at a time.
 SEARCH_NUMBERS = 2**26
 # A larger pool is searched in cells: the time of a whole search grows with the square of the pool.
-_SEARCHED_WHOLE = 150_000
+SEARCHED_WHOLE = 150_000
 # Smallest weight of an edge: an image whose neighbours are all copies of one another would have no edge else.
 _SMALLEST_WEIGHT = 1e-6
 # Fewest neighbours of an image, and how many of an average class's images may be neighbours: 1 / 4.
@@ -59,7 +59,7 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
     Returns:
         Similarities float32 [Q, k], highest first, and indices int64 [Q, k].
     """
-    if len(keys) > _SEARCHED_WHOLE:
+    if len(keys) > SEARCHED_WHOLE:
         return nearest_in_cells(queries, keys, k)
     chunk = max(1, min(chunk, SEARCH_NUMBERS // len(keys)))
     is_direct = keys.shape[1] <= _LEADING_AXES

@@ -6,6 +6,7 @@ The need is a sum over the stages, although they follow each other: what one has
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 from trainer.config import Profile
 from trainer.errors import ConfigError
 from trainer.images.pixels import CHUNK_BYTES, working_shape
-from trainer.learning.graph import SEARCH_NUMBERS
+from trainer.learning.cells import PROBED_CELLS
+from trainer.learning.graph import SEARCH_NUMBERS, SEARCHED_WHOLE
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -71,8 +73,8 @@ def needed_bytes(sizes: Sizes, profile: Profile) -> int:
     embedding = 512 if profile.encoder.backbone == "resnet18" else profile.encoder.widths[-1]
     ours = 0 if profile.graph.own_features == "alone" else profile.graph.descriptor_dimensions + embedding
     dimensions = ours + sizes.own_features + (embedding if any(r.phases for r in profile.rounds) else 0)
-    # Fixed, joined and weighted features, and one copy while they are joined or searched.
-    features = 4 * rows * dimensions * 4
+    # Fixed, weighted and, with a network, joined features, and one copy while they are joined or searched.
+    features = (4 if any(r.phases for r in profile.rounds) else 3) * rows * dimensions * 4
     # Two directions of each edge, as coordinates and compressed, while they are sorted.
     graph = N * profile.graph.neighbours * (2 * 20 * 4 + 12)
     beliefs = 8 * rows * sizes.classes * 4
@@ -87,7 +89,9 @@ def needed_bytes(sizes: Sizes, profile: Profile) -> int:
     evaluated_bytes = _EVALUATED_BYTES + _CHANNEL_BYTES * widest * (4 // quarter)
     # Training and evaluation run in the same threads and find each other's memory.
     networks = max(training, min(max(N, sizes.test), _EVALUATED) * h * w * evaluated_bytes)
-    search = _SEARCH_COPIES * min(N * min(_SEARCHED, N), SEARCH_NUMBERS) * 4
+    # In cells, a part of the keys is compared with a cell's queries at a time.
+    found = N if N <= SEARCHED_WHOLE else PROBED_CELLS * math.isqrt(N)
+    search = _SEARCH_COPIES * min(found * min(_SEARCHED, N), SEARCH_NUMBERS) * 4
     parts = (images, resizing, described, networks, features, graph, max(beliefs, covering), search)
     return int(_LIBRARIES + sum(parts))
 

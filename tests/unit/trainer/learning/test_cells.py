@@ -40,6 +40,6 @@ def test_large_pools_are_searched_in_cells(monkeypatch: pytest.MonkeyPatch) -> N
     """Beyond the limit the graph's search takes the cells, and finds nearly the same."""
     keys = clustered(2000)
     _, whole = graph.nearest_neighbours(keys, keys, 6)
-    monkeypatch.setattr(graph, "_SEARCHED_WHOLE", 1000)
+    monkeypatch.setattr(graph, "SEARCHED_WHOLE", 1000)
     _, found = graph.nearest_neighbours(keys, keys, 6)
     assert 0.85 < (found == whole).float().mean() < 1
