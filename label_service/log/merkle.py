@@ -10,13 +10,15 @@ Sources: B. Laurie, A. Langley, E. Kasper, RFC 6962 (2013), section 2.1, for tre
 2.1.3.2 and 2.1.4.2, for the verification of proofs.
 """
 
-import base64
+import binascii
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import count
 
 HASH_BYTES = 32
 _PAIR_BYTES = 2 * HASH_BYTES
+# More than the proofs of a few sizes need; a tree of 2^32 leaves has 32 for a size.
+_MOST_RAGGED = 1024
 # Root of the empty tree: the hash of no bytes.
 EMPTY_ROOT = sha256(b"").digest()
 
@@ -42,7 +44,7 @@ def _split(size: int) -> int:
 
 def encode_hash(hash_: bytes) -> str:
     """Return a hash as base64."""
-    return base64.b64encode(hash_).decode("ascii")
+    return binascii.b2a_base64(hash_, newline=False).decode("ascii")
 
 
 class MerkleTree:
@@ -56,6 +58,8 @@ class MerkleTree:
         # Hash i of _levels[k] is over leaves [i 2^k, (i + 1) 2^k), once all of them are there. They lie side by side,
         # because an object for each would take twice the memory.
         self._levels = [bytearray()]
+        # Hashes over leaves [start, end) that fill no subtree. They stand in all proofs of one size and never change.
+        self._ragged: dict[tuple[int, int], bytes] = {}
         self.extend(leaf_hashes)
 
     @property
@@ -148,8 +152,14 @@ class MerkleTree:
         width = end - start
         if width & (width - 1) == 0:
             return self._hash(width.bit_length() - 1, start // width)
-        middle = start + _split(width)
-        return node_hash(self._subtree(start, middle), self._subtree(middle, end))
+        hash_ = self._ragged.get((start, end))
+        if hash_ is None:
+            middle = start + _split(width)
+            hash_ = node_hash(self._subtree(start, middle), self._subtree(middle, end))
+            if len(self._ragged) >= _MOST_RAGGED:
+                self._ragged.clear()
+            self._ragged[start, end] = hash_
+        return hash_
 
     def _hash(self, level: int, index: int) -> bytes:
         return bytes(self._levels[level][HASH_BYTES * index : HASH_BYTES * (index + 1)])
