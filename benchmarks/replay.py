@@ -66,7 +66,6 @@ def _follows_beliefs(phase: PhaseConfig) -> bool:
 
 VARIANTS: dict[str, Callable[[Profile], Profile]] = {
     "as it is": lambda profile: profile,
-    "no mixup": _phases(lambda phase: {"mixup": 0.0}),
     **{
         f"mixup {a}": _phases(lambda phase, a=a: {"mixup": a if _follows_beliefs(phase) else 0.0})  # type: ignore[misc]
         for a in (0.4, 0.75, 1.0)
@@ -244,7 +243,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="a run's encoder.pt; default: pretrained here, under seed 0")
     parser.add_argument("--queries", type=Path, nargs="+", required=True, help="one file a seed")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["as it is", "no mixup"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["as it is", "mixup 0.75"])
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 150, 200], help="of labels, to measure at")
     parser.add_argument("--rounds", type=int, nargs="+", help="of labels; default: the profile's up to the last count")
@@ -252,6 +251,7 @@ def main() -> int:
     parser.add_argument("--widths", type=int, nargs=3, help="of the encoder; default: the profile's")
     parser.add_argument("--pretraining", type=int, metavar="EPOCHS", help="default: the profile's")
     parser.add_argument("--batch", type=int, help="unlabelled images a step; default: the profile's")
+    parser.add_argument("--longer", type=int, default=1, help="times the profile's epochs: a small pool has few steps")
     parser.add_argument("--held-out", type=int, help="held-out images to predict; default: all")
     given = parser.parse_args()
     card = read_card(given.data / CARD)
@@ -274,6 +274,7 @@ def main() -> int:
         labelled = max(1, profile.finetune.labelled_batch * given.batch // profile.finetune.batch)
         changes = {"batch": given.batch, "labelled_batch": labelled}
         profile = profile.model_copy(update={"finetune": profile.finetune.model_copy(update=changes)})
+    profile = _phases(lambda phase: {"epochs": given.longer * phase.epochs})(profile)
     if given.widths is not None:
         encoder = profile.encoder.model_copy(update={"widths": tuple(given.widths)})
         profile = profile.model_copy(update={"encoder": encoder})
