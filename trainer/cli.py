@@ -226,7 +226,15 @@ def _model_of(out: Path | None, model: Path | None) -> Path:
     assert out is not None
     if not out.is_dir():
         raise DataError(f"there is no folder {out}; --out names the folder of a finished run")
-    return out / MODEL_FILE
+    return _trainer_folder(out) / MODEL_FILE
+
+
+def _trainer_folder(out: Path) -> Path:
+    """Return the trainer's own folder of a run: `make run` keeps it inside of its OUT."""
+    from trainer.run.session import CONFIG_FILE
+
+    inner = out / "trainer"
+    return inner if (inner / CONFIG_FILE).exists() and not (out / CONFIG_FILE).exists() else out
 
 
 @contextmanager
@@ -250,7 +258,7 @@ def compare(
     from trainer.run.compare import write_comparison
 
     with _sentences():
-        print(f"comparison: {write_comparison(runs, to)}")
+        print(f"comparison: {write_comparison([_trainer_folder(run) for run in runs], to)}")
 
 
 def _write_report(out: Path, data: Path) -> None:

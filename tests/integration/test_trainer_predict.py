@@ -49,7 +49,10 @@ def test_pictures_of_the_test_images_are_predicted_as_the_run_predicted_them(run
     names = json.loads((run / "run.json").read_text())["dataset"]["class_names"]
     expected = [names[number] for number in read_predictions(predictions_path(run)).predictions]
     told = np.load(run / "beliefs.npz")["test"].astype(np.float32)
-    for source in (("--out", run), ("--model", tmp_path / "model.labelmeter")):
+    # As `make run` keeps it.
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "trainer").symlink_to(run)
+    for source in (("--out", run), ("--out", tmp_path / "made"), ("--model", tmp_path / "model.labelmeter")):
         code, output, errors = call("predict", *source, run.parent / "pictures", "--device", "cpu")
         assert code == 0, errors
         rows = list(csv.DictReader(output.splitlines()))

@@ -65,6 +65,11 @@ def test_runs_that_cannot_be_compared_are_refused(two: list[Path], tmp_path: Pat
 def test_the_command_names_the_page(two: list[Path], tmp_path: Path) -> None:
     """`python -m trainer compare A B --to PAGE`, and its exit code for a folder without a run."""
     page = tmp_path / "page.html"
+    # One as `make run` keeps it.
+    two[1].rename(tmp_path / "trainer")
+    made = two[1]
+    made.mkdir()
+    (tmp_path / "trainer").rename(made / "trainer")
     done = CliRunner().invoke(app, ["compare", *map(str, two), "--to", str(page)])
     assert done.exit_code == 0 and str(page) in done.stdout and page.is_file()
     done = CliRunner().invoke(app, ["compare", str(two[0]), str(tmp_path / "no"), "--to", str(page)])
