@@ -82,11 +82,15 @@ def hard_negative_loss(
     pos_A, neg_AN, negative_AA = _similarities(first, second, temperature)
     N = neg_AN.shape[1]
     log_N = math.log(N)
-    log_importance_AN = beta * neg_AN
+    log_weight_AN: Tensor | float = 0.0
     if different is not None:
         weight_AN = different.detach().to(neg_AN).repeat(2, 2)[negative_AA].view_as(neg_AN)
-        log_importance_AN = log_importance_AN + weight_AN.clamp_min(PROBABILITY_FLOOR).log()
-    log_reweighted_A = log_N + torch.logsumexp(log_importance_AN + neg_AN, 1) - torch.logsumexp(log_importance_AN, 1)
+        log_weight_AN = weight_AN.clamp_min(PROBABILITY_FLOOR).log()
+    log_reweighted_A = (
+        log_N
+        + torch.logsumexp((1 + beta) * neg_AN + log_weight_AN, 1)
+        - torch.logsumexp(beta * neg_AN + log_weight_AN, 1)
+    )
     log_floor = log_N - 1 / temperature
     if tau_plus > 0:
         # log(reweighted - tau_plus N pos) = log_reweighted + log1p(-ratio). Where the difference is negative, the
