@@ -17,15 +17,15 @@ GALLERY_FILE = "asked.png"
 _COLUMNS = 25
 _GAP_PX, _LINE_PX, _TEXT_PX = 1, 18, 13
 _WHITE = 255
-# Four bits a pixel: a picture of 400 images has about 100 kB.
-_GREYS = 16
+# Four bits a pixel: a picture of 400 grey images has about 100 kB.
+_STEPS, _STEP = 16, 17
 
 
 def draw(images: Bytes, labels: Bytes, class_names: Sequence[str]) -> bytes:
-    """Draw the picture and return it as a PNG file of 16 greys.
+    """Draw the picture and return it as a PNG file of 16 greys, or of as many steps of each colour.
 
     Args:
-        images: those asked for, in order, (N, height, width).
+        images: those asked for, in order, (N, height, width), or (N, height, width, 3) in colour.
         labels: theirs, (N,).
         class_names: for people.
     """
@@ -34,17 +34,23 @@ def draw(images: Bytes, labels: Bytes, class_names: Sequence[str]) -> bytes:
     counts = np.bincount(labels, minlength=len(class_names))
     captions += [f"{name}: {count}" for name, count in zip(class_names, counts, strict=True)]
     width = max(sheet.shape[1], 400)
-    canvas = Image.new("L", (width, sheet.shape[0] + _LINE_PX * (len(captions) + 1)), _WHITE)
+    mode, white = ("L", _WHITE) if images.ndim == 3 else ("RGB", (_WHITE,) * 3)
+    canvas = Image.new(mode, (width, sheet.shape[0] + _LINE_PX * (len(captions) + 1)), white)
     canvas.paste(Image.fromarray(sheet), (0, 0))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_TEXT_PX)
     for row, caption in enumerate(captions):
         pen.text((_GAP_PX, sheet.shape[0] + _LINE_PX // 2 + _LINE_PX * row), caption, fill=0, font=font)
-    picture = Image.fromarray(_coarse(np.asarray(canvas)), "P")
-    picture.putpalette([grey * 17 for grey in range(_GREYS) for _ in range(3)])
+    coarse = np.asarray(canvas) // (256 // _STEPS)
+    if mode == "L":
+        picture = Image.fromarray(coarse, "P")
+        picture.putpalette([step * _STEP for step in range(_STEPS) for _ in range(3)])
+    else:
+        picture = Image.fromarray(coarse * _STEP)
     made_by = PngImagePlugin.PngInfo()
     made_by.add_text("Software", _software())
     file = io.BytesIO()
-    picture.save(file, "PNG", bits=4, optimize=True, pnginfo=made_by)
+    four_bits = {"bits": 4} if mode == "L" else {}
+    picture.save(file, "PNG", optimize=True, pnginfo=made_by, **four_bits)
     return file.getvalue()
 
 
@@ -66,16 +72,12 @@ def compare(path: Path, images: Bytes, labels: Bytes, class_names: Sequence[str]
 
 def _sheet(images: Bytes) -> Bytes:
     """Put images side by side, 25 a row."""
-    count, height, width = images.shape
+    count, height, width, *colours = images.shape
     rows = -(-count // _COLUMNS)
-    padded = np.full((rows * _COLUMNS, height + _GAP_PX, width + _GAP_PX), _WHITE, np.uint8)
+    padded = np.full((rows * _COLUMNS, height + _GAP_PX, width + _GAP_PX, *colours), _WHITE, np.uint8)
     padded[:count, :height, :width] = images
-    grid = padded.reshape(rows, _COLUMNS, height + _GAP_PX, width + _GAP_PX)
-    return grid.transpose(0, 2, 1, 3).reshape(rows * (height + _GAP_PX), _COLUMNS * (width + _GAP_PX))
-
-
-def _coarse(pixels: Bytes) -> Bytes:
-    return np.asarray(pixels // (256 // _GREYS), np.uint8)
+    grid = padded.reshape(rows, _COLUMNS, height + _GAP_PX, width + _GAP_PX, *colours)
+    return grid.swapaxes(1, 2).reshape(rows * (height + _GAP_PX), _COLUMNS * (width + _GAP_PX), *colours)
 
 
 def _software() -> str:
