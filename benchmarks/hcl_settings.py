@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from label_service.data import idx
-from label_service.data.dataset import CARD, TEST_LABELS, TRAIN_LABELS, read_card, stored_path
+from benchmarks.redrawn import load_split, redraw_seed_of
 from trainer.acquisition.clustering import most_typical, spherical_kmeans
 from trainer.config import Profile
-from trainer.images.data import ImageSet, load_images
+from trainer.images.data import ImageSet
 from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.device import generator_for, keep_freed_memory, use_all_cores
 from trainer.learning.pretrain import new_encoder, pretrain
@@ -130,17 +129,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--only", nargs="+", help="names of settings; default: all")
     given = parser.parse_args()
-    card = read_card(given.data / CARD)
-    if card is None or card.redraw_seed is None:
+    redraw_seed = redraw_seed_of(given.data)
+    if redraw_seed is None:
         print(f"{given.data} is no re-drawn split; make one with `prepare --redraw SEED`.", file=sys.stderr)
         return 2
     use_all_cores()
     keep_freed_memory()
-    images = load_images(given.data / "images")
-    pool_labels, test_labels = (
-        torch.from_numpy(idx.parse_labels(idx.read_content(given.data / stored_path(name)), name).copy()).long()
-        for name in (TRAIN_LABELS, TEST_LABELS)
-    )
+    images, pool_labels, test_labels = load_split(given.data)
     print("| setting | seed | alone | joint | purity | spread | s |\n|---|---:|---:|---:|---:|---:|---:|")
     for name, profile in settings(given.epochs).items():
         if given.only and name not in given.only:

@@ -29,10 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from label_service.data import idx
-from label_service.data.dataset import CARD, TEST_LABELS, TRAIN_LABELS, read_card, stored_path
+from benchmarks.redrawn import load_split, redraw_seed_of
 from trainer.config import GraphConfig, PhaseConfig, Profile
-from trainer.images.data import ImageSet, load_images
+from trainer.images.data import ImageSet
 from trainer.learning.beliefs import FeatureSpace, JointModel
 from trainer.learning.device import generator_for, keep_freed_memory, use_all_cores
 from trainer.learning.encoder import Encoder
@@ -254,17 +253,13 @@ def main() -> int:
     parser.add_argument("--longer", type=int, default=1, help="times the profile's epochs: a small pool has few steps")
     parser.add_argument("--held-out", type=int, help="held-out images to predict; default: all")
     given = parser.parse_args()
-    card = read_card(given.data / CARD)
-    if card is None or card.redraw_seed is None:
+    redraw_seed = redraw_seed_of(given.data)
+    if redraw_seed is None:
         print(f"{given.data} is no re-drawn split; make one with `prepare --redraw SEED`.", file=sys.stderr)
         return 2
     use_all_cores()
     keep_freed_memory()
-    images = load_images(given.data / "images")
-    pool_labels, test_labels = (
-        torch.from_numpy(idx.parse_labels(idx.read_content(given.data / stored_path(name)), name).copy()).long()
-        for name in (TRAIN_LABELS, TEST_LABELS)
-    )
+    images, pool_labels, test_labels = load_split(given.data)
     whole = Split(images.pool, pool_labels, images.test[: given.held_out], test_labels[: given.held_out])
     profile = profile_named(given.profile)
     counts = sorted(given.counts)
@@ -285,7 +280,7 @@ def main() -> int:
     weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     results: dict[tuple[str, str], list[Measured]] = {}
     for seed, path in enumerate(given.queries):
-        asked = read_queries(path, len(whole.pool), card.redraw_seed)[: counts[-1]]
+        asked = read_queries(path, len(whole.pool), redraw_seed)[: counts[-1]]
         split = whole
         if given.images is not None:
             split, asked = whole.part(asked, given.images, seed)
