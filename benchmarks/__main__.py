@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 # Title, module, arguments, and the arguments that make it short.
 PARTS = (
     ("Throughput", "benchmarks.throughput", [], ["--rounds", "1", "--seconds", "3"]),
+    ("Workers on PostgreSQL", "benchmarks.workers", [], ["--rounds", "1", "--seconds", "3"]),
     ("Latency and verification", "benchmarks.latency", [], ["--queries", "100", "--entries", "5000"]),
     ("Start on a long log", "benchmarks.start", [], ["--entries", "5000", "--starts", "2"]),
     ("256 clients for a minute", "tests.campaigns.storm", [], ["--seconds", "5"]),

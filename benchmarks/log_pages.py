@@ -5,6 +5,9 @@ after another. Then small runs are opened over HTTP, which ask, repeat, ask for 
 asks for each page over a kept connection: the call of the API (100 entries) and the page for people (50). A value of a
 filter is another one each time where there are many. Beside the time by the clock stands the time of the service's
 processor, which a busy machine does not change.
+
+Then one client asks for single labels, and reads the whole log three times: as an export, as the evidence in one stream
+and as the evidence in pages. The most memory that the service has taken until then is told after each.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.latency import quantile
+from label_service.settings import Settings
 from tests.support.datasets import make_idx_dataset
 from tests.support.load import POOL
 from tests.support.long_log import write_long_log
@@ -36,7 +40,8 @@ def open_runs(http: httpx.Client) -> list[str]:
     for number in range(RUNS):
         opened = http.post("/v1/runs", json={"name": f"small {number}", "budget": 20}).raise_for_status().json()
         token = {"Authorization": f"Bearer {opened['token']}"}
-        for label_id in (*range(number, number + 20), number, POOL, POOL - 1):
+        outside = opened["dataset"]["pool_size"]
+        for label_id in (*range(number, number + 20), number, outside, outside - 1):
             http.get(f"/label/{label_id}", headers=token)
         http.post(f"/v1/runs/{opened['run_id']}:seal", headers=token).raise_for_status()
         names.append(opened["run_id"])
@@ -78,6 +83,40 @@ def timed(http: httpx.Client, path: str, query: Callable[[int], Query], requests
     return seconds
 
 
+def timed_labels(http: httpx.Client, requests: int) -> list[float]:
+    """Ask for single labels from all parts of the pool; return the seconds of each."""
+    opened = http.post("/v1/runs", json={"name": "labels", "budget": requests}).raise_for_status().json()
+    token, pool_size = {"Authorization": f"Bearer {opened['token']}"}, opened["dataset"]["pool_size"]
+    seconds = []
+    for number in range(requests):
+        started_s = time.perf_counter()
+        http.get(f"/label/{number * STEP % pool_size}", headers=token).raise_for_status()
+        seconds.append(time.perf_counter() - started_s)
+    return seconds
+
+
+def read_stream(http: httpx.Client, path: str) -> int:
+    """Read an answer without keeping it; return its bytes."""
+    with http.stream("GET", path) as answer:
+        return sum(len(part) for part in answer.raise_for_status().iter_raw())
+
+
+def read_pages(http: httpx.Client) -> int:
+    """Read the evidence in pages; return its bytes."""
+    page = http.get("/v1/log/evidence", params={"limit": 1000}).raise_for_status()
+    size, total = int(page.json()["checkpoint"].splitlines()[1]), len(page.content)
+    while (after := page.json()["next"]) is not None:
+        page = http.get("/v1/log/evidence", params={"size": size, "after": after}).raise_for_status()
+        total += len(page.content)
+    return total
+
+
+def memory_mb(pid: int) -> float:
+    """Return the most memory that a process has taken so far."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def processor_s(pid: int) -> float:
     """Return the time of the processor that a process has taken."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -89,16 +128,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=200_000)
     parser.add_argument("--requests", type=int, default=100, help="for each row and kind of page; default: 100")
+    parser.add_argument("--log", type=Path, help="a folder in which benchmarks.start keeps a log; default: a new one")
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure; default: here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         folder = Path(scratch).resolve()
-        data = make_idx_dataset(folder / "data", pool=POOL, test=10, classes=10, side=1)
-        settings = write_long_log(data, folder, given.entries)
+        if given.log is None:
+            data = make_idx_dataset(folder / "data", pool=POOL, test=10, classes=10, side=1)
+            settings = write_long_log(data, folder, given.entries)
+        else:
+            settings = Settings.model_validate_json((given.log / "settings.json").read_text())
         # Beside what the log has charged, the small runs need labels of their own.
-        limits = {"guest_budget": settings.guest_budget, "tokenless_budget": given.entries + POOL}
+        limits = {"guest_budget": settings.guest_budget, "tokenless_budget": settings.tokenless_budget + POOL}
         with (
-            run_process(data, folder, database_url=settings.database_url, **limits) as (process, url),
+            run_process(settings.data, folder, database_url=settings.database_url, **limits) as (process, url),
             httpx.Client(base_url=url, timeout=30.0) as http,
         ):
             runs = open_runs(http)
@@ -119,6 +162,19 @@ def main() -> None:
                     of_processor_s = (processor_s(process.pid) - begun_s) / given.requests
                     cells += [quantile(seconds, 0.5), quantile(seconds, 0.99), 1000 * of_processor_s]
                 print(f"| {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |", flush=True)
+            labels = timed_labels(http, given.requests)
+            print(f"\none label: p50 {quantile(labels, 0.5):.1f} ms, p99 {quantile(labels, 0.99):.1f} ms")
+            print(f"memory at most, after all that: {memory_mb(process.pid):.0f} MB")
+            reads: dict[str, Callable[[], int]] = {
+                "the export": lambda: read_stream(http, "/v1/log/export.ndjson"),
+                "the evidence in one stream": lambda: read_stream(http, "/v1/log/evidence"),
+                "the evidence in pages": lambda: read_pages(http),
+            }
+            for name, read in reads.items():
+                begun_s = time.perf_counter()
+                size_mb = read() / 1e6
+                took_s = time.perf_counter() - begun_s
+                print(f"{name}: {size_mb:.0f} MB in {took_s:.0f} s; memory at most {memory_mb(process.pid):.0f} MB")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How long the service takes to start on a long log: `python -m benchmarks.start --entries 1000000`.
+"""How long the service takes to start: `python -m benchmarks.start --entries 1000000 --labels 10000000`.
 
 The log is written straight through the ledger, one label an entry. Each start is a fresh process of this machine and
-ends before the first request; what the process needs after Python's own start is told. Starts that replay the whole log
-and starts from a snapshot take turns.
+ends before the first request; what the process needs after Python's own start is told. The first start seeds the
+database. Then starts that replay the whole log and hash every label take turns with starts from what the service keeps.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from label_service.settings import Settings
 from tests.support.datasets import make_idx_dataset
 from tests.support.load import POOL
-from tests.support.long_log import write_long_log
+from tests.support.long_log import long_log_settings, write_long_log
 
 _START = """
 import resource, sys, time
@@ -34,6 +35,7 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=200_000)
+    parser.add_argument("--labels", type=int, default=POOL, help="size of the pool; default: 60,000")
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure; default: here")
     parser.add_argument("--log", type=Path, help="a folder that keeps the log, made if it is missing")
@@ -41,23 +43,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         folder = Path(given.log or scratch).resolve()
         settings = folder / "settings.json"
+        measured: dict[str, list[list[float]]] = {}
         if not settings.exists():
             folder.mkdir(exist_ok=True)
-            data = make_idx_dataset(folder / "data", pool=POOL, test=10, classes=10, side=1)
+            data = make_idx_dataset(folder / "data", pool=given.labels, test=10, classes=10, side=1)
+            measured["the first, which seeds"] = [start(long_log_settings(data, folder, given.entries))]
             settings.write_text(write_long_log(data, folder, given.entries).model_dump_json())
-        command = [sys.executable, "-c", _START, settings.read_text()]
-        measured: dict[str, list[list[float]]] = {"a whole replay": [], "from a snapshot": []}
+        log = Settings.model_validate_json(settings.read_text())
         for _ in range(given.starts):
-            for snapshot in (folder / "long-heads").glob("*.snapshot"):
-                snapshot.unlink()
-            # The first leaves the snapshot that the second starts from.
-            for starts in measured.values():
-                starts.append([float(figure) for figure in subprocess.check_output(command, text=True).split()])
-    print(f"start with {given.entries:,} entries, {given.starts} times each: median (least to most)\n")
+            for kept in (*(folder / "long-heads").glob("*.snapshot"), *(folder / "long-heads").glob("*.answer-key")):
+                kept.unlink()
+            # The first leaves what the second starts from.
+            for name in ("a whole replay, every label hashed", "from what is kept"):
+                measured.setdefault(name, []).append(start(log))
+    print(f"start with {given.entries:,} entries and {given.labels:,} labels: median (least to most)\n")
     print("| start | by the clock, s | of the processor, s | memory at most, MB |\n|---|---:|---:|---:|")
     for name, starts in measured.items():
         clock, processor, memory = (list(figures) for figures in zip(*starts, strict=True))
         print(f"| {name} | {_spread(clock)} | {_spread(processor)} | {statistics.median(memory):.0f} |")
+
+
+def start(settings: Settings) -> list[float]:
+    """Start a service in a process of its own; return what it prints."""
+    command = [sys.executable, "-c", _START, settings.model_dump_json()]
+    return [float(figure) for figure in subprocess.check_output(command, text=True).split()]
 
 
 def _spread(figures: list[float]) -> str:

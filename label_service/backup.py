@@ -44,6 +44,7 @@ from label_service.service import begin_log
 from label_service.settings import Settings
 from label_service.store import tables
 from label_service.store.backends import SqliteDatabase, find_database, heads_path, key_path, reason_of
+from label_service.store.labels import read_labels, write_labels
 from label_service.store.migrations import migrate
 from label_service.store.sqlite import checkpoint, open_reading_engine, open_writing_engine
 
@@ -259,7 +260,10 @@ def _begin_new_log(
 def _copy_labels(source: Connection, target: Connection, log_id: str) -> None:
     """Copy the labels and what they were committed to with, but no run and no entry."""
     # The row of the data set last: it closes the tables of labels.
-    for table in (tables.pool_labels, tables.test_labels, tables.answer_key, tables.dataset):
+    sizes = source.execute(select(tables.dataset.c.pool_size, tables.dataset.c.test_size)).one()
+    for table, count in zip((tables.pool_labels, tables.test_labels), sizes, strict=True):
+        write_labels(target, table, read_labels(source, table, count))
+    for table in (tables.answer_key, tables.dataset):
         rows = [dict(row._mapping) for row in source.execute(select(table))]
         if table is tables.dataset:
             rows = [row | {"log_id": log_id} for row in rows]

@@ -21,8 +21,9 @@ from label_service.ledger.append import Rules
 from label_service.ledger.pace import Pace
 from label_service.ledger.tokens import matches, read_operator_token, read_registration_token, token_hash
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.ledger.writer import Work, Writer
-from label_service.log.answer_key import open_answer_key
+from label_service.ledger.writer import Asked, Work, Writer
+from label_service.log.answer_key import TREE_PURPOSE, open_answer_key
+from label_service.log.authenticated_file import AuthenticatedFile
 from label_service.log.entries import Entry
 from label_service.log.evidence import EvidencePage
 from label_service.log.forerunner import Forerunner
@@ -84,7 +85,11 @@ class LabelService:
         """
         if (hurry := self._labels_pace.refuse(request.run_id, len(ids))) is not None:
             raise hurry
-        answer = await self._write(lambda unit: ledger.reveal(unit, self.rules, request, ids))
+        # A batch is one statement by itself.
+        single = len(ids) == 1 and 0 <= ids[0] < self.dataset.pool_size
+        answer = await self._write(
+            lambda unit: ledger.reveal(unit, self.rules, request, ids), (request.run_id, ids) if single else None
+        )
         if answer.replayed:
             self.metrics.replayed.inc(len(answer.labels))
         else:
@@ -314,8 +319,8 @@ class LabelService:
             return False
         return True
 
-    async def _write(self, work: Work[T | errors.Problem]) -> T:
-        answer = await asyncio.wrap_future(self.writer.submit(work))
+    async def _write(self, work: Work[T | errors.Problem], asks: Asked | None = None) -> T:
+        answer = await asyncio.wrap_future(self.writer.submit(work, asks))
         if isinstance(answer, errors.Problem):
             raise answer
         return answer
@@ -406,7 +411,14 @@ def begin_log(
     migrate(engine)
     with engine.begin() as connection:
         dataset = _seed(connection, settings)
-        key = open_answer_key(connection)
+    keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
+    log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared)
+    kept = AuthenticatedFile(heads.with_suffix(".answer-key"), log.secret(TREE_PURPOSE), "every label is hashed")
+    with engine.begin() as connection:
+        key = open_answer_key(connection, kept)
+    log.require_answer_key(key)
+    if not key.is_kept:
+        key.keep(kept)
     rules = Rules(
         dataset.log_id,
         key,
@@ -427,9 +439,6 @@ def begin_log(
             f"{settings.openings_per_hour} runs an hour may be opened here without a token, or with a team's",
         ),
     )
-    keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
-    log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared)
-    log.require_answer_key(key)
     try:
         with UnitOfWork.begin(engine, log) as unit:
             said = None if forerunner is None else forerunner.model_dump(exclude_none=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,9 @@ from label_service.data.dataset import (
 from label_service.errors import DatabaseRefused, DataMissing, DataRefused
 from label_service.log.entries import now
 from label_service.store import tables
+from label_service.store.labels import TYPE, write_labels
 
 LOG_ID_BYTES = 8
-# Labels that are written at a time: a million rows at once would be a gigabyte of Python objects.
-_ROWS = 50_000
 
 
 class DatasetInfo(BaseModel, frozen=True):
@@ -177,9 +177,7 @@ def seed(connection: Connection, files: LabelFiles) -> DatasetInfo:
             )
         return existing
     for table, labels in ((tables.pool_labels, files.pool), (tables.test_labels, files.test)):
-        for start in range(0, len(labels), _ROWS):
-            rows = enumerate(labels[start : start + _ROWS].tolist(), start)
-            connection.execute(insert(table), [{"id": row, "label": label} for row, label in rows])
+        write_labels(connection, table, array(TYPE, labels.astype(TYPE).tobytes()))
     info = files.info
     # Last: once this row exists, the triggers refuse further labels.
     connection.execute(

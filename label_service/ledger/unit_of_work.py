@@ -49,6 +49,8 @@ _KEY = (
     .join(tables.entries, tables.entries.c.seq == _keys.c.seq)
     .where(_keys.c.run_id == bindparam("run"), _keys.c.key == bindparam("sent_key"))
 )
+# SQLite takes 32,766 parameters to a statement.
+_READ_AT_ONCE = 1000
 _INSERT_KEY = insert(_keys)
 _INSERT_ENTRY = insert(tables.entries)
 _INSERT_ID = insert(tables.entry_ids)
@@ -108,6 +110,9 @@ class UnitOfWork:
         self._revealed: dict[tuple[str, int], int] = {}
         self._charged: dict[str, int] = {}
         self._keys: dict[tuple[str, str], dict[str, Any]] = {}
+        # Ids that requests of a run are going to ask for, not read yet; and what was read of them.
+        self._expected: dict[str, list[int]] = {}
+        self._read: dict[str, dict[int, Row[Any, Any, Any]]] = {}
 
     @classmethod
     @contextmanager
@@ -156,7 +161,7 @@ class UnitOfWork:
             self._connection.execute(_CHARGE, charges)
         if self._keys:
             self._connection.execute(_INSERT_KEY, list(self._keys.values()))
-        self._last_seq, self._runs = None, {}
+        self._last_seq, self._runs, self._read = None, {}, {}
         self._entries, self._entry_ids, self._revealed, self._charged, self._keys = [], [], {}, {}, {}
 
     def run(self, run_id: str) -> RunState:
@@ -178,6 +183,15 @@ class UnitOfWork:
             self._tokens[name] = replace(self.log.account.tokens[name])
         return self._tokens.get(name)
 
+    def expect(self, run_id: str, label_ids: Sequence[int]) -> None:
+        """Say what a request of this transaction is going to ask for, so that it is read together with that of others.
+
+        Args:
+            run_id: the run that asks; no run may have this id.
+            label_ids: inside the data set.
+        """
+        self._expected.setdefault(run_id, []).extend(label_ids)
+
     def labels(self, run_id: str, ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
         """Return the label of each id, and for ids that the run has already, the entry that charged each of them.
 
@@ -186,10 +200,7 @@ class UnitOfWork:
         """
         account = self.log.account.runs.get(run_id)
         charged = account.labels if account is not None else set()
-        if len(ids) == 1:
-            rows = self._connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
-        else:
-            rows = self._connection.execute(_LABELS, {"run": run_id, "ids": list(ids)}).all()
+        rows = self._rows(run_id, ids)
         revealed_by: dict[int, int] = {}
         for label_id, _, stored in rows:
             seq = self._revealed.get((run_id, label_id), stored)
@@ -198,6 +209,17 @@ class UnitOfWork:
             if seq is not None:
                 revealed_by[label_id] = seq
         return {label_id: label for label_id, label, _ in rows}, revealed_by
+
+    def _rows(self, run_id: str, ids: Sequence[int]) -> Sequence[Row[Any, Any, Any]]:
+        expected, read = self._expected.pop(run_id, []), self._read.setdefault(run_id, {})
+        for start in range(0, len(expected) if len(expected) > 1 else 0, _READ_AT_ONCE):
+            part = {"run": run_id, "ids": expected[start : start + _READ_AT_ONCE]}
+            read.update((row[0], row) for row in self._connection.execute(_LABELS, part))
+        if read.keys() >= set(ids):
+            return [read[label_id] for label_id in ids]
+        if len(ids) == 1:
+            return self._connection.execute(_LABEL, {"run": run_id, "id": ids[0]}).all()
+        return self._connection.execute(_LABELS, {"run": run_id, "ids": list(ids)}).all()
 
     def key_row(self, run_id: str, key: str) -> Row[Any] | None:
         """Return the entry that first answered an Idempotency-Key and the hash of its request; None for a fresh key."""

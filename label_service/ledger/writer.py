@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Work = Callable[[UnitOfWork], T]
+# A run and ids of the data set.
+Asked = tuple[str, Sequence[int]]
 
 # Four pages of 4 KiB: more than an entry needs, so a database that takes the heartbeat takes an entry.
 HEARTBEAT_FILLER_BYTES = 16 * 1024
@@ -55,6 +57,7 @@ class CommitObserver(Protocol):
 class _Job:
     work: Work[Any]
     future: Future[Any]
+    asks: Asked | None
     result: Any = None
 
 
@@ -94,12 +97,13 @@ class Writer:
         """Requests in the queue, approximately."""
         return self._queue.qsize()
 
-    def submit(self, work: Work[T]) -> Future[T]:
+    def submit(self, work: Work[T], asks: Asked | None = None) -> Future[T]:
         """Queue work for the next transaction.
 
         Args:
             work: called with the transaction's unit of work, and called again if another job of the group fails. It
                 returns refusals as results: an exception undoes its changes, its entry included.
+            asks: the labels that it is going to read, which one statement then reads for the whole transaction.
 
         Returns:
             A future that has the result after the commit. It raises `LogNotWritable` if the commit failed.
@@ -107,7 +111,7 @@ class Writer:
         Raises:
             LogNotWritable: the queue is full, or the service is stopping.
         """
-        job = _Job(work, Future())
+        job = _Job(work, Future(), asks)
         with self._gate:
             if self._closed:
                 raise LogNotWritable("The service is stopping and takes no more requests; try again in a moment.")
@@ -162,6 +166,9 @@ class Writer:
             started_s, written = time.monotonic(), False
             try:
                 with UnitOfWork.begin(self._engine, self._log) as unit:
+                    for job in jobs:
+                        if job.asks is not None:
+                            unit.expect(*job.asks)
                     for job in jobs:
                         _run(job, unit)
                 written = True

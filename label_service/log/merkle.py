@@ -104,6 +104,16 @@ class MerkleTree:
         self._require(0 <= size <= self.size, f"a tree of {self.size} leaves has no root at size {size}")
         return EMPTY_ROOT if size == 0 else self._subtree(0, size)
 
+    def subtree_roots(self, width: int) -> bytes:
+        """Return the hashes over each `width` leaves, a power of two, side by side; the last is over what remains.
+
+        They are the leaf hashes of a tree with the same root.
+        """
+        complete = self.size // width
+        roots = bytes(self._levels[width.bit_length() - 1]) if complete else b""
+        rest = self._subtree(complete * width, self.size) if self.size % width else b""
+        return roots + rest
+
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
         """Return the proof that a leaf is in the tree of a size: the siblings on its way to the root, lowest first.
 

@@ -39,7 +39,7 @@ from label_service.files import sync_folder
 from label_service.log.account import Account, EntryError
 from label_service.log.answer_key import AnswerKey
 from label_service.log.entries import Entry
-from label_service.log.entry_mac import EntryMac
+from label_service.log.entry_mac import EntryMac, derive_secret
 from label_service.log.evidence import Receipt
 from label_service.log.key_history import KeyHistory, KeyRotation
 from label_service.log.merkle import MerkleTree, VerificationError, encode_hash, leaf_hash
@@ -177,6 +177,10 @@ class SignedLog:
             raise DatabaseRefused(
                 f"The {what} in the database are not those that were committed to: the database was changed."
             )
+
+    def secret(self, purpose: bytes) -> bytes:
+        """Return a secret for one purpose that only who has the log's key can derive, 32 bytes."""
+        return derive_secret(self._key, purpose)
 
     def name_successor(self, seq: int) -> tuple[KeyRotation, SigningKey]:
         """Make the key that is to replace this log's.

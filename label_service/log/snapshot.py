@@ -13,25 +13,21 @@ Labels are not in it: which ones a run was given is read from the table, after i
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from hmac import compare_digest
 from pathlib import Path
 from typing import Any
 
 from label_service import __version__
 from label_service.errors import LogChanged
-from label_service.files import write_atomically
 from label_service.log.account import Account, RunAccount, TokenAccount
+from label_service.log.authenticated_file import AuthenticatedFile
 from label_service.log.entries import canonical_json
-from label_service.log.entry_mac import Hmac, derive_secret
+from label_service.log.entry_mac import derive_secret
 from label_service.log.forerunner import Forerunner
 from label_service.log.key_history import KeyRotation
 from label_service.log.signed_note import SigningKey
 from label_service.log.table_check import Said
-
-logger = logging.getLogger(__name__)
 
 _PURPOSE = b"labelmeter snapshot mac 1\n"
 # What another version wrote is not used: its rules may have been others. A change of the rules of `account`, or of what
@@ -79,7 +75,7 @@ class Snapshot:
 
 
 class SnapshotFile:
-    """The file of one log's newest snapshot: a line with a MAC in hexadecimal, then JSON.
+    """The file of one log's newest snapshot, in JSON.
 
     Attributes:
         path: its place.
@@ -88,30 +84,19 @@ class SnapshotFile:
     def __init__(self, path: Path, key: SigningKey) -> None:
         """Name the file and derive the secret. Another key, also the one that replaces this, reads none of this one."""
         self.path = path
-        self._mac = Hmac(derive_secret(key, _PURPOSE))
+        self._file = AuthenticatedFile(path, derive_secret(key, _PURPOSE), "the whole log is replayed")
 
     def read(self) -> Snapshot | None:
         """Return the snapshot, or None if there is none that this version has written with this key."""
-        try:
-            mac, _, said = self.path.read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            logger.warning("%s cannot be read (%s), so the whole log is replayed", self.path, error.strerror)
-            return None
-        if not compare_digest(mac, self._mac.digest(said).hex().encode()):
-            logger.warning("%s was not written with this log's key, so the whole log is replayed", self.path)
+        said = self._file.read()
+        if said is None:
             return None
         content = json.loads(said)
         return Snapshot(**content) if content.pop("format") == _FORMAT else None
 
     def write(self, snapshot: Snapshot) -> None:
         """Replace the file. A failure is only logged: the next start then takes longer."""
-        said = canonical_json({"format": _FORMAT, **vars(snapshot)})
-        try:
-            write_atomically(self.path, self._mac.digest(said).hex().encode() + b"\n" + said)
-        except OSError as error:
-            logger.warning("%s cannot be written (%s); the next start takes longer", self.path, error.strerror)
+        self._file.write(canonical_json({"format": _FORMAT, **vars(snapshot)}))
 
 
 def _write_account(account: Account) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,10 +14,12 @@ from sqlalchemy import create_engine, func, insert, select
 from label_service.errors import DatabaseRefused
 from label_service.ledger.tokens import token_hash
 from label_service.log.answer_key import open_answer_key
+from label_service.log.authenticated_file import AuthenticatedFile
 from label_service.log.entries import canonical_json
 from label_service.service import open_service
 from label_service.settings import Settings
 from label_service.store import tables
+from label_service.store.backends import find_database, heads_path
 from tests.support.services import RunningService, run_service
 from tests.support.tamper import tamper
 
@@ -245,6 +248,48 @@ def test_labels_changed_together_with_their_commitment_are_refused(service_setti
     engine.dispose()
     with pytest.raises(DatabaseRefused, match="The labels in the database are not those that were committed to"):
         start_again(settings)
+
+
+def keep_false_tree(settings: Settings, file: Path) -> None:
+    """Keep the tree over the labels that are there now, as who has another key would."""
+    engine = create_engine(settings.database_url)
+    with engine.begin() as connection:
+        key = open_answer_key(connection)
+    engine.dispose()
+    key.keep(AuthenticatedFile(file, b"of another key", ""))
+
+
+@pytest.mark.parametrize("statement", ["UPDATE pool_labels SET label = 1 - label WHERE id IN ({0}, {1})", "SAME"])
+@pytest.mark.parametrize("kept", ["as it was", "removed", "cut short", "of the false labels"])
+def test_labels_are_those_of_the_log_whatever_is_kept_of_their_tree(
+    service_settings: Make, statement: str, kept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kept tree makes a start faster and decides nothing: false labels are refused, the true ones accepted."""
+    caplog.set_level("INFO")
+    settings = service_settings(workers=1)
+    with run_service(settings) as running:
+        labels = {label_id: running.client.get(f"/label/{label_id}").json()["label"] for label_id in range(20)}
+        log_id = running.service.dataset.log_id
+    file = heads_path(settings, find_database(settings), log_id).with_suffix(".answer-key")
+    written = file.read_bytes()
+    if statement != "SAME":
+        zero, one = (next(label_id for label_id in labels if labels[label_id] == label) for label in (0, 1))
+        tamper(settings.database_url, statement.format(zero, one), "DELETE FROM answer_key")
+    if kept == "removed":
+        file.unlink()
+    elif kept == "cut short":
+        file.write_bytes(written[:-1])
+    elif kept == "of the false labels":
+        keep_false_tree(settings, file)
+    caplog.clear()
+    if statement == "SAME":
+        start_again(settings)
+        assert file.read_bytes() == written
+    else:
+        with pytest.raises(DatabaseRefused, match="The labels in the database are not those that were committed to"):
+            start_again(settings)
+    foreign = "was not written with this log's key, so every label is hashed"
+    assert (foreign in caplog.text) == (kept in ("cut short", "of the false labels"))
 
 
 NAMES = """UPDATE dataset SET class_names = '["c", "b", "a"]'"""

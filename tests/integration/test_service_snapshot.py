@@ -318,15 +318,16 @@ def test_a_snapshot_that_cannot_be_written_stops_nothing(
 KILLED = """
 import os, runpy, signal
 from pathlib import Path
-from label_service.log import signed_log, snapshot
+from label_service.log import authenticated_file, signed_log
 signed_log.SNAPSHOT_EVERY = 2
-moment, write, rename, written = {moment!r}, snapshot.write_atomically, Path.replace, []
+moment, write, rename, written = {moment!r}, authenticated_file.write_atomically, Path.replace, []
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def write_and_die(path, content):
-    written.append(path)
+    if path.suffix == ".snapshot":
+        written.append(path)
     if len(written) == 2 and moment == "half":
         path.with_name(".half.part").write_bytes(content[: len(content) // 2])
         kill()
@@ -339,7 +340,7 @@ def rename_or_die(path, target):
         kill()
     return rename(path, target)
 
-snapshot.write_atomically, Path.replace = write_and_die, rename_or_die
+authenticated_file.write_atomically, Path.replace = write_and_die, rename_or_die
 runpy.run_module("label_service", run_name="__main__", alter_sys=True)
 """
 

@@ -16,15 +16,13 @@ from tests.support.load import POOL
 _AT_ONCE = 20_000
 
 
-def write_long_log(data: Path, folder: Path, entries: int) -> Settings:
-    """Write a log of single reveals straight through the ledger, and return the settings of its service.
+def long_log_settings(data: Path, folder: Path, entries: int) -> Settings:
+    """Return the settings of the service of a long log.
 
-    The guest asks for the whole pool, then one run after another does. All of it lies inside `folder`: heads are
-    remembered beside the database's own folder, so that is one level down.
+    All of it lies inside `folder`: heads are remembered beside the database's own folder, so that is one level down.
     """
     database = folder / "long" / "labels.sqlite3"
-    database.parent.mkdir()
-    settings = Settings(
+    return Settings(
         data=data,
         other_data=True,
         database_url=f"sqlite:///{database}",
@@ -32,6 +30,15 @@ def write_long_log(data: Path, folder: Path, entries: int) -> Settings:
         tokenless_budget=entries,
         openings_per_hour=max(1, entries),
     )
+
+
+def write_long_log(data: Path, folder: Path, entries: int) -> Settings:
+    """Write a log of single reveals straight through the ledger, and return the settings of its service.
+
+    The guest asks for 60,000 labels, then one run after another does.
+    """
+    settings = long_log_settings(data, folder, entries)
+    (folder / "long").mkdir(exist_ok=True)
     found = find_database(settings)
     engine = found.open_writing_engine()
     _, rules, log = begin_log(engine, settings, found)

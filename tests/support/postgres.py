@@ -78,11 +78,16 @@ class PostgresServer:
 
 
 @contextmanager
-def run_postgres() -> Iterator[PostgresServer]:
-    """Run a server until the block ends."""
+def run_postgres(under: Path | None = None, *, fsync: bool = False) -> Iterator[PostgresServer]:
+    """Run a server until the block ends.
+
+    Args:
+        under: the folder to make its own in, which the server's account must be able to enter; None: the system's.
+        fsync: let it sync what it commits.
+    """
     programs = find_programs()
     assert programs is not None, "ask why_not first"
-    folder = Path(tempfile.mkdtemp(prefix="labelmeter-postgres-"))
+    folder = Path(tempfile.mkdtemp(prefix="labelmeter-postgres-", dir=under))
     account: dict[str, Any] = {}
     if os.geteuid() == 0:
         shutil.chown(folder, SERVER_ACCOUNT, SERVER_ACCOUNT)
@@ -96,8 +101,9 @@ def run_postgres() -> Iterator[PostgresServer]:
             **account,
         )
         assert made.returncode == 0, made.stderr.decode()
-        # Nothing here has to survive a power cut. Durable settings of a session are tested by asking for them.
-        options = [f"unix_socket_directories={folder}", "listen_addresses=", "fsync=off", "max_connections=200"]
+        # What tests write need not survive a power cut. Durable settings of a session are tested by asking for them.
+        durable = f"fsync={'on' if fsync else 'off'}"
+        options = [f"unix_socket_directories={folder}", "listen_addresses=", durable, "max_connections=200"]
         command = [programs / "postgres", "-D", data, *(part for option in options for part in ("-c", option))]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, **account)

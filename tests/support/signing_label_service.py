@@ -7,6 +7,7 @@ It signs, proves and commits with the code of the label service, so the trainer'
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ class FakeLog:
 
     def __init__(self, labels: dict[int, int]) -> None:
         self.signer = SigningKey(ORIGIN, bytes(range(32)))
-        self.answer_key = AnswerKey(b"s" * 32, labels)
+        self.answer_key = AnswerKey(b"s" * 32, array("i", [labels[label_id] for label_id in range(len(labels))]))
         self.commitment = self.answer_key.commitment
         self.entries: list[bytes] = []
         self.rotations: list[dict[str, str]] = []

@@ -139,3 +139,25 @@ def test_reveals_are_written_together(log: Log) -> None:
             assert isinstance(ledger.reveal(unit, log.rules, request, [label_id]), ledger.Revealed)
     # Entries, ids, reveals, charges, and the head before.
     assert len(writes) == 5, writes
+
+
+def test_labels_that_a_transaction_expects_are_read_together(log: Log) -> None:
+    """One statement for each run, however many requests; each still sees what the ones before it were charged."""
+    first, second = open_run(log, ASKED), open_run(log, ASKED)
+    reads: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "pool_labels" in statement:
+            reads.append(statement)
+
+    event.listen(log.engine, "before_cursor_execute", count)
+    asked = [(request, label_id) for label_id in (1, 2, 3, 2) for request in (first, second)]
+    with log.begin() as unit:
+        for request, label_id in asked:
+            unit.expect(request.run_id, [label_id])
+        answers = [ledger.reveal(unit, log.rules, request, [label_id]) for request, label_id in asked]
+        # What was read before something was written is not used after it.
+        assert unit.connection.execute(select(func.count()).select_from(tables.reveals)).scalar_one() == 6
+        assert unit.labels(first.run_id, [1])[1].keys() == {1}
+    assert [isinstance(answer, ledger.Revealed) and answer.charged for answer in answers] == [1, 1, 1, 1, 1, 1, 0, 0]
+    assert len(reads) == 3, reads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ def forge(**changes: object) -> Callable[[SigningLabelService], None]:
 
 def use_another_answer_key(service: SigningLabelService) -> None:
     """Answer other labels than were committed to, and open those."""
-    service.log.answer_key = AnswerKey(b"s" * 32, dict.fromkeys(range(50), 0))
+    service.log.answer_key = AnswerKey(b"s" * 32, array("i", [0] * 50))
 
 
 def commit_anew(service: SigningLabelService) -> None:
