@@ -74,8 +74,8 @@ class AnswerKey:
         self._labels = labels
         # Labels under one hash of the upper part, a power of two.
         self._width = 1 << (max(0, len(labels) - 1) // _MOST_SUBTREES).bit_length()
-        # The secret has a fixed length, so these bytes have one reading.
-        self._made_of = hashlib.sha256(secret + labels.tobytes()).digest()
+        # Of the secret its hash, which has a fixed length: else a part of the labels could be moved into the secret.
+        self._made_of = hashlib.sha256(hashlib.sha256(secret).digest() + labels.tobytes()).digest()
         self.is_kept = False
         content = kept.read() if kept is not None else None
         subtrees = -(-len(labels) // self._width)

@@ -61,24 +61,25 @@ def test_a_kept_tree_is_taken_for_its_own_labels_alone(
 ) -> None:
     """Other labels, another secret of the salts, another key of the log, or a changed byte: all labels are hashed."""
     monkeypatch.setattr(answer_key, "_MOST_SUBTREES", most)
-    kept, whole = kept_in(tmp_path), AnswerKey(SECRET, labels(33))
-    assert not AnswerKey(SECRET, labels(33), kept=kept).is_kept
+    kept, whole = kept_in(tmp_path), AnswerKey(SECRET, labels(35))
+    assert not AnswerKey(SECRET, labels(35), kept=kept).is_kept
     whole.keep(kept)
-    again = AnswerKey(SECRET, labels(33), kept=kept)
+    again = AnswerKey(SECRET, labels(35), kept=kept)
     assert again.is_kept
     assert again.commitment == whole.commitment
-    assert [again.open(label_id) for label_id in range(33)] == [whole.open(label_id) for label_id in range(33)]
-    changed, fewer = labels(33), labels(32)
+    assert [again.open(label_id) for label_id in range(35)] == [whole.open(label_id) for label_id in range(35)]
+    changed, fewer = labels(35), labels(35)[1:]
     changed[17] += 1
-    for secret, others in ((SECRET, changed), (SECRET, fewer), (b"t" * 32, labels(33))):
+    moved = SECRET + labels(35)[:1].tobytes(), fewer
+    for secret, others in ((SECRET, changed), (SECRET, fewer), (b"t" * 32, labels(35)), moved):
         key = AnswerKey(secret, others, kept=kept)
         assert not key.is_kept
         assert key.commitment == AnswerKey(secret, others).commitment != whole.commitment
-    assert not AnswerKey(SECRET, labels(33), kept=kept_in(tmp_path, b"l" * 32)).is_kept
+    assert not AnswerKey(SECRET, labels(35), kept=kept_in(tmp_path, b"l" * 32)).is_kept
     written = kept.path.read_bytes()
     for place in (0, 66, len(written) - 1):
         kept.path.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
-        key = AnswerKey(SECRET, labels(33), kept=kept)
+        key = AnswerKey(SECRET, labels(35), kept=kept)
         assert (key.is_kept, key.commitment) == (False, whole.commitment)
 
 
