@@ -7,9 +7,10 @@ trainer.
 
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -308,13 +309,19 @@ def _guard(options: RunOptions, work: Work, *, begins: bool) -> None:
 
     out = options.out
     try:
+        if _rank() > 0:
+            from trainer.learning.ranks import serve
+
+            serve(options.device, options.patience_s)
+            return
         if out.exists() and not out.is_dir():
             raise ConfigError(f"--out {out} is a file; name a folder")
         if not begins and not out.is_dir():
             raise DataError(f"there is no folder {out}; begin a run with `python -m trainer run --out {out}`")
         with setup_logging(out, options.verbose):
             try:
-                work(options)
+                with _all_ranks(options):
+                    work(options)
             except TrainerError as error:
                 logging.getLogger("trainer").debug("stopped", exc_info=error)
                 raise
@@ -327,6 +334,23 @@ def _guard(options: RunOptions, work: Work, *, begins: bool) -> None:
             f"\ninterrupted, and nothing that was paid for is lost; the same command{adding} goes on", file=sys.stderr
         )
         raise typer.Exit(_EXIT_INTERRUPTED) from None
+
+
+def _rank() -> int:
+    """Return this process's number among those that torchrun started together; 0 without it."""
+    return int(os.environ.get("RANK", 0)) if _processes() > 1 else 0
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _all_ranks(options: RunOptions) -> AbstractContextManager[None]:
+    if _processes() == 1:
+        return nullcontext()
+    from trainer.learning.ranks import joined
+
+    return joined(options.device, options.patience_s)
 
 
 def main() -> None:

@@ -70,6 +70,13 @@ class StrategyFailed(TrainerError):  # noqa: N818 - the name reads as a statemen
     exit_code = 88
 
 
+class RankLost(TrainerError):  # noqa: N818 - the name reads as a statement
+    """Of the processes that train together, one ended or stopped answering; `--resume` goes on, also with fewer."""
+
+    exit_code = 89
+    can_be_repeated = True
+
+
 class CountsDisagree(TrainerError):  # noqa: N818 - the name reads as a statement
     """The trainer's count of queries is not the count in the label service's log, so the result must not be used."""
 

@@ -3,7 +3,8 @@
     python -m tests.support.tiny_trainer run --profile tiny …
 
 Everything else is `python -m trainer`. TINY_TRAINER_KILL_AT=N ends the process by SIGKILL right after the Nth
-checkpoint of fine-tuning, as a power cut would.
+checkpoint of fine-tuning, as a power cut would. TINY_TRAINER_KILL_RANK=R ends that one of several processes in its
+seventh training step, in the second round.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import torch
 
 from trainer import cli
 from trainer.config import EncoderConfig, PhaseConfig, RoundConfig
-from trainer.learning import checkpoint
+from trainer.learning import checkpoint, ranks
 from trainer.profiles import PROFILES, SMOKE
 from trainer.run import active_loop, pipeline
 
 KILL_AT = "TINY_TRAINER_KILL_AT"
+KILL_RANK = "TINY_TRAINER_KILL_RANK"
+# Four steps of pretraining, two of the first round.
+_STEPS_BEFORE = 6
 
 TINY = SMOKE.model_copy(
     update={
@@ -71,12 +75,28 @@ def _kill_after(wanted: int) -> None:
     active_loop.save_checkpoint = save_and_die
 
 
+def _kill_in_step() -> None:
+    learn, steps = ranks.RankReplica.learn, 0
+
+    def learn_or_die(*arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps > _STEPS_BEFORE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return learn(*arguments)
+
+    ranks.RankReplica.learn = learn_or_die  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Run the command line with `tiny` among the profiles."""
     PROFILES.update({"tiny": TINY, "tiny-curve": TINY_CURVE})
     pipeline.use_all_cores = use_one_thread
+    ranks.use_all_cores = use_one_thread
     if KILL_AT in os.environ:
         _kill_after(int(os.environ[KILL_AT]))
+    if KILL_RANK in os.environ and os.environ[KILL_RANK] == os.environ.get("RANK"):
+        _kill_in_step()
     cli.main()
 
 

@@ -18,14 +18,29 @@ _CPUINFO = Path("/proc/cpuinfo")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
+def processes_here() -> tuple[int, int]:
+    """Return this process's number among those that torchrun started on this machine, and their count: else 0 of 1."""
+    return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def pick_device(wanted: str = "auto") -> torch.device:
     """Choose the device: `auto`, or a PyTorch device such as `cpu`, `cuda` or `cuda:1`.
+
+    Of several processes on a machine, each takes a GPU of its own.
 
     Raises:
         ConfigError: the device does not exist here.
     """
+    number, count = processes_here()
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and count > 1:
+        if wanted != "cuda" or count > torch.cuda.device_count():
+            raise ConfigError(
+                f"each of {count} processes needs a GPU of its own, and {torch.cuda.device_count()} are here; start "
+                "fewer, and let --device be cuda or cpu"
+            )
+        wanted = f"cuda:{number}"
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
@@ -44,8 +59,8 @@ def available_cores() -> int:
 
 
 def use_all_cores() -> None:
-    """Give PyTorch one thread for each available core."""
-    torch.set_num_threads(available_cores())
+    """Give PyTorch one thread for each available core; several processes on a machine share them evenly."""
+    torch.set_num_threads(max(1, available_cores() // processes_here()[1]))
 
 
 def keep_freed_memory() -> bool:

@@ -37,8 +37,9 @@ from trainer.learning.losses import (
     pseudo_label_loss,
     soft_cross_entropy,
 )
-from trainer.learning.parallel import Replicas, Share, parts_on, side_by_side
-from trainer.records.progress import MetricWriter
+from trainer.learning.parallel import Share, side_by_side
+from trainer.learning.ranks import by_rows, everywhere, replicate
+from trainer.records.progress import MetricWriter, NoMetrics
 
 _WARMUP_STEPS = 100
 # Share of each step in the running average of the teacher's class distribution.
@@ -87,12 +88,15 @@ class FineTuner:
         Images are uint8 [N, H, W] or [N, H, W, 3], the pool on the device to train on.
         """
         self.student = encoder
-        self._replicas = Replicas(encoder, parts_on(images.device))
         self._average = moving_average(encoder, config.teacher_decay)
         self._images = images
         self._config = config
         self._seed = seed
         self._metrics = metrics
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to another rank; the metrics, which rank 0 writes, stay."""
+        return _arrived, (self.student, self._images, self._config, self._seed, self._average.state_dict())
 
     @property
     def teacher(self) -> Encoder:
@@ -108,6 +112,7 @@ class FineTuner:
         self.student.load_state_dict(state["student"])
         self._average.load_state_dict(state["teacher"])
 
+    @everywhere("on_epoch")
     def train_phase(
         self,
         phase: PhaseConfig,
@@ -142,15 +147,16 @@ class FineTuner:
             class_average = class_prior.clone()
         else:
             class_average = torch.full((classes,), 1 / classes, device=self._images.device)
+        replicas = replicate(self.student, self._images.device)
         forward = functools.partial(self._forward, phase, ids, labels, beliefs, class_average, class_prior)
 
         def step(batch: Tensor) -> Tensor:
-            measured = self._replicas.learn(batch, forward, _weighted_sum)
+            measured = replicas.learn(batch, forward, _weighted_sum)
             class_average.lerp_(measured[2:], _CLASS_AVERAGE_STEP)
             return measured[:2]
 
         train_epochs(
-            self._replicas,
+            replicas,
             self._parameter_groups(with_head=phase.contrast > 0),
             Schedule(
                 name=name,
@@ -260,6 +266,12 @@ class FineTuner:
         return aligned / aligned.sum(1, keepdim=True), joint.mean(0)
 
 
+def _arrived(student: Encoder, images: Tensor, config: FinetuneConfig, seed: int, average: dict[str, Any]) -> FineTuner:
+    tuner = FineTuner(student, images, config, seed=seed, metrics=NoMetrics())
+    tuner._average.load_state_dict(average)
+    return tuner
+
+
 def _draw_mix(images: int, concentration: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw a partner for each image, int64 [B], and the larger share of a Beta(a, a) for the image itself, [B].
 
@@ -287,7 +299,10 @@ def predict(network: Encoder, images: Tensor) -> Tensor:
     Returns:
         Class probabilities, float32 [N, C].
     """
+    return by_rows(_predict, images, network)[0]
 
+
+def _predict(images: Tensor, network: Encoder) -> tuple[Tensor]:
     def compute(x: Tensor) -> Tensor:
         padded = F.pad(x, (1, 1, 1, 1))
         H, W = x.shape[2:]
@@ -295,7 +310,7 @@ def predict(network: Encoder, images: Tensor) -> Tensor:
         variants = [network.classify(variant).softmax(1) for y in shifted for variant in (y, y.flip(3))]
         return torch.stack(variants).mean(0)
 
-    return torch.cat(_evaluate(network, images, compute, "predicting"))
+    return (torch.cat(_evaluate(network, images, compute, "predicting")),)
 
 
 def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,7 +319,11 @@ def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]
     Returns:
         Unit vectors float32 [N, D], and class probabilities float32 [N, C].
     """
+    features, predictions = by_rows(_embed_and_predict, images, network)
+    return features, predictions
 
+
+def _embed_and_predict(images: Tensor, network: Encoder) -> tuple[Tensor, Tensor]:
     def compute(x: Tensor) -> tuple[Tensor, Tensor]:
         features = [network(variant) for variant in (x, x.flip(3))]
         prediction = torch.stack([network.classifier(rows).float().softmax(1) for rows in features]).mean(0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.learning.cells import nearest_in_cells
 from trainer.learning.losses import PROBABILITY_FLOOR
 from trainer.learning.parallel import side_by_side
+from trainer.learning.ranks import by_rows
 
 # Principal axes on which candidate neighbours are searched.
 _LEADING_AXES = 128
@@ -59,6 +60,11 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
     Returns:
         Similarities float32 [Q, k], highest first, and indices int64 [Q, k].
     """
+    similarities, indices = by_rows(_nearest_neighbours, queries, keys, k, chunk)
+    return similarities, indices
+
+
+def _nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
     if len(keys) > SEARCHED_WHOLE:
         return nearest_in_cells(queries, keys, k)
     chunk = max(1, min(chunk, SEARCH_NUMBERS // len(keys)))

@@ -159,4 +159,4 @@ class Replicas(Generic[Network]):
 
 def split_batch(batch: Tensor, parts: int) -> Sequence[Tensor]:
     """Split a batch into `parts` of nearly equal size, or fewer: batch normalisation needs two rows in each."""
-    return batch.chunk(max(1, min(parts, len(batch) // 2)))
+    return batch.tensor_split(max(1, min(parts, len(batch) // 2)))

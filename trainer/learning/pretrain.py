@@ -4,7 +4,7 @@ Writes a checkpoint after every epoch, and resumes after the last one written.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,14 +16,16 @@ from trainer.images.augment import random_view
 from trainer.learning.checkpoint import load_checkpoint, save_checkpoint
 from trainer.learning.device import derived_seed, mixed_precision
 from trainer.learning.encoder import Encoder
-from trainer.learning.epochs import Schedule, train_epochs
+from trainer.learning.epochs import Schedule, TrainingState, train_epochs
 from trainer.learning.losses import hard_negative_loss
-from trainer.learning.parallel import Replicas, Share, parts_on
-from trainer.records.progress import MetricWriter
+from trainer.learning.parallel import Share
+from trainer.learning.ranks import everywhere, replicate
+from trainer.records.progress import MetricWriter, NoMetrics
 
 ENCODER_FILE = "encoder.pt"
 _PROGRESS_FILE = "pretrain.pt"
 _WARMUP_STEPS = 200
+_NO_METRICS = NoMetrics()
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,34 @@ def pretrain(
         _require_identity(state, identity, half_done)
         encoder.load_state_dict(state["encoder"])
         log.info("pretraining goes on after epoch %d of %d", state["epoch"], config.epochs)
-    replicas = Replicas(encoder, parts_on(images.device))
+    _train(
+        images,
+        encoder,
+        config,
+        seed,
+        state,
+        metrics=metrics,
+        on_epoch=lambda reached: save_checkpoint(
+            half_done, reached | {"encoder": encoder.state_dict(), "identity": identity}
+        ),
+    )
+    save_checkpoint(finished, {"encoder": encoder.state_dict(), "identity": identity})
+    half_done.unlink(missing_ok=True)
+    return finished
+
+
+@everywhere("metrics", "on_epoch")
+def _train(
+    images: Tensor,
+    encoder: Encoder,
+    config: PretrainConfig,
+    seed: int,
+    state: TrainingState | None,
+    *,
+    metrics: MetricWriter = _NO_METRICS,
+    on_epoch: Callable[[TrainingState], None] = lambda _: None,
+) -> None:
+    replicas = replicate(encoder, images.device)
 
     def embed_views(share: Share[Encoder]) -> Tensor:
         """Embed two views of each image: [2B, D], the second views after the first."""
@@ -103,13 +132,8 @@ def pretrain(
         seed=seed,
         metrics=metrics,
         state=state,
-        on_epoch=lambda reached: save_checkpoint(
-            half_done, reached | {"encoder": encoder.state_dict(), "identity": identity}
-        ),
+        on_epoch=on_epoch,
     )
-    save_checkpoint(finished, {"encoder": encoder.state_dict(), "identity": identity})
-    half_done.unlink(missing_ok=True)
-    return finished
 
 
 def load_encoder(encoder: Encoder, path: Path, identity: str | None) -> None:

@@ -117,8 +117,12 @@ def progress(
 ) -> Iterator[_T]:
     """Yield the `total` items of an iterable and show the progress, described as `pretrain 3/100` for example.
 
-    Where stderr is no terminal, there are `line_every_s` seconds between two lines, and shorter work is silent.
+    Where stderr is no terminal, there are `line_every_s` seconds between two lines, and shorter work is silent. Where
+    logging is disabled, nothing is shown.
     """
+    if not logger.isEnabledFor(logging.CRITICAL):
+        yield from iterable
+        return
     if sys.stderr.isatty():
         yield from tqdm(iterable, total=total, desc=description, leave=False, dynamic_ncols=True)
         return
@@ -301,3 +305,22 @@ class MetricWriter(AbstractContextManager["MetricWriter", None]):
 
             self._board = SummaryWriter(str(self._out_dir / TENSORBOARD_FOLDER))
         return self._board
+
+
+class NoMetrics(MetricWriter):
+    """Writes nothing: of several processes that train together, one writes."""
+
+    def __init__(self) -> None:
+        """Need no folder."""
+
+    def write(self, stage: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Drop the metrics of a step."""
+
+    def write_point(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Drop values."""
+
+    def write_images(self, name: str, step: int, images: npt.NDArray[np.uint8]) -> None:
+        """Drop images."""
+
+    def close(self) -> None:
+        """Have nothing to close."""
