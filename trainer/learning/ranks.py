@@ -278,14 +278,10 @@ class RankReplica(Replicas[Network]):
         """Add one step's gradients to the network, the same on every rank; see `Replicas.learn`.
 
         Raises:
-            ConfigError: the batch is too small for a part on every rank.
+            ConfigError: see `parts_by_rank`.
         """
         rank, size = self._group.rank, self._group.size
-        parts = split_batch(batch, size)
-        if len(parts) < size:
-            raise ConfigError(
-                f"{size} processes are too many for {len(batch)} images a step: each needs two; start fewer"
-            )
+        parts = parts_by_rank(batch, size)
         weights = [len(part) / len(batch) for part in parts]
         output = self._used(forward, Share(self.networks[0], parts[rank], weights[rank], self._generators[0]))
         leaves = _gather(output.detach(), is_even=len(batch) % size == 0)
@@ -309,6 +305,18 @@ class RankReplica(Replicas[Network]):
         dist.broadcast(flat, 0)
         for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(values.view_as(buffer))
+
+
+def parts_by_rank(batch: Tensor, ranks: int) -> Sequence[Tensor]:
+    """Split a batch into a part for each rank.
+
+    Raises:
+        ConfigError: there are not two rows for each.
+    """
+    parts = split_batch(batch, ranks)
+    if len(parts) < ranks:
+        raise ConfigError(f"{ranks} processes are too many for {len(batch)} images a step: each takes two; start fewer")
+    return parts
 
 
 def replicate(network: Network, device: torch.device) -> Replicas[Network]:

@@ -72,6 +72,28 @@ def test_bfloat16_is_used_where_the_processor_multiplies_it(
     assert str(product.dtype) == f"torch.{arithmetic_on(CPU)}"
 
 
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:0"])
+def test_processes_without_a_gpu_for_each_are_refused(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes on one GPU would wait for each other."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="each of 2 processes needs a GPU of its own, and 1 are here"):
+        pick_device(wanted)
+
+
+def test_processes_on_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without that, two processes would wait for each other's threads."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(device_module, "available_cores", lambda: 7)
+    try:
+        for processes, threads in (("1", 7), ("2", 3), ("9", 1)):
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+            use_all_cores()
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_seeds_of_unlike_purposes_are_unlike() -> None:
     """Seed, purpose and number all matter, none collide, and each fits torch's generator."""
     seeds = [
