@@ -32,7 +32,8 @@ def pick_device(wanted: str = "auto") -> torch.device:
         ConfigError: the device does not exist here.
     """
     number, count = processes_here()
-    if wanted == "auto":
+    is_auto = wanted == "auto"
+    if is_auto:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and count > 1:
         if wanted != "cuda" or count > torch.cuda.device_count():
@@ -41,6 +42,8 @@ def pick_device(wanted: str = "auto") -> torch.device:
                 "fewer, and let --device be cuda or cpu"
             )
         wanted = f"cuda:{number}"
+    if is_auto:
+        return torch.device(wanted)
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)

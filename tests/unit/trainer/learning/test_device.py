@@ -81,6 +81,15 @@ def test_processes_without_a_gpu_for_each_are_refused(wanted: str, monkeypatch: 
         pick_device(wanted)
 
 
+def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` in the second of two processes on a machine with two GPUs."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device() == torch.device("cuda:1")
+
+
 def test_processes_on_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without that, two processes would wait for each other's threads."""
     before = torch.get_num_threads()
