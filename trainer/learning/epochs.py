@@ -86,7 +86,7 @@ def train_epochs(
         on_epoch: called after each epoch with the state to keep in a checkpoint.
     """
     # LambdaLR multiplies `lr` by what the schedule returns. The schedule returns the whole rate, so `lr` is 1.
-    optimizer = torch.optim.AdamW(parameter_groups, lr=1.0)
+    optimizer = torch.optim.AdamW(parameter_groups, lr=1.0, fused=True)
     first_epoch = 0
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
