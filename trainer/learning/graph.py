@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.learning.cells import nearest_in_cells
+from trainer.learning.inverted_file import InvertedFile
 from trainer.learning.losses import PROBABILITY_FLOOR
 from trainer.learning.parallel import side_by_side
 from trainer.learning.ranks import by_rows
@@ -21,8 +21,8 @@ from trainer.learning.ranks import by_rows
 _LEADING_AXES = 128
 # Similarities held at once by a search, in numbers: a larger pool is searched for fewer queries at a time.
 SEARCH_NUMBERS = 2**26
-# A larger pool is searched in cells: the time of a whole search grows with the square of the pool.
-SEARCHED_WHOLE = 150_000
+# A larger pool is searched in part on a CPU: the time of a whole search grows with the square of the pool.
+SEARCHED_WHOLE = 100_000
 # Smallest weight of an edge: an image whose neighbours are all copies of one another would have no edge else.
 _SMALLEST_WEIGHT = 1e-6
 # Fewest neighbours of an image, and how many of an average class's images may be neighbours: 1 / 4.
@@ -49,7 +49,8 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
 
     In many dimensions, the 2k most similar keys on the leading principal axes are candidates, and among those the
     similarities are exact. On the joint features of 50,000 images this finds 99.7% of the true neighbours
-    (docs/decisions/0019-halves-side-by-side.md). More than 150,000 keys are searched in cells (`cells.py`).
+    (docs/decisions/0019-halves-side-by-side.md). Of more than 100,000 keys on a CPU, the candidates are those of an
+    inverted file (`inverted_file.py`).
 
     Args:
         queries: float32 [Q, D], unit vectors.
@@ -65,18 +66,22 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
 
 
 def _nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    if len(keys) > SEARCHED_WHOLE:
-        return nearest_in_cells(queries, keys, k)
-    chunk = max(1, min(chunk, SEARCH_NUMBERS // len(keys)))
     is_direct = keys.shape[1] <= _LEADING_AXES
     axes = None if is_direct else torch.linalg.eigh(keys.T @ keys).eigenvectors[:, -_LEADING_AXES:]
     leading = keys if axes is None else keys @ axes
+    is_large = len(keys) > SEARCHED_WHOLE and keys.device.type == "cpu"
+    index = InvertedFile(leading) if is_large else None
+    chunk = chunk if is_large else max(1, min(chunk, SEARCH_NUMBERS // len(keys)))
 
     def nearest(part: Tensor) -> tuple[Tensor, Tensor]:
-        if axes is None:
-            values, index = (part @ leading.T).topk(k, dim=1)
-            return values, index
-        candidates = ((part @ axes) @ leading.T).topk(min(2 * k, len(keys)), dim=1).indices
+        on_axes = part if axes is None else part @ axes
+        if index is not None:
+            candidates = index.nearest(on_axes, min(2 * k, len(keys)))
+        elif axes is None:
+            values, best = (on_axes @ leading.T).topk(k, dim=1)
+            return values, best
+        else:
+            candidates = (on_axes @ leading.T).topk(min(2 * k, len(keys)), dim=1).indices
         values, order = torch.bmm(keys[candidates], part.unsqueeze(2)).squeeze(2).topk(k, dim=1)
         return values, candidates.gather(1, order)
 

@@ -6,7 +6,6 @@ The need is a sum over the stages, although they follow each other: what one has
 """
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import torch
 from trainer.config import Profile
 from trainer.errors import ConfigError
 from trainer.images.pixels import CHUNK_BYTES, working_shape
-from trainer.learning.cells import PROBED_CELLS
 from trainer.learning.graph import SEARCH_NUMBERS, SEARCHED_WHOLE
 
 _MEMINFO = Path("/proc/meminfo")
@@ -25,6 +23,8 @@ _GIB = 2**30
 _LIBRARIES = 0.45 * _GIB
 # The similarities that a search holds, for two parts side by side, and what sorting them takes.
 _SEARCH_COPIES, _SEARCHED = 5, 1024
+# Bytes for each key of a large pool: 128 axes in float32 and in float16, twice while the index grows, and its number.
+_INDEXED_BYTES = 4 * 128 + 2 * 2 * 128 + 8
 # Numbers of a training step, by pixel of a batch and channel of the first stage: maps forward and backward.
 _TRAINING_MAPS = 12
 # Copies of a chunk of images, as floats, while their size is changed.
@@ -89,9 +89,9 @@ def needed_bytes(sizes: Sizes, profile: Profile) -> int:
     evaluated_bytes = _EVALUATED_BYTES + _CHANNEL_BYTES * widest * (4 // quarter)
     # Training and evaluation run in the same threads and find each other's memory.
     networks = max(training, min(max(N, sizes.test), _EVALUATED) * h * w * evaluated_bytes)
-    # In cells, a part of the keys is compared with a cell's queries at a time.
-    found = N if N <= SEARCHED_WHOLE else PROBED_CELLS * math.isqrt(N)
-    search = _SEARCH_COPIES * min(found * min(_SEARCHED, N), SEARCH_NUMBERS) * 4
+    # A large pool has an index of the keys' leading axes instead, and one more copy of these.
+    whole_search = _SEARCH_COPIES * min(N * min(_SEARCHED, N), SEARCH_NUMBERS) * 4
+    search = whole_search if N <= SEARCHED_WHOLE else N * _INDEXED_BYTES
     parts = (images, resizing, described, networks, features, graph, max(beliefs, covering), search)
     return int(_LIBRARIES + sum(parts))
 
