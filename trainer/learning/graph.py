@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.learning.inverted_file import InvertedFile
 from trainer.learning.losses import PROBABILITY_FLOOR
 from trainer.learning.parallel import side_by_side
 from trainer.learning.ranks import by_rows
@@ -69,9 +68,14 @@ def _nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int) -> tu
     is_direct = keys.shape[1] <= _LEADING_AXES
     axes = None if is_direct else torch.linalg.eigh(keys.T @ keys).eigenvectors[:, -_LEADING_AXES:]
     leading = keys if axes is None else keys @ axes
-    is_large = len(keys) > SEARCHED_WHOLE and keys.device.type == "cpu"
-    index = InvertedFile(leading) if is_large else None
-    chunk = chunk if is_large else max(1, min(chunk, SEARCH_NUMBERS // len(keys)))
+    index = None
+    if len(keys) > SEARCHED_WHOLE and keys.device.type == "cpu":
+        # Most runs do without it, and loading faiss takes time.
+        from trainer.learning.inverted_file import InvertedFile
+
+        index = InvertedFile(leading)
+    else:
+        chunk = max(1, min(chunk, SEARCH_NUMBERS // len(keys)))
 
     def nearest(part: Tensor) -> tuple[Tensor, Tensor]:
         on_axes = part if axes is None else part @ axes
