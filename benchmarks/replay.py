@@ -59,12 +59,25 @@ def _phases(change: Callable[[PhaseConfig], dict[str, object]]) -> Callable[[Pro
     return changed
 
 
+def _in_batches_of(images: int, change: Callable[[Profile], Profile]) -> Callable[[Profile], Profile]:
+    def changed(profile: Profile) -> Profile:
+        labelled = max(1, profile.finetune.labelled_batch * images // profile.finetune.batch)
+        finetune = profile.finetune.model_copy(update={"batch": images, "labelled_batch": labelled})
+        return change(profile.model_copy(update={"finetune": finetune}))
+
+    return changed
+
+
 def _follows_beliefs(phase: PhaseConfig) -> bool:
     return phase.consistency > 0 and phase.trust_beliefs > 0
 
 
+def _as_it_is(profile: Profile) -> Profile:
+    return profile
+
+
 VARIANTS: dict[str, Callable[[Profile], Profile]] = {
-    "as it is": lambda profile: profile,
+    "as it is": _as_it_is,
     **{
         f"mixup {a}": _phases(lambda phase, a=a: {"mixup": a if _follows_beliefs(phase) else 0.0})  # type: ignore[misc]
         for a in (0.4, 0.75, 1.0)
@@ -77,6 +90,10 @@ VARIANTS: dict[str, Callable[[Profile], Profile]] = {
     "HCL 0.5": _phases(lambda phase: {"contrast": 0.5 if _follows_beliefs(phase) else 0.0}),
     "HCL 0.2": _phases(lambda phase: {"contrast": 0.2 if _follows_beliefs(phase) else 0.0}),
     "mixup 0.75, HCL 0.5": _phases(lambda phase: {"mixup": 0.75, "contrast": 0.5} if _follows_beliefs(phase) else {}),
+}
+VARIANTS |= {
+    f"{name}, batches of 128": _in_batches_of(128, VARIANTS[name])
+    for name in ("as it is", "mixup 0.75", "mixup 0.75, twice the epochs")
 }
 
 
@@ -266,9 +283,7 @@ def main() -> int:
     rounds = given.rounds or [labels for labels in profile.budgets if labels < counts[-1]] + [counts[-1]]
     profile = profile.with_rounds(tuple(rounds))
     if given.batch is not None:
-        labelled = max(1, profile.finetune.labelled_batch * given.batch // profile.finetune.batch)
-        changes = {"batch": given.batch, "labelled_batch": labelled}
-        profile = profile.model_copy(update={"finetune": profile.finetune.model_copy(update=changes)})
+        profile = _in_batches_of(given.batch, _as_it_is)(profile)
     profile = _phases(lambda phase: {"epochs": given.longer * phase.epochs})(profile)
     if given.widths is not None:
         encoder = profile.encoder.model_copy(update={"widths": tuple(given.widths)})
