@@ -51,7 +51,7 @@ def main() -> None:
             settings.write_text(write_long_log(data, folder, given.entries).model_dump_json())
         log = Settings.model_validate_json(settings.read_text())
         for _ in range(given.starts):
-            for kept in (*(folder / "long-heads").glob("*.snapshot"), *(folder / "long-heads").glob("*.answer-key")):
+            for kept in (*(folder / "long-heads").glob("*.snapshot"), *(folder / "long-heads").glob("*.label-tree")):
                 kept.unlink()
             # The first leaves what the second starts from.
             for name in ("a whole replay, every label hashed", "from what is kept"):

@@ -413,7 +413,7 @@ def begin_log(
         dataset = _seed(connection, settings)
     keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
     log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared)
-    kept = AuthenticatedFile(heads.with_suffix(".answer-key"), log.secret(TREE_PURPOSE), "every label is hashed")
+    kept = AuthenticatedFile(heads.with_suffix(".label-tree"), log.secret(TREE_PURPOSE), "every label is hashed")
     with engine.begin() as connection:
         key = open_answer_key(connection, kept)
     log.require_answer_key(key)

@@ -270,7 +270,7 @@ def test_labels_are_those_of_the_log_whatever_is_kept_of_their_tree(
     with run_service(settings) as running:
         labels = {label_id: running.client.get(f"/label/{label_id}").json()["label"] for label_id in range(20)}
         log_id = running.service.dataset.log_id
-    file = heads_path(settings, find_database(settings), log_id).with_suffix(".answer-key")
+    file = heads_path(settings, find_database(settings), log_id).with_suffix(".label-tree")
     written = file.read_bytes()
     if statement != "SAME":
         zero, one = (next(label_id for label_id in labels if labels[label_id] == label) for label in (0, 1))
