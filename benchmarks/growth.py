@@ -21,13 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from label_service.data import idx
-from label_service.data.dataset import TRAIN_LABELS, stored_path
+from benchmarks.redrawn import load_split
+from benchmarks.views import random_views
 from trainer.acquisition import uncertain_clusters
 from trainer.acquisition.state import PoolState
 from trainer.config import ViewConfig
-from trainer.images.augment import random_view
-from trainer.images.data import load_images
 from trainer.learning.beliefs import FeatureSpace
 from trainer.learning.device import available_cores, keep_freed_memory, use_all_cores
 from trainer.learning.graph import build_graph, propagate_labels
@@ -39,15 +37,15 @@ SIZES = (6_000, 60_000, 600_000)
 VIEW = ViewConfig(scale=(0.9, 1.1), rotation_deg=8, translate_px=2, tone=0.2)
 LABELS, CHOSEN, RECALLED = 100, 50, 1_000
 STAGES = ("features", "graph", "propagation", "selection")
-# Views that are made at once.
-_CHUNK = 4096
 
 
 def measure(data: Path, size: int) -> dict[str, float]:
     """Take the steps on a pool of so many images; return seconds by stage, the recall and the peak of memory in GB."""
     use_all_cores()
     keep_freed_memory()
-    pool, labels = _pool(data, size)
+    images, labels, _ = load_split(data)
+    pool = random_views(images.pool, size, VIEW, torch.Generator().manual_seed(1))
+    labels = labels[torch.arange(size) % len(labels)]
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, float] = {}
 
@@ -77,19 +75,6 @@ def measure(data: Path, size: int) -> dict[str, float]:
     # Kilobytes on Linux.
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return seconds | {"memory": peak_gb, "recall": _recall(features, graph.neighbours)}
-
-
-def _pool(data: Path, size: int) -> tuple[Tensor, Tensor]:
-    """Draw the images, then views of them as often as needed: uint8 [size, 28, 28] and classes, int64 [size]."""
-    images = load_images(data / "images").pool
-    content = idx.parse_labels(idx.read_content(data / stored_path(TRAIN_LABELS)), TRAIN_LABELS)
-    labels = torch.from_numpy(content.copy()).long()
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.arange(size) % len(images)
-    views = torch.empty((size, *images.shape[1:]), dtype=torch.uint8)
-    for part in torch.arange(size).split(_CHUNK):
-        views[part] = (255 * random_view(images[rows[part]], VIEW, generator)[:, 0]).to(torch.uint8)
-    return views, labels[rows]
 
 
 def _recall(features: Tensor, neighbours: Tensor) -> float:

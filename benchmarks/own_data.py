@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.views import random_views
 from label_service.data import idx
 from label_service.data.dataset import TRAIN_LABELS, stored_path
 from trainer.acquisition.plugin import load_strategy
 from trainer.config import ViewConfig
-from trainer.images.augment import random_view
 from trainer.images.data import load_images
 from trainer.images.pixels import channels_of, to_working_size
 from trainer.learning.device import keep_freed_memory, use_all_cores
@@ -45,8 +45,6 @@ from trainer.run.pipeline import fit_to_pool
 DEVICE = torch.device("cpu")
 LABELS = 100
 BASELINE_DRAWS = 5
-# Images whose views are drawn at once.
-_VIEWED = 4096
 SEED = 1
 
 
@@ -185,10 +183,7 @@ def views(folder: Path, each: int) -> Data:
     made = _split(*_fashion(folder), 2000)
     view = ViewConfig(scale=(0.9, 1.1), rotation_deg=10, translate_px=2)
     generator = torch.Generator().manual_seed(0)
-    pool = torch.empty((each * len(made.pool), *made.pool.shape[1:]), dtype=torch.uint8)
-    for number, part in enumerate(made.pool.repeat(each, 1, 1).split(_VIEWED)):
-        drawn = (random_view(part, view, generator) * 255).round().to(torch.uint8).squeeze(1)
-        pool[number * _VIEWED : number * _VIEWED + len(part)] = drawn
+    pool = random_views(made.pool, each * len(made.pool), view, generator)
     return Data(pool, made.pool_labels.repeat(each), made.test, made.test_labels)
 
 

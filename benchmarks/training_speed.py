@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from tests.support.two_ranks import two_ranks
 from trainer.config import PhaseConfig
 from trainer.learning import parallel, ranks
 from trainer.learning.device import arithmetic_on, available_cores, keep_freed_memory
@@ -87,14 +87,10 @@ def main() -> None:
 @contextmanager
 def second_process() -> Iterator[None]:
     """Start a second process, and lead it as torchrun's rank 0 would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(group | {"RANK": "0", "LOCAL_RANK": "0"})
+    own, other = two_ranks()
+    os.environ.update(own)
     code = "from trainer.learning.ranks import serve; serve('cpu', 0)"
-    other = os.environ | {"RANK": "1", "LOCAL_RANK": "1"}
-    with subprocess.Popen([sys.executable, "-c", code], env=other), ranks.joined("cpu", 0):
+    with subprocess.Popen([sys.executable, "-c", code], env=os.environ | other), ranks.joined("cpu", 0):
         yield
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tests.support.trainer_runs import (
     run_to_end,
     settings_for,
 )
+from tests.support.two_ranks import two_ranks
 from trainer.errors import RankLost, ServiceUnavailable
 from trainer.records.run_records import METRICS_FILE, RESULT_FILE, RunResult, read_metrics
 from trainer.run import active_loop
@@ -56,19 +56,15 @@ def torchrun(*command: str, **environment: str) -> Ended:
 
 def two_processes(*command: str) -> Ended:
     """Run a module in two processes with the environment that torchrun would give them, a third of the start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(
             [sys.executable, "-m", *command],
-            env=os.environ | group | {"OMP_NUM_THREADS": "1", "RANK": rank, "LOCAL_RANK": rank},
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in ("0", "1")
+        for environment in two_ranks()
     ]
     try:
         told = [process.communicate(timeout=240)[1] for process in started]

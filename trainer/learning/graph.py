@@ -17,7 +17,7 @@ from trainer.learning.parallel import side_by_side
 from trainer.learning.ranks import by_rows
 
 # Principal axes on which candidate neighbours are searched.
-_LEADING_AXES = 128
+LEADING_AXES = 128
 # Similarities held at once by a search, in numbers: a larger pool is searched for fewer queries at a time.
 SEARCH_NUMBERS = 2**26
 # A larger pool is searched in part on a CPU: the time of a whole search grows with the square of the pool.
@@ -65,8 +65,8 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
 
 
 def _nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    is_direct = keys.shape[1] <= _LEADING_AXES
-    axes = None if is_direct else torch.linalg.eigh(keys.T @ keys).eigenvectors[:, -_LEADING_AXES:]
+    is_direct = keys.shape[1] <= LEADING_AXES
+    axes = None if is_direct else torch.linalg.eigh(keys.T @ keys).eigenvectors[:, -LEADING_AXES:]
     leading = keys if axes is None else keys @ axes
     index = None
     if len(keys) > SEARCHED_WHOLE and keys.device.type == "cpu":

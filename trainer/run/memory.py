@@ -14,7 +14,7 @@ import torch
 from trainer.config import Profile
 from trainer.errors import ConfigError
 from trainer.images.pixels import CHUNK_BYTES, working_shape
-from trainer.learning.graph import SEARCH_NUMBERS, SEARCHED_WHOLE
+from trainer.learning.graph import LEADING_AXES, SEARCH_NUMBERS, SEARCHED_WHOLE
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -23,8 +23,8 @@ _GIB = 2**30
 _LIBRARIES = 0.45 * _GIB
 # The similarities that a search holds, for two parts side by side, and what sorting them takes.
 _SEARCH_COPIES, _SEARCHED = 5, 1024
-# Bytes for each key of a large pool: 128 axes in float32 and in float16, twice while the index grows, and its number.
-_INDEXED_BYTES = 4 * 128 + 2 * 2 * 128 + 8
+# Bytes for each key of a large pool: its axes in float32 and in float16, twice while the index grows, and its number.
+_INDEXED_BYTES = 4 * LEADING_AXES + 2 * 2 * LEADING_AXES + 8
 # Numbers of a training step, by pixel of a batch and channel of the first stage: maps forward and backward.
 _TRAINING_MAPS = 12
 # Copies of a chunk of images, as floats, while their size is changed.
