@@ -49,8 +49,9 @@ picture: $(STAMP) ## A picture of a run's report for the README: OUT= names the 
 	@$(BIN)/python -m scripts.picture '$(OUT)'
 
 test: $(STAMP) ## Every test that this machine can run; what is skipped is named (PYTEST_ARGS= adds options)
-# A module's tests stay together, because they share what is costly to make.
-	@$(BIN)/python -m pytest -n auto --dist loadscope $(PYTEST_ARGS)
+# A module's tests stay together, because they share what is costly to make. They begin in the order of the folders:
+# docs, e2e and integration take long, and would otherwise come last, since their modules have the fewest tests.
+	@$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: lint types test ## What CI runs: lint, types, tests
 

@@ -303,14 +303,14 @@ def predict(network: Encoder, images: Tensor) -> Tensor:
 
 
 def _predict(images: Tensor, network: Encoder) -> tuple[Tensor]:
-    def compute(x: Tensor) -> Tensor:
+    def compute(x: Tensor) -> tuple[Tensor]:
         padded = F.pad(x, (1, 1, 1, 1))
         H, W = x.shape[2:]
         shifted = [padded[:, :, dy : dy + H, dx : dx + W] for dy, dx in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
         variants = [network.classify(variant).softmax(1) for y in shifted for variant in (y, y.flip(3))]
-        return torch.stack(variants).mean(0)
+        return (torch.stack(variants).mean(0),)
 
-    return (torch.cat(_evaluate(network, images, compute, "predicting")),)
+    return (_evaluate(network, images, compute, (network.classifier.out_features,), "predicting")[0],)
 
 
 def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -323,30 +323,38 @@ def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]
     return features, predictions
 
 
-def _embed_and_predict(images: Tensor, network: Encoder) -> tuple[Tensor, Tensor]:
-    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+def _embed_and_predict(images: Tensor, network: Encoder) -> tuple[Tensor, ...]:
+    def compute(x: Tensor) -> tuple[Tensor, ...]:
         features = [network(variant) for variant in (x, x.flip(3))]
         prediction = torch.stack([network.classifier(rows).float().softmax(1) for rows in features]).mean(0)
-        return features[0].float() + features[1].float(), prediction
+        return F.normalize(features[0].float() + features[1].float(), dim=1), prediction
 
-    features, predictions = zip(*_evaluate(network, images, compute, "computing features"), strict=True)
-    return F.normalize(torch.cat(features), dim=1), torch.cat(predictions)
+    return _evaluate(network, images, compute, (network.width, network.classifier.out_features), "computing features")
 
 
-def _evaluate(network: Encoder, images: Tensor, compute: Callable[[Tensor], Output], title: str) -> list[Output]:
+def _evaluate(
+    network: Encoder,
+    images: Tensor,
+    compute: Callable[[Tensor], tuple[Tensor, ...]],
+    widths: Sequence[int],
+    title: str,
+) -> tuple[Tensor, ...]:
     """Put a network into evaluation mode, and compute on uint8 images in chunks [B, channels, H, W] in [0, 1].
 
-    The title is what a reader of the progress sees.
+    Results, float32 [N, width] for each width, are made first and filled in: kept as they come, each would hold a gap
+    open in the memory that the chunk before has freed, 16 MB a chunk. The title is what a reader of the progress sees.
     """
     network.eval()
     H, W = images.shape[1:3]
-    area = _EVALUATION_SIDE**2
+    size = max(1, _EVALUATION_CHUNK * _EVALUATION_SIDE**2 // max(_EVALUATION_SIDE**2, H * W))
+    results = tuple(torch.empty(len(images), width, device=images.device) for width in widths)
 
     @torch.no_grad()
-    def compute_chunk(chunk: Tensor) -> Output:
+    def compute_chunk(start: int) -> None:
+        rows = slice(start, start + size)
         with mixed_precision(images.device):
-            return compute(as_planes(chunk))
+            for result, part in zip(results, compute(as_planes(images[rows])), strict=True):
+                result[rows] = part
 
-    return side_by_side(
-        compute_chunk, images.split(max(1, _EVALUATION_CHUNK * area // max(area, H * W))), images.device, title
-    )
+    side_by_side(compute_chunk, range(0, len(images), size), images.device, title)
+    return results
