@@ -49,14 +49,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.training_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--steps", type=int, default=30, help="of each kind a round; default: 30")
+    parser.add_argument("--batch", type=int, default=CPU.finetune.batch, help="unlabelled images a step")
+    parser.add_argument("--labelled", type=int, default=CPU.finetune.labelled_batch, help="labelled images a step")
     options = parser.parse_args()
     rounds, steps = max(1, options.rounds), max(1, options.steps)
     keep_freed_memory()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (CPU.finetune.batch * steps, 28, 28), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (options.batch * steps, 28, 28), dtype=torch.uint8, generator=generator)
     beliefs = torch.full((len(images), 10), 0.1)
     ids = torch.arange(100)
-    config = CPU.finetune.model_copy(update={"steps": steps})
+    changes = {"batch": options.batch, "labelled_batch": options.labelled, "steps": steps}
+    config = CPU.finetune.model_copy(update=changes)
     step_ms: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as out, MetricWriter(Path(out)) as metrics, second_process():
         group = ranks._group
