@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Row
+from sqlalchemy import Connection, Engine, Row, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import errors
@@ -32,6 +32,7 @@ from label_service.log.signed_log import SignedLog, open_signed_log
 from label_service.log.tree_head import TreeHead
 from label_service.metrics import Metrics
 from label_service.settings import Settings
+from label_service.store import tables
 from label_service.store.backends import Database, find_database, heads_path, key_path, reason_of
 from label_service.store.migrations import migrate
 
@@ -411,11 +412,18 @@ def begin_log(
     migrate(engine)
     with engine.begin() as connection:
         dataset = _seed(connection, settings)
+        is_committed = connection.execute(select(tables.answer_key.c.singleton)).first() is not None
     keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
-    log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared)
-    kept = AuthenticatedFile(heads.with_suffix(".label-tree"), log.secret(TREE_PURPOSE), "every label is hashed")
-    with engine.begin() as connection:
-        key = open_answer_key(connection, kept)
+    # To read a long log and many labels takes longer than the other workers wait for a lock: read without one.
+    reading = database.open_reading_engine() if database.shared else engine
+    try:
+        log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared, reading)
+        kept = AuthenticatedFile(heads.with_suffix(".label-tree"), log.secret(TREE_PURPOSE), "every label is hashed")
+        with (reading if is_committed else engine).begin() as connection:
+            key = open_answer_key(connection, kept)
+    finally:
+        if reading is not engine:
+            reading.dispose()
     log.require_answer_key(key)
     if not key.is_kept:
         key.keep(kept)

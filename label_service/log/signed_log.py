@@ -89,7 +89,7 @@ class SignedLog:
         """Build the tree from the database, check it against the newest remembered head, and sign it.
 
         Args:
-            connection: inside a transaction.
+            connection: inside a transaction; where the log is shared, one that has read nothing yet.
             key: the signing key; its name is the log's origin.
             heads: the heads signed so far.
             shared: other workers append to the same log.
@@ -105,8 +105,9 @@ class SignedLog:
         self.mac = EntryMac(key)
         # The size of the snapshot that this log starts from, or has kept last.
         self._snapshot_size = 0
-        changed = self._build(connection)
+        # Before the transaction sees the log, in which other workers may append and sign more in the meantime.
         remembered = heads.newest(self.keys)
+        changed = self._build(connection)
         if remembered is not None:
             self._refuse_older(remembered)
         if changed is not None:
@@ -475,7 +476,14 @@ def _finish_rotation(connection: Connection, path: Path, key: SigningKey) -> Sig
     return new
 
 
-def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: str, shared: bool = False) -> SignedLog:
+def open_signed_log(
+    engine: Engine,
+    key_path: Path,
+    heads_path: Path,
+    log_id: str,
+    shared: bool = False,
+    reading: Engine | None = None,
+) -> SignedLog:
     """Open the signed log of a database.
 
     Args:
@@ -484,6 +492,7 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
         heads_path: the file of remembered heads; a snapshot lies beside it.
         log_id: the id of the log.
         shared: other workers write to the same log.
+        reading: reads the log; None for the writing one.
 
     Raises:
         DatabaseRefused: key, remembered head and database do not belong together, or cannot be read.
@@ -494,7 +503,8 @@ def open_signed_log(engine: Engine, key_path: Path, heads_path: Path, log_id: st
             # A new key could authenticate no entry that is there, and would sign another log than clients have pinned.
             key = load_key(key_path, log_id, may_make=last_seq is None)
             key = _finish_rotation(connection, key_path, key)
-            snapshots = SnapshotFile(heads_path.with_suffix(".snapshot"), key)
+        snapshots = SnapshotFile(heads_path.with_suffix(".snapshot"), key)
+        with (reading or engine).begin() as connection:
             return SignedLog(connection, key, RememberedHeads(heads_path, shared), shared, snapshots)
     except SQLAlchemyError as error:
         raise DatabaseRefused(f"The log cannot be read ({getattr(error, 'orig', error)}).") from error

@@ -16,16 +16,20 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Connection
 from typer.testing import CliRunner
 
 from label_service.cli import app
 from label_service.errors import DatabaseRefused
 from label_service.ledger import ledger
 from label_service.ledger.unit_of_work import UnitOfWork
+from label_service.log import answer_key
 from label_service.log.evidence import Evidence
 from label_service.log.kept_answers import KeptAnswer
 from label_service.log.merkle import verify_consistency
+from label_service.log.signed_log import SignedLog
 from label_service.log.signed_note import Verifier
+from label_service.log.snapshot import Snapshot
 from label_service.log.tree_head import TreeHead
 from label_service.log.verify import verify
 from label_service.service import open_service
@@ -113,6 +117,37 @@ def test_an_entry_of_a_worker_that_died_before_signing_is_signed_by_the_next(wor
     assert verify(evidence, third.service.log.verifier).runs[run_id].queries == 1
     assert [head.size for head in evidence.heads] == [1, 2, 3]
     assert evidence.checkpoint == other.client.get("/v1/log/checkpoint").text
+
+
+def test_a_worker_that_reads_a_long_log_keeps_no_other_from_writing(
+    workers: list[RunningService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a worker reads log and labels at its start, another one answers; the new one goes on from there."""
+    running, other, _ = workers
+    _, token = running.open_run()
+    read_log, read_labels, answered = SignedLog._replay, answer_key.read_labels, []
+
+    def ask() -> None:
+        answered.append(running.client.get(f"/label/{len(answered)}", headers=token).status_code)
+
+    def read_log_slowly(self: SignedLog, connection: Connection, snapshot: Snapshot | None = None) -> object:
+        changed = read_log(self, connection, snapshot)
+        ask()
+        return changed
+
+    def read_labels_slowly(*arguments: Any) -> Any:
+        ask()
+        return read_labels(*arguments)
+
+    monkeypatch.setattr(SignedLog, "_replay", read_log_slowly)
+    monkeypatch.setattr(answer_key, "read_labels", read_labels_slowly)
+    with run_service(other.service.settings) as started:
+        assert answered and set(answered) == {200}
+        head = head_of(started.client.get("/v1/log/checkpoint"), started.service.log.verifier)
+        assert head.size == 2 + len(answered)
+        assert verify(
+            Evidence.model_validate(started.client.get("/v1/log/evidence").json()), other.service.log.verifier
+        )
 
 
 def test_a_lock_held_for_too_long_answers_503_and_recovers(
