@@ -76,6 +76,16 @@ def _as_it_is(profile: Profile) -> Profile:
     return profile
 
 
+def _three_trainings(profile: Profile) -> Profile:
+    """Train at a quarter and half of the budget and at its end alone, with mixup: 18 epochs in all."""
+    mixed = [PhaseConfig(epochs=epochs, consistency=1.0, mixup=0.75) for epochs in (2, 4, 6)]
+    own = PhaseConfig(epochs=6, consistency=1.0, trust_beliefs=0.0, threshold=0.95)
+    quarter, half = (min(n for n in profile.budgets if n * parts >= profile.budget) for parts in (4, 2))
+    phases = {quarter: (mixed[0],), half: (mixed[1],), profile.budget: (mixed[2], own)}
+    rounds = (settings.model_copy(update={"phases": phases.get(settings.labels, ())}) for settings in profile.rounds)
+    return profile.model_copy(update={"rounds": tuple(rounds)})
+
+
 VARIANTS: dict[str, Callable[[Profile], Profile]] = {
     "as it is": _as_it_is,
     **{
@@ -89,11 +99,12 @@ VARIANTS: dict[str, Callable[[Profile], Profile]] = {
     "twice the epochs": _phases(lambda phase: {"epochs": 2 * phase.epochs} if _follows_beliefs(phase) else {}),
     "HCL 0.5": _phases(lambda phase: {"contrast": 0.5 if _follows_beliefs(phase) else 0.0}),
     "HCL 0.2": _phases(lambda phase: {"contrast": 0.2 if _follows_beliefs(phase) else 0.0}),
+    "three trainings": _three_trainings,
     "mixup 0.75, HCL 0.5": _phases(lambda phase: {"mixup": 0.75, "contrast": 0.5} if _follows_beliefs(phase) else {}),
 }
 VARIANTS |= {
     f"{name}, batches of 128": _in_batches_of(128, VARIANTS[name])
-    for name in ("as it is", "mixup 0.75", "mixup 0.75, twice the epochs")
+    for name in ("as it is", "mixup 0.75", "mixup 0.75, twice the epochs", "three trainings")
 }
 
 

@@ -167,6 +167,10 @@ def campaign(folder: Path, rounds: int, clients: int, seed: int, show_progress: 
         load = Clients(base_url, tokens, clients, seed + number, tally, ids)
         load.start()
         time.sleep(rng.uniform(0.02, 0.6))
+        # On a slow machine every kill may come before any answer, and would then show nothing: the last one waits.
+        patience_s = time.monotonic() + 30
+        while number == rounds - 1 and not tally.answers and time.monotonic() < patience_s:
+            time.sleep(0.01)
         stop_at_once(process)
         load.join()
         if show_progress:
