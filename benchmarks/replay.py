@@ -37,7 +37,7 @@ from trainer.learning.device import generator_for, keep_freed_memory, use_all_co
 from trainer.learning.encoder import Encoder
 from trainer.learning.finetune import FineTuner
 from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
-from trainer.profiles import profile_named
+from trainer.profiles import on_its_own, profile_named
 from trainer.records.progress import MetricWriter
 
 CLASSES = 10
@@ -79,9 +79,8 @@ def _as_it_is(profile: Profile) -> Profile:
 def _three_trainings(profile: Profile) -> Profile:
     """Train at a quarter and half of the budget and at its end alone, with mixup: 18 epochs in all."""
     mixed = [PhaseConfig(epochs=epochs, consistency=1.0, mixup=0.75) for epochs in (2, 4, 6)]
-    own = PhaseConfig(epochs=6, consistency=1.0, trust_beliefs=0.0, threshold=0.95)
     quarter, half = (min(n for n in profile.budgets if n * parts >= profile.budget) for parts in (4, 2))
-    phases = {quarter: (mixed[0],), half: (mixed[1],), profile.budget: (mixed[2], own)}
+    phases = {quarter: (mixed[0],), half: (mixed[1],), profile.budget: (mixed[2], on_its_own(6))}
     rounds = (settings.model_copy(update={"phases": phases.get(settings.labels, ())}) for settings in profile.rounds)
     return profile.model_copy(update={"rounds": tuple(rounds)})
 

@@ -26,7 +26,7 @@ sys.exit(code)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="MEMORY NOT COMPARED: the libraries of a GPU take more")
 @pytest.mark.parametrize(("pool", "side"), [(2000, 28), (60, 8)])
 def test_a_run_takes_no_more_memory_than_it_foresees(tmp_path: Path, pool: int, side: int) -> None:
-    """Foreseen is at least what a smoke run took, and not two fifths more (on one core a third)."""
+    """Foreseen is at least what a smoke run took, and not a third more."""
     data = make_idx_dataset(tmp_path / "data", pool=pool, test=100, side=side)
     with run_process(data, tmp_path) as (_, url):
         command = [sys.executable, "-m", "trainer", "run", "--profile", "smoke", "--device", "cpu"]
@@ -38,4 +38,4 @@ def test_a_run_takes_no_more_memory_than_it_foresees(tmp_path: Path, pool: int, 
     foreseen = needed_bytes(sizes, SMOKE.with_budget(min(SMOKE.budget, pool // 2)))
     assert f"memory: about {foreseen / 2**30:.1f} GB needed" in text
     used = 1024 * int(done.stdout.splitlines()[-1])
-    assert used <= foreseen <= 1.4 * used, (used / 2**30, foreseen / 2**30)
+    assert used <= foreseen <= 1.33 * used, (used / 2**30, foreseen / 2**30)

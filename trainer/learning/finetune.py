@@ -16,7 +16,7 @@ A phase mixes four losses over the whole pool:
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,7 +49,6 @@ _EVALUATION_CHUNK = 1000
 # Of larger images than this many pixels a side, fewer at a time.
 _EVALUATION_SIDE = 32
 
-Output = TypeVar("Output")
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -302,15 +301,15 @@ def predict(network: Encoder, images: Tensor) -> Tensor:
     return by_rows(_predict, images, network)[0]
 
 
-def _predict(images: Tensor, network: Encoder) -> tuple[Tensor]:
-    def compute(x: Tensor) -> tuple[Tensor]:
+def _predict(images: Tensor, network: Encoder) -> tuple[Tensor, ...]:
+    def compute(x: Tensor) -> tuple[Tensor, ...]:
         padded = F.pad(x, (1, 1, 1, 1))
         H, W = x.shape[2:]
         shifted = [padded[:, :, dy : dy + H, dx : dx + W] for dy, dx in ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))]
         variants = [network.classify(variant).softmax(1) for y in shifted for variant in (y, y.flip(3))]
         return (torch.stack(variants).mean(0),)
 
-    return (_evaluate(network, images, compute, (network.classifier.out_features,), "predicting")[0],)
+    return _evaluate(network, images, compute, (network.classifier.out_features,), "predicting")
 
 
 def embed_and_predict(network: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -342,7 +341,7 @@ def _evaluate(
     """Put a network into evaluation mode, and compute on uint8 images in chunks [B, channels, H, W] in [0, 1].
 
     Results, float32 [N, width] for each width, are made first and filled in: kept as they come, each would hold a gap
-    open in the memory that the chunk before has freed, 16 MB a chunk. The title is what a reader of the progress sees.
+    open in the memory that the chunk before has freed, 12 MB a chunk. The title is what a reader of the progress sees.
     """
     network.eval()
     H, W = images.shape[1:3]
