@@ -11,11 +11,7 @@ import sys
 
 from scripts import run
 from scripts.run import Programs
-from scripts.study import __main__ as study
-from scripts.study import leaderboard
 from scripts.study.studies import Arm, Study
-from tests.support.tiny_trainer import TINY_CURVE
-from trainer.profiles import PROFILES
 
 PROGRAMS = Programs(
     trainer=(sys.executable, "-m", "tests.support.tiny_trainer"),
@@ -28,6 +24,12 @@ def main() -> int:
     """Do as `make run` or `make study` would."""
     if sys.argv[1:2] not in (["study"], ["leaderboard"]):
         return run.main(sys.argv[1:], PROGRAMS)
+    # Only here: `make run` itself loads no PyTorch, and each run of a test starts one.
+    from scripts.study import __main__ as study
+    from scripts.study import leaderboard
+    from tests.support.tiny_trainer import TINY_CURVE
+    from trainer.profiles import PROFILES
+
     PROFILES["tiny-curve"] = TINY_CURVE
     if sys.argv[1] == "leaderboard":
         return leaderboard.main(["PROFILE=tiny-curve", *sys.argv[2:]], PROGRAMS)

@@ -7,6 +7,7 @@ own estimates and the label service's answers; no test label is in it.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -106,6 +107,7 @@ def write_report(out_dir: Path, images: npt.NDArray[np.uint8], class_names: Sequ
     return path
 
 
+@functools.cache
 def page_environment() -> Environment:
     """Make the environment of the pages' templates: all that is put in is text, and a missing value is an error."""
     environment = Environment(
@@ -163,8 +165,14 @@ def _accuracy_chart(
 
 def _chart(series: Sequence[Series], title: str) -> dict[str, Any] | None:
     """Return what the page shows of a chart: its series that have points, its SVG, and the numbers as a table."""
-    drawn = [one for one in series if one.points]
-    return {"series": drawn, "svg": draw_accuracies(drawn, title)} if drawn else None
+    drawn = tuple(one for one in series if one.points)
+    return {"series": drawn, "svg": _draw_accuracies_once(drawn, title)} if drawn else None
+
+
+@functools.lru_cache(maxsize=8)
+def _draw_accuracies_once(series: tuple[Series, ...], title: str) -> str | None:
+    """Draw a chart that has changed: the report is written again after each round, and some are as before."""
+    return draw_accuracies(series, title)
 
 
 def _published_curve(out_dir: Path) -> Series | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,7 +145,7 @@ def training_charts(metrics: Sequence[MetricRecord]) -> list[tuple[str, str, str
         values = {name: [(n + 1, value) for n, (_, value) in enumerate(several)] for name, several in values.items()}
     drawn = [("HCL loss", "Of the pretraining without labels, by epoch.", pretraining, "epoch")]
     drawn += [(title, about, values[name], axis) for name, (title, about) in _CHARTS.items()]
-    return [(title, about, _draw_line(title, points, axis)) for title, about, points, axis in drawn if points]
+    return [(title, about, _draw_line(title, tuple(points), axis)) for title, about, points, axis in drawn if points]
 
 
 _CHARTS = {
@@ -154,7 +155,9 @@ _CHARTS = {
 }
 
 
-def _draw_line(title: str, points: Sequence[tuple[int, float]], axis: str) -> str:
+# The report is written again after each round, and some of its charts are as before.
+@functools.lru_cache(maxsize=8)
+def _draw_line(title: str, points: tuple[tuple[int, float], ...], axis: str) -> str:
     with _chart(_SMALL, (0.17, 0.2, 0.8, 0.76), title) as (axes, tooltips, document):
         (line,) = axes.plot(*zip(*points, strict=True), "o-", color=BLUE, linewidth=1.8, markersize=3.5)
         line.set(gid="line", clip_on=False)
