@@ -16,28 +16,29 @@ from tests.support.load import POOL
 _AT_ONCE = 20_000
 
 
-def long_log_settings(data: Path, folder: Path, entries: int) -> Settings:
-    """Return the settings of the service of a long log.
+def long_log_settings(data: Path, folder: Path, entries: int, database_url: str | None = None) -> Settings:
+    """Return the settings of the service of a long log, on SQLite unless another database is given.
 
-    All of it lies inside `folder`: heads are remembered beside the database's own folder, so that is one level down.
+    All files of the service lie inside `folder`: heads are remembered beside the key's folder, so that is one level
+    down.
     """
-    database = folder / "long" / "labels.sqlite3"
     return Settings(
         data=data,
         other_data=True,
-        database_url=f"sqlite:///{database}",
+        database_url=database_url or f"sqlite:///{folder / 'long' / 'labels.sqlite3'}",
+        key_folder=folder / "long",
         guest_budget=POOL,
         tokenless_budget=entries,
         openings_per_hour=max(1, entries),
     )
 
 
-def write_long_log(data: Path, folder: Path, entries: int) -> Settings:
+def write_long_log(data: Path, folder: Path, entries: int, database_url: str | None = None) -> Settings:
     """Write a log of single reveals straight through the ledger, and return the settings of its service.
 
     The guest asks for 60,000 labels, then one run after another does.
     """
-    settings = long_log_settings(data, folder, entries)
+    settings = long_log_settings(data, folder, entries, database_url)
     (folder / "long").mkdir(exist_ok=True)
     found = find_database(settings)
     engine = found.open_writing_engine()
