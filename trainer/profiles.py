@@ -24,7 +24,7 @@ def _consistency(epochs: int) -> PhaseConfig:
     return PhaseConfig(epochs=epochs, consistency=1.0)
 
 
-def on_its_own(epochs: int) -> PhaseConfig:
+def _on_its_own(epochs: int) -> PhaseConfig:
     """Learn only from the network's own confident guesses.
 
     The network then makes other errors than the graph, and joining the two corrects some of them.
@@ -33,7 +33,7 @@ def on_its_own(epochs: int) -> PhaseConfig:
 
 
 # When the budget is spent, only longer training can help: one long cycle (docs/decisions/0020).
-_LAST = (_consistency(4), on_its_own(12))
+_LAST = (_consistency(4), _on_its_own(12))
 
 CPU = Profile(
     name="cpu",
@@ -96,7 +96,7 @@ BRIEF = CPU.model_copy(
             RoundConfig(labels=100, evaluated=True),
             RoundConfig(labels=200, phases=(_consistency(2),)),
             RoundConfig(labels=300),
-            RoundConfig(labels=400, phases=(_consistency(2), on_its_own(4))),
+            RoundConfig(labels=400, phases=(_consistency(2), _on_its_own(4))),
         ),
     }
 )
