@@ -87,7 +87,8 @@ def run_postgres(under: Path | None = None, *, fsync: bool = False) -> Iterator[
     """
     programs = find_programs()
     assert programs is not None, "ask why_not first"
-    folder = Path(tempfile.mkdtemp(prefix="labelmeter-postgres-", dir=under))
+    # The server starts in it, so a path that is relative to where the caller stands would be another one there.
+    folder = Path(tempfile.mkdtemp(prefix="labelmeter-postgres-", dir=under)).resolve()
     account: dict[str, Any] = {}
     if os.geteuid() == 0:
         shutil.chown(folder, SERVER_ACCOUNT, SERVER_ACCOUNT)
