@@ -21,22 +21,20 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from benchmarks.redrawn import load_split, redraw_seed_of
+from tests.support.memory_oracle import oracle_in_memory
 from trainer.acquisition.plugin import load_strategy
 from trainer.config import PhaseConfig, Profile
 from trainer.images.data import ImageSet
 from trainer.learning.device import keep_freed_memory, use_all_cores
-from trainer.learning.finetune import predict
 from trainer.learning.pretrain import load_encoder, new_encoder, pretrain
-from trainer.oracle.answers import QueryAnswer, RevealedLabel
 from trainer.profiles import profile_named
+from trainer.records.files import append_lines
 from trainer.records.progress import MetricWriter, StageClock
-from trainer.records.run_records import read_queries
 from trainer.run.active_loop import ActiveLoop, LearnedState
 from trainer.run.label_oracle import LabelOracle
 
@@ -44,6 +42,7 @@ CLASSES = 10
 DEVICE = torch.device("cpu")
 # T-shirt, pullover, coat and shirt: most errors are among them.
 HARD = {0: "T-shirt", 2: "pullover", 4: "coat", 6: "shirt"}
+_MEASURED_FILE = "measured.jsonl"
 
 
 def _phases(change: Callable[[PhaseConfig], dict[str, object]]) -> Callable[[Profile], Profile]:
@@ -133,7 +132,6 @@ class Measured:
         labels: number of labels.
         pool: percent of the pool's images without a label that are believed rightly.
         held_out: percent of the held-out images that are predicted rightly.
-        network: the same of the network alone.
         recall: percent of each hard class's held-out images, in the order of `HARD`.
         minutes: of the loop so far, without pretraining.
     """
@@ -141,27 +139,8 @@ class Measured:
     labels: int
     pool: float
     held_out: float
-    network: float
     recall: tuple[float, ...]
     minutes: float
-
-
-class Answers:
-    """Answers queries from labels in memory, as the label service would, and proves nothing."""
-
-    def __init__(self, labels: Tensor, asked: int) -> None:
-        """Begin with the number of labels that were asked for before an interruption."""
-        self._labels, self._asked = labels.tolist(), asked
-
-    def query(self, ids: Sequence[int], *, idempotency_key: str) -> QueryAnswer:
-        """Reveal the labels of distinct images that were not asked for before."""
-        self._asked += len(ids)
-        labels = [RevealedLabel(id=row, label=self._labels[row], label_name="", charged=True) for row in ids]
-        return QueryAnswer(labels=tuple(labels), charged=len(ids), queries=self._asked, remaining=0, run_id=_RUN)
-
-
-_RUN = "variant"
-_MEASURED_FILE = "measured.jsonl"
 
 
 def run_variant(profile: Profile, split: Split, weights: Path, seed: int, identity: str, out: Path) -> list[Measured]:
@@ -175,17 +154,14 @@ def run_variant(profile: Profile, split: Split, weights: Path, seed: int, identi
     load_encoder(encoder, weights, None)
     pool, clock = split.images.pool, StageClock(out)
     with MetricWriter(out) as metrics:
-        answers = cast(Any, Answers(split.pool_labels, len(read_queries(out))))
-        oracle = LabelOracle(answers, _RUN, out, tuple(map(str, range(CLASSES))), len(pool))
-        strategy = load_strategy(profile.strategy)
+        oracle = oracle_in_memory(split.pool_labels, CLASSES, out)
         loop = ActiveLoop(
-            pool, encoder, profile, oracle, strategy,
+            pool, encoder, profile, oracle, load_strategy(profile.strategy),
             seed=seed, identity=identity, out=out, clock=clock, metrics=metrics,
         )  # fmt: skip
         for learned in loop.run({row.labels for row in measured}):
             row = _measure(learned, split, oracle, sum(clock.seconds.values()))
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            append_lines(path, [json.dumps(asdict(row))])
             measured.append(row)
             print(f"{out.name}: {row}", file=sys.stderr, flush=True)
     return measured
@@ -194,13 +170,11 @@ def run_variant(profile: Profile, split: Split, weights: Path, seed: int, identi
 def _measure(learned: LearnedState, split: Split, oracle: LabelOracle, seconds: float) -> Measured:
     unknown = torch.ones(len(split.pool_labels), dtype=torch.bool)
     unknown[[record.id for record in oracle.records]] = False
-    test = split.images.test
-    right = learned.model.predict(test, learned.beliefs).argmax(1) == split.test_labels
+    right = learned.model.predict(split.images.test, learned.beliefs).argmax(1) == split.test_labels
     return Measured(
         labels=learned.labels,
         pool=_percent((learned.beliefs.argmax(1) == split.pool_labels)[unknown]),
         held_out=_percent(right),
-        network=_percent(predict(learned.network, test).argmax(1) == split.test_labels),
         recall=tuple(_percent(right[split.test_labels == number]) for number in HARD),
         minutes=seconds / 60,
     )
@@ -223,24 +197,20 @@ def _pretrained(profile: Profile, images: ImageSet, out: Path) -> Path:
 def _print_results(results: dict[tuple[int, str], list[Measured]], names: Sequence[str]) -> None:
     """Print every variant's means, and its gains over the first one, paired by seed."""
     seeds = list(dict.fromkeys(seed for seed, _ in results))
-    whole = [seed for seed in seeds if all((seed, name) in results for name in names)]
-    print(f"\nMean of {len(whole)} seeds; gains over '{names[0]}' with the standard deviation of the pairs.\n")
-    if not whole:
-        return
+    print(f"\nMean of {len(seeds)} seeds; gains over '{names[0]}' with the standard deviation of the pairs.\n")
     hard = ", ".join(HARD.values())
-    print(f"| labels | variant | pool | gain | held out | gain | network | recall: {hard} | minutes |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    for moment in range(len(results[whole[0], names[0]])):
+    print(f"| labels | variant | pool | gain | held out | gain | recall: {hard} | minutes |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for moment in range(len(results[seeds[0], names[0]])):
         for name in names:
-            rows = [results[seed, name][moment] for seed in whole]
-            base = [results[seed, names[0]][moment] for seed in whole]
+            rows = [results[seed, name][moment] for seed in seeds]
+            base = [results[seed, names[0]][moment] for seed in seeds]
             cells = []
             for key in ("pool", "held_out"):
                 gains = [getattr(row, key) - getattr(other, key) for row, other in zip(rows, base, strict=True)]
                 spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
                 gain = f"{statistics.mean(gains):+.2f} ± {spread:.2f}"
                 cells += [f"{statistics.mean(getattr(row, key) for row in rows):.2f}", gain]
-            cells.append(f"{statistics.mean(row.network for row in rows):.2f}")
             recall = " ".join(
                 f"{statistics.mean(values):.0f}" for values in zip(*(row.recall for row in rows), strict=True)
             )

@@ -169,10 +169,8 @@ def _chart(series: Sequence[Series], title: str) -> dict[str, Any] | None:
     return {"series": drawn, "svg": _draw_accuracies_once(drawn, title)} if drawn else None
 
 
-@functools.lru_cache(maxsize=8)
-def _draw_accuracies_once(series: tuple[Series, ...], title: str) -> str | None:
-    """Draw a chart that has changed: the report is written again after each round, and some are as before."""
-    return draw_accuracies(series, title)
+# The report is written again after each round, and some of its charts are as before.
+_draw_accuracies_once = functools.lru_cache(maxsize=8)(draw_accuracies)
 
 
 def _published_curve(out_dir: Path) -> Series | None:

@@ -1,6 +1,6 @@
 """The learner on data unlike Fashion-MNIST: colour, 8 and 64 pixels, 3 and 300 classes, small pools, duplicates.
 
-Labels come from a stand-in for the oracle; what the service adds is tested in tests/integration.
+Labels come from memory; what the service adds is tested in tests/integration.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.memory_oracle import oracle_in_memory
 from tests.support.tiny_learning import CPU, RecordedMetrics, finetune_config
 from trainer.acquisition.plugin import load_strategy
 from trainer.config import EncoderConfig, PhaseConfig, Profile, RoundConfig
@@ -23,29 +24,6 @@ from trainer.records.progress import StageClock
 from trainer.run.active_loop import ActiveLoop, LearnedState
 from trainer.run.memory import Sizes, needed_bytes, require_memory
 from trainer.run.pipeline import fit_to_pool
-
-
-class Answers:
-    """Answers rounds from labels in memory."""
-
-    def __init__(self, labels: Tensor, classes: int) -> None:
-        self.class_names = tuple(str(number) for number in range(classes))
-        self.records: list[Any] = []
-        self._labels = labels
-        self._rounds: dict[int, list[int]] = {}
-
-    def answered(self, before_round: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        ids = [row for number, rows in self._rounds.items() if number < before_round for row in rows]
-        known = torch.tensor(ids, dtype=torch.long, device=device)
-        return known, self._labels[known]
-
-    def has_answered(self, number: int) -> bool:
-        return number in self._rounds
-
-    def ask(self, number: int, strategy: str, chosen: Tensor, state: object) -> None:
-        self._rounds[number] = chosen.tolist()
-        guess = {"round": number, "is_right": None, "confidence": None}
-        self.records += [type("Asked", (), guess | {"id": row}) for row in chosen.tolist()]
 
 
 def squares(labels: Tensor, side: int, *, colour: bool, seed: int = 0) -> Tensor:
@@ -90,7 +68,7 @@ def learn(
         images,
         encoder,
         profile,
-        cast(Any, Answers(labels, classes)),
+        oracle_in_memory(labels, classes, out),
         load_strategy(profile.strategy),
         seed=1,
         identity="x",
