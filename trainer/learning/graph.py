@@ -49,8 +49,8 @@ def nearest_neighbours(queries: Tensor, keys: Tensor, k: int, chunk: int = 1024)
 
     In many dimensions, the 2k most similar keys on the leading principal axes are candidates, and among those the
     similarities are exact. On the joint features of 50,000 images this finds 99.6% of the true neighbours, in float32
-    and in bfloat16 (docs/decisions/0019-halves-side-by-side.md). Of more than 100,000 keys on a CPU, the candidates are those of an
-    inverted file (`inverted_file.py`).
+    and in bfloat16 (docs/decisions/0019-halves-side-by-side.md). Of more than 100,000 keys on a CPU, the candidates are
+    those of an inverted file (`inverted_file.py`).
 
     Args:
         queries: float32 [Q, D], unit vectors.
