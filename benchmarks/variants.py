@@ -97,11 +97,13 @@ class Split:
         images: of the pool and held out.
         pool_labels: int64 [N].
         test_labels: int64 [M], of the images that are held out.
+        answers: int64 [N], what is answered for an image of the pool: its label, unless some answers are to be wrong.
     """
 
     images: ImageSet
     pool_labels: Tensor
     test_labels: Tensor
+    answers: Tensor
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def run_variant(profile: Profile, split: Split, weights: Path, seed: int, identi
     load_encoder(encoder, weights, None)
     pool, clock = split.images.pool, StageClock(out)
     with MetricWriter(out) as metrics:
-        oracle = oracle_in_memory(split.pool_labels, CLASSES, out)
+        oracle = oracle_in_memory(split.answers, CLASSES, out)
         loop = ActiveLoop(
             pool, encoder, profile, oracle, load_strategy(profile.strategy),
             seed=seed, identity=identity, out=out, clock=clock, metrics=metrics,
@@ -158,6 +160,15 @@ def _measure(learned: LearnedState, split: Split, oracle: LabelOracle, seconds: 
         recall=tuple(_percent(right[split.test_labels == number]) for number in HARD),
         minutes=seconds / 60,
     )
+
+
+def _partly_wrong(labels: Tensor, share: float) -> Tensor:
+    """Change so large a share of the labels, drawn at random and always the same, each to another class at random."""
+    generator = torch.Generator().manual_seed(0)
+    changed = labels.clone()
+    wrong = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    changed[wrong] = (labels[wrong] + torch.randint(1, CLASSES, wrong.shape, generator=generator)) % CLASSES
+    return changed
 
 
 def _percent(right: Tensor) -> float:
@@ -210,6 +221,7 @@ def main() -> int:
     parser.add_argument("--counts", type=int, nargs="+", default=[], help="of labels, to measure at before the end")
     parser.add_argument("--pretraining", type=int, metavar="EPOCHS", help="default: the profile's")
     parser.add_argument("--weights", type=Path, help="a run's encoder.pt; default: pretrained here, under seed 0")
+    parser.add_argument("--wrong", type=float, default=0.0, help="share of the pool whose labels are answered wrongly")
     parser.add_argument("--cores", type=int, help="default: all; with fewer, two commands can run side by side")
     given = parser.parse_args()
     if redraw_seed_of(given.data) is None:
@@ -219,7 +231,8 @@ def main() -> int:
     if given.cores is not None:
         torch.set_num_threads(given.cores)
     keep_freed_memory()
-    split = Split(*load_split(given.data))
+    images, pool_labels, test_labels = load_split(given.data)
+    split = Split(images, pool_labels, test_labels, _partly_wrong(pool_labels, given.wrong))
     profile = profile_named(given.profile)
     profile = profile if given.budget is None else profile.with_budget(given.budget)
     if given.pretraining is not None:
@@ -231,7 +244,7 @@ def main() -> int:
     for seed in given.seeds:
         for name in given.variants:
             changed = _measured_at(VARIANTS[name](profile), given.counts)
-            facts = [changed.model_dump_json(), weights_sha256, split.images.fingerprint, seed]
+            facts = [changed.model_dump_json(), weights_sha256, split.images.fingerprint, seed, given.wrong]
             identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
             folder = given.out / f"{name.replace(' ', '-')}-seed{seed}-{identity[:8]}"
             results[seed, name] = run_variant(changed, split, weights, seed, identity, folder)

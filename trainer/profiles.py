@@ -66,7 +66,9 @@ GRAPH = CPU.model_copy(
             *(RoundConfig(labels=labels) for labels in (150, 200, 250, 300, 350)),
             RoundConfig(labels=400, evaluated=True),
         ),
+        # As its records have it.
         "pretrain": CPU.pretrain.model_copy(update={"epochs": 8}),
+        "finetune": _LARGE_BATCHES,
     }
 )
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import variants
+from benchmarks.redrawn import load_split
 from label_service.data.dataset import CARD
 from tests.support.datasets import make_idx_dataset
 from trainer.profiles import CPU
@@ -79,6 +81,24 @@ def test_what_is_believed_is_counted_without_the_labels_paid_for(
     (measured,) = out.glob("as-it-is-*/measured.jsonl")
     row = json.loads(measured.read_text())
     assert row["labels"] == 59 and row["pool"] in (0.0, 100.0)
+
+
+def test_a_share_of_the_answers_is_wrong_and_the_truth_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of 60 labels is changed, to other classes; the same again the next time."""
+    labels = torch.arange(60) % variants.CLASSES
+    changed = variants._partly_wrong(labels, 0.25)
+    assert int((changed != labels).sum()) == 15
+    assert 0 <= int(changed.min()) and int(changed.max()) < variants.CLASSES
+    assert torch.equal(changed, variants._partly_wrong(labels, 0.25))
+    data, out = redrawn(tmp_path / "data"), tmp_path / "out"
+    command = f"variants --data {data} --out {out} --profile smoke --budget 20 --seeds 1 --wrong 1 --variants".split()
+    monkeypatch.setattr("sys.argv", [*command, "as it is"])
+    assert variants.main() == 0
+    (folder,) = out.glob("as-it-is-*")
+    truth = load_split(data)[1]
+    assert all(record.label != int(truth[record.id]) for record in read_queries(folder))
 
 
 def test_official_data_are_refused(
