@@ -6,7 +6,7 @@ official data are refused. All variants start from the same pretrained weights a
 images until the first network is trained.
 
     python -m label_service prepare --data data101 --redraw 101
-    python -m benchmarks.variants --data data101 --out varied --variants "as it is" "mixup 0.0"
+    python -m benchmarks.variants --data data101 --out varied --variants "as it is" "mixup 0.75"
 
 Weights, queries and checkpoints are kept in --out, and the same command goes on.
 """
@@ -58,34 +58,54 @@ def _phases(change: Callable[[PhaseConfig], dict[str, object]]) -> Callable[[Pro
     return changed
 
 
-def _in_batches_of(images: int) -> Callable[[Profile], Profile]:
+def _in_batches_of(images: int, change: Callable[[Profile], Profile]) -> Callable[[Profile], Profile]:
     def changed(profile: Profile) -> Profile:
         labelled = max(1, profile.finetune.labelled_batch * images // profile.finetune.batch)
         finetune = profile.finetune.model_copy(update={"batch": images, "labelled_batch": labelled})
-        return profile.model_copy(update={"finetune": finetune})
+        return change(profile.model_copy(update={"finetune": finetune}))
 
     return changed
+
+
+def _follows_beliefs(phase: PhaseConfig) -> bool:
+    return phase.consistency > 0 and phase.trust_beliefs > 0
 
 
 def _as_it_is(profile: Profile) -> Profile:
     return profile
 
 
+def _three_trainings(profile: Profile) -> Profile:
+    """Train at a quarter and half of the budget and at its end alone, with mixup from a confidence of 0.6 on."""
+    mixed = [PhaseConfig(epochs=epochs, consistency=1.0, mixup=0.75, threshold=0.6) for epochs in (2, 4, 6)]
+    quarter, half = (min(n for n in profile.budgets if n * parts >= profile.budget) for parts in (4, 2))
+    phases = dict(zip((quarter, half, profile.budget), mixed, strict=True))
+    rounds = (
+        settings.model_copy(update={"phases": (phases[settings.labels],) if settings.labels in phases else ()})
+        for settings in profile.rounds
+    )
+    return profile.model_copy(update={"rounds": tuple(rounds)})
+
+
 VARIANTS: dict[str, Callable[[Profile], Profile]] = {
     "as it is": _as_it_is,
     **{
-        f"mixup {a}": _phases(lambda phase, a=a: {"mixup": a if phase.consistency > 0 else 0.0})  # type: ignore[misc]
-        for a in (0.0, 0.4, 1.0)
+        f"mixup {a}": _phases(lambda phase, a=a: {"mixup": a if _follows_beliefs(phase) else 0.0})  # type: ignore[misc]
+        for a in (0.4, 0.75, 1.0)
     },
-    "from a confidence of 0.9 on": _phases(lambda _: {"threshold": 0.9}),
-    **{
-        f"HCL {weight}": _phases(lambda phase, weight=weight: {"contrast": weight if phase.consistency > 0 else 0.0})  # type: ignore[misc]
-        for weight in (0.2, 0.5)
-    },
-    "half the epochs": _phases(lambda phase: {"epochs": max(1, phase.epochs // 2)}),
-    "twice the epochs": _phases(lambda phase: {"epochs": 2 * phase.epochs}),
-    "batches of 256": _in_batches_of(256),
-    "batches of 64": _in_batches_of(64),
+    "mixup 0.75 to the end": _phases(lambda phase: {"mixup": 0.75 if phase.consistency > 0 else 0.0}),
+    "mixup 0.75, twice the epochs": _phases(
+        lambda phase: {"mixup": 0.75, "epochs": 2 * phase.epochs} if _follows_beliefs(phase) else {}
+    ),
+    "twice the epochs": _phases(lambda phase: {"epochs": 2 * phase.epochs} if _follows_beliefs(phase) else {}),
+    "HCL 0.5": _phases(lambda phase: {"contrast": 0.5 if _follows_beliefs(phase) else 0.0}),
+    "HCL 0.2": _phases(lambda phase: {"contrast": 0.2 if _follows_beliefs(phase) else 0.0}),
+    "three trainings": _three_trainings,
+    "mixup 0.75, HCL 0.5": _phases(lambda phase: {"mixup": 0.75, "contrast": 0.5} if _follows_beliefs(phase) else {}),
+}
+VARIANTS |= {
+    f"{name}, batches of 128": _in_batches_of(128, VARIANTS[name])
+    for name in ("as it is", "mixup 0.75", "mixup 0.75, twice the epochs", "three trainings")
 }
 
 
@@ -215,7 +235,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder made by `prepare --redraw`")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["as it is", "mixup 0.0"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["as it is", "mixup 0.75"])
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--budget", type=int, help="default: the profile's")
     parser.add_argument("--counts", type=int, nargs="+", default=[], help="of labels, to measure at before the end")

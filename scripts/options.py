@@ -73,7 +73,7 @@ class StudyOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    study: str = Field("default", description=f"Which study: {', '.join(studies((1,)))}.")
+    study: str = Field("learning-curve", description=f"Which study: {', '.join(studies((1,)))}.")
     seeds: Annotated[tuple[int, ...], BeforeValidator(_words)] = Field(
         (1, 2, 3, 4, 5), min_length=1, description="Seeds, as one quoted word."
     )

@@ -57,15 +57,23 @@ def studies(seeds: Sequence[int]) -> dict[str, Study]:
     """
     every, three = tuple(seeds), tuple(seeds[:3])
     return {
-        "default": Study(
-            "The default, and without each of its parts",
+        "learning-curve": Study(
+            "Accuracy by number of labels",
             (
                 Arm(DEFAULT_STRATEGY, "curve", every),
+                Arm("random", "curve", three, "random"),
+            ),
+        ),
+        # Profile `brief` trains a fifth as long as the default: with full training this study would take days.
+        "ablations": Study(
+            "What each part is worth",
+            (
+                Arm("whole", "brief", every),
+                Arm("random choice", "brief", three, "random"),
                 *(
-                    Arm("random", "curve", three, "random")
-                    if part == "choice"
-                    else Arm(f"without {part}", f"curve-without-{part}", every if part == "hcl" else three)
+                    Arm(f"without {part}", f"brief-without-{part}", every if part == "hcl" else three)
                     for part in ABLATIONS
+                    if part != "choice"
                 ),
             ),
         ),

@@ -6,11 +6,12 @@ Each image of the pool has a belief of some confidence. Platt's calibration turn
 
 and the estimate is the mean of P over the pool (J. Platt, "Probabilistic outputs for support vector machines", 1999).
 
-The slope is a constant of the method, measured on a re-drawn split. It grows with the number of labels: beliefs
-smoothed over the graph become more accurate with more labels, but hardly more confident. The shift `a` is fitted on the
-run's own guesses made before asking (the prequential principle: A. P. Dawid, JRSS A 147, 1984), under a narrow prior:
-the images asked for are the most uncertain ones and say little about the others, so they may correct beliefs that are
-far off, but not decide how accurate the confident ones are. How good the estimate is: docs/trainer.md, "When to stop".
+The slope is a constant of the method, measured on re-drawn splits and one run on the official pool. It grows with the
+number of labels: beliefs smoothed over the graph become more accurate with more labels, but hardly more confident. The
+shift `a` is fitted on the run's own guesses made before asking (the prequential principle: A. P. Dawid, JRSS A 147,
+1984), under a narrow prior: the images asked for are the most uncertain ones and say little about the others, so they
+may correct beliefs that are far off, but not decide how accurate the confident ones are. How good the estimate is:
+docs/trainer.md, "When to stop".
 
 Once the label service has answered the accuracy of the test images, the shift is known instead of estimated, and tells
 what it does not answer: the balanced accuracy.
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from trainer.records.run_records import QueryRecord
 
-# Slope up to a hundred labels, and by how much it grows when their number grows e-fold (docs/decisions/0021).
-_SLOPE, _SLOPE_GROWTH = 1.5, 0.4
+# Slope at a hundred labels, and by how much it grows when their number grows e-fold (docs/decisions/0021).
+_SLOPE, _SLOPE_GROWTH = 1.05, 0.17
 # Standard deviation of the shift before any answer.
 _PRIOR_SD = 0.1
 # Only the newest guesses count: the first ones were made from far fewer labels.
@@ -111,7 +112,7 @@ def balanced_accuracy(beliefs: Tensor, accuracy: float, labels: int) -> float:
 
 def slope_at(labels: int) -> float:
     """Compute the slope of the calibration after a number of labels, at least one."""
-    return _SLOPE + _SLOPE_GROWTH * math.log(max(labels, 100) / 100)
+    return _SLOPE + _SLOPE_GROWTH * math.log(labels / 100)
 
 
 def _logit(share: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def test_variants_are_run_in_pairs_and_not_twice(
     """Two variants of one seed ask for the same images at first; killed after a round, one goes on, asking no more."""
     data, out = redrawn(tmp_path / "data"), tmp_path / "out"
     command = f"variants --data {data} --out {out} --profile smoke --budget 20 --counts 7 --seeds 1".split()
-    monkeypatch.setattr("sys.argv", [*command, "--variants", "as it is", "mixup 0.4"])
+    monkeypatch.setattr("sys.argv", [*command, "--variants", "as it is", "mixup 0.75"])
     measure, moments = variants._measure, []
 
     def measure_once(*arguments: object) -> variants.Measured:
@@ -61,7 +61,7 @@ def test_variants_are_run_in_pairs_and_not_twice(
     table = [
         line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines() if line.startswith(("| 7 ", "| 20 "))
     ]
-    assert table == [[f"| {labels}", name] for labels in (7, 20) for name in ("as it is", "mixup 0.4")]
+    assert table == [[f"| {labels}", name] for labels in (7, 20) for name in ("as it is", "mixup 0.75")]
     folders = sorted(folder for folder in out.iterdir() if "seed1" in folder.name)
     asked = [[record.id for record in read_queries(folder)] for folder in folders]
     assert [len(set(ids)) for ids in asked] == [20, 20]

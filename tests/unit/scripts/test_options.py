@@ -54,9 +54,9 @@ def test_results_of_other_options_have_another_folder(words, folder):
 
 def test_a_study_has_its_seeds_in_one_word():
     """As make hands them over."""
-    options = read_options(StudyOptions, [FROM_MAKE, r"SEEDS=4\ 5 STUDY=strategies TAKE_FROM=my\ record JOBS=2"])
+    options = read_options(StudyOptions, [FROM_MAKE, r"SEEDS=4\ 5 STUDY=ablations TAKE_FROM=my\ record JOBS=2"])
     assert (options.study, options.seeds, options.take_from, options.jobs) == (
-        "strategies",
+        "ablations",
         (4, 5),
         Path("my record"),
         2,

@@ -45,7 +45,7 @@ def fail(code: int, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("code", "arguments", "told"),
     [
-        (CONFIG, ["--profile", "huge"], "no profile 'huge'; choose one of cpu, gpu, curve, graph, paper, smoke"),
+        (CONFIG, ["--profile", "huge"], "no profile 'huge'; choose one of cpu, gpu, curve, brief, graph, paper, smoke"),
         (CONFIG, ["--strategy", "guess"], "no query strategy 'guess'; choose one of badge, coverage-margin, entropy"),
         (CONFIG, ["--device", "tpu"], "device 'tpu' cannot be used here; choose auto, cpu or cuda"),
         (CONFIG, ["--device", "meta"], "device 'meta' cannot be used here; choose auto, cpu or cuda"),

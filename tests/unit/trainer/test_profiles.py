@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from trainer.config import EncoderConfig, PretrainConfig, Profile, ViewConfig
+from trainer.config import EncoderConfig, PhaseConfig, PretrainConfig, Profile, ViewConfig
 from trainer.errors import ConfigError
-from trainer.profiles import ABLATIONS, CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
+from trainer.profiles import ABLATIONS, BRIEF, CPU, CURVE, GPU, GRAPH, PAPER, PROFILES, SMOKE, profile_named
 
 every_profile = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
 
@@ -25,11 +25,32 @@ def test_every_profile_is_valid_in_all_its_parts(profile: Profile) -> None:
     assert profile.about.endswith(".")
 
 
-def test_a_curve_is_the_default_evaluated_on_the_way() -> None:
-    """So each run of a curve is a run of the default: it asks for, learns and predicts the same."""
-    rounds = tuple(settings.model_copy(update={"evaluated": False}) for settings in CURVE.rounds)
-    assert CURVE.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": rounds}) == CPU
-    assert CURVE.evaluation_budgets == (10, 20, 40, 100, 150, 200, 250, 300)
+@pytest.mark.parametrize("profile", [CURVE, BRIEF], ids=["curve", "brief"])
+def test_a_profile_for_measuring_has_other_rounds_than_the_default_and_nothing_else(profile: Profile) -> None:
+    """So what is measured under it says something of the default."""
+    assert profile.model_copy(update={"name": CPU.name, "about": CPU.about, "rounds": CPU.rounds}) == CPU
+
+
+def test_a_curve_continues_the_default() -> None:
+    """Up to the default's budget its rounds are the default's, so that its point there is the default's result."""
+    assert [settings.model_copy(update={"evaluated": False}) for settings in CURVE.rounds[: len(CPU.rounds)]] == list(
+        CPU.rounds
+    )
+    assert CURVE.evaluation_budgets == (10, 20, 40, 100, 200, 300, 400, 1000)
+
+
+def test_the_brief_profile_has_the_default_s_parts_and_budget_in_less_training() -> None:
+    """It ends with the default's budget, trained on by the same losses in the same order, four to six times shorter."""
+    assert BRIEF.evaluation_budgets == (100, CPU.budget)
+
+    def epochs(profile: Profile) -> int:
+        return sum(phase.epochs for settings in profile.rounds for phase in settings.phases)
+
+    def losses(profile: Profile) -> list[PhaseConfig]:
+        return [phase.model_copy(update={"epochs": 1}) for phase in profile.rounds[-1].phases]
+
+    assert 4 * epochs(BRIEF) < epochs(CPU) <= 6 * epochs(BRIEF)
+    assert losses(BRIEF) == losses(CPU)
 
 
 def test_a_round_may_not_train_before_what_was_chosen_ahead_is_asked() -> None:
@@ -43,7 +64,7 @@ def test_evaluation_budgets_name_the_end_only_beside_another_point() -> None:
     """A run that is evaluated once declares nothing; a curve declares all its points, scaled with its rounds."""
     assert CPU.evaluation_budgets == ()
     assert GRAPH.evaluation_budgets == (100, 400)
-    assert CURVE.with_budget(600).evaluation_budgets == (20, 40, 80, 200, 300, 400, 500, 600)
+    assert CURVE.with_budget(500).evaluation_budgets == (5, 10, 20, 50, 100, 150, 200, 500)
 
 
 @pytest.mark.parametrize("part", ABLATIONS)
@@ -73,7 +94,7 @@ def test_what_is_left_out_is_really_gone() -> None:
     assert all(not phase.soft and not phase.trust_beliefs and phase.consistency for phase in alone)
 
 
-@pytest.mark.parametrize("whole", ["cpu", "paper"])
+@pytest.mark.parametrize("whole", ["cpu", "brief"])
 def test_without_a_graph_every_choice_after_the_cold_start_has_a_trained_network(whole: str) -> None:
     """Without propagation, beliefs come only from a trained network."""
     rounds = profile_named(f"{whole}-without-propagation").rounds

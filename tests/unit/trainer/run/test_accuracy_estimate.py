@@ -54,7 +54,7 @@ def test_beliefs_that_were_half_right_at_a_half_stay_as_they_are() -> None:
 @pytest.mark.parametrize(("right", "sign"), [(45, 1), (15, -1)])
 def test_guesses_righter_than_they_said_raise_the_estimate(right: int, sign: int) -> None:
     """Guesses that were less often right lower it."""
-    even, other = (estimate_accuracy(pool(0.6, 0.7), asked(0.5, hits, 60 - hits)) for hits in (30, right))
+    even, other = (estimate_accuracy(pool(0.7, 0.8), asked(0.5, hits, 60 - hits)) for hits in (30, right))
     assert even is not None and other is not None
     assert sign * (other.accuracy - even.accuracy) > 0.02
 

@@ -60,7 +60,7 @@ def test_folder_with_a_run_needs_resume(tmp_path: Path) -> None:
     [
         ({"seed": 2}, "seed 1, now 2"),
         ({"profile": SMOKE.with_budget(30)}, "budget 60, now 30"),
-        ({"profile": CPU}, "profile smoke, now cpu; budget 60, now 300"),
+        ({"profile": CPU}, "profile smoke, now cpu; budget 60, now 400"),
         ({"profile": SMOKE.model_copy(update={"strategy": "random"})}, "strategy uncertain-clusters, now random"),
         ({"profile": SMOKE.model_copy(update={"pool_limit": 7})}, "profile smoke had other values of pool_limit"),
         ({"images": "b" * 64}, "images in --data aaaaaaaaaaaa, now bbbbbbbbbbbb"),
