@@ -90,7 +90,7 @@ def test_a_share_of_the_answers_is_wrong_and_the_truth_is_counted(
     labels = torch.arange(60) % variants.CLASSES
     changed = variants._partly_wrong(labels, 0.25)
     assert int((changed != labels).sum()) == 15
-    assert 0 <= int(changed.min()) and int(changed.max()) < variants.CLASSES
+    assert int(changed.min()) >= 0 and int(changed.max()) < variants.CLASSES
     assert torch.equal(changed, variants._partly_wrong(labels, 0.25))
     data, out = redrawn(tmp_path / "data"), tmp_path / "out"
     command = f"variants --data {data} --out {out} --profile smoke --budget 20 --seeds 1 --wrong 1 --variants".split()
