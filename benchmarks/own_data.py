@@ -35,12 +35,10 @@ from trainer.images.data import load_images
 from trainer.images.pixels import channels_of, to_working_size
 from trainer.learning.device import keep_freed_memory, use_all_cores
 from trainer.learning.pretrain import new_encoder, pretrain
-from trainer.options import ExperimentOptions
-from trainer.profiles import profile_named
+from trainer.profiles import fit_to_pool, profile_named
 from trainer.records.progress import MetricWriter, StageClock
 from trainer.run.accuracy_estimate import balanced_accuracy
 from trainer.run.active_loop import ActiveLoop
-from trainer.run.pipeline import fit_to_pool
 
 DEVICE = torch.device("cpu")
 LABELS = 100
@@ -204,7 +202,7 @@ def learn(data: Data, name: str, out: Path) -> tuple[Tensor, Any]:
     """Learn as a profile does; return its beliefs about the test images, and what was learned."""
     classes = 1 + int(data.pool_labels.max())
     profile = profile_named(name).with_budget(LABELS)
-    profile = fit_to_pool(profile, ExperimentOptions(budget=LABELS), len(data.pool))
+    profile = fit_to_pool(profile, len(data.pool), is_asked=True)
     pool = to_working_size(data.pool, profile.working_px)
     encoder = new_encoder(profile.encoder, classes, SEED, DEVICE, channels=channels_of(pool))
     with MetricWriter(out) as metrics:

@@ -6,6 +6,7 @@ credential that lies beside the signing key, in a file that only the service's u
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.parse
@@ -70,7 +71,7 @@ class OperatorClient:
                 response = refusal
             with response:
                 status, answer = response.status, json.load(response)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise OperatorRefused(f"The service at {self._url} does not answer ({error}).") from error
         if not isinstance(answer, dict) or status >= 300:
             detail = answer.get("detail") if isinstance(answer, dict) else None

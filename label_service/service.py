@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Row, select
@@ -165,7 +164,7 @@ class LabelService:
         return await self._write(lambda unit: ledger.seal(unit, self.rules, request, by_operator))
 
     async def create_token(
-        self, request_id: str, name: str, budget: int, evaluations: int | None, expires: datetime | None
+        self, request_id: str, name: str, budget: int, evaluations: int | None, expires: str | None
     ) -> teams.NewTeamToken:
         """Make a team's token; see `teams.create`.
 

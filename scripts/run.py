@@ -12,6 +12,7 @@ trainer's and prepare's own codes are passed on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import sys
@@ -66,6 +67,8 @@ def run(options: MakeRunOptions, programs: Programs) -> None:
     out = options.folder
     if (out / evidence.SUMMARY_FILE).exists():
         _announce("finished", f"{out} holds a finished run; checking it again")
+        if options.data is not None and (options.data / CARD_FILE).exists():
+            _note_data_set(options.data, out)
     else:
         _announce("data", "getting and checking the images and labels")
         data = _prepare(options, programs)
@@ -197,13 +200,23 @@ def _refuse_another_configuration(options: MakeRunOptions, result: RunResult) ->
     """Refuse a finished run that was made with other options (for an unfinished one the trainer does this).
 
     Raises:
-        RunError: the finished run has another seed, profile or budget.
+        RunError: an option that was given differs, or a file that it names cannot be read.
     """
-    profile = None if options.profile == "auto" else options.profile
+    begun = files.read_json(options.folder / "trainer" / "config.json")
+    profile = begun.get("profile", {})
+    rounds = ",".join(str(settings["labels"]) for settings in profile.get("rounds", ()))
     for name, value, own in (
         ("seed", options.seed, result.seed),
-        ("profile", profile, result.profile),
+        ("profile", None if options.profile == "auto" else options.profile, result.profile),
         ("budget", options.budget, result.budget),
+        ("rounds", options.rounds and ",".join(str(int(labels)) for labels in options.rounds.split(",")), rounds),
+        ("strategy", options.strategy, profile.get("strategy")),
+        ("target", options.target, begun.get("target")),
+        ("class prior", options.class_prior, begun.get("class_prior")),
+        ("working size", options.working_size, profile.get("working_px")),
+        ("features", _sha256(options.features), begun.get("own_features")),
+        ("features' use", options.features and options.features_use, profile.get("graph", {}).get("own_features")),
+        ("pretrained weights", _sha256(options.pretrained), begun.get("pretrained")),
     ):
         if value is not None and value != own:
             raise RunError(
@@ -211,6 +224,16 @@ def _refuse_another_configuration(options: MakeRunOptions, result: RunResult) ->
                 "choose another OUT=.",
                 exit_code=2,
             )
+
+
+def _sha256(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}).", exit_code=2) from error
 
 
 def _is_trained(out: Path) -> bool:

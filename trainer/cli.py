@@ -118,7 +118,7 @@ def _read_options(command: str, flags: dict[str, Any], required: str) -> RunOpti
         raise typer.BadParameter("it must be given.", param_hint=f"'--{required}'")
     if "out" not in options.model_fields_set:
         return options.model_copy(update={"out": _default_out(command)})
-    return options
+    return options.model_copy(update={"out": _trainer_folder(options.out)}) if required == "out" else options
 
 
 @_command("out", "data", "profile", "seed", "device", "resume", "verbose")

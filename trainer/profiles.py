@@ -152,6 +152,8 @@ SMOKE = CPU.model_copy(
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in (CPU, GPU, CURVE, BRIEF, GRAPH, PAPER, SMOKE)}
 
 
+# Fewer images are no pool to learn from.
+_SMALLEST_POOL = 10
 # Without the graph, the network is first trained at this number of labels: later choices need its beliefs.
 _FIRST_TRAINED = 40
 
@@ -246,6 +248,26 @@ def profile_of(name: str, budget: int | None, rounds: str | None) -> Profile:
             raise ConfigError("rounds end at their last number, which is the budget; leave the budget out")
         return profile.with_rounds(tuple(int(labels) for labels in rounds.split(",")))
     return profile if budget is None else profile.with_budget(budget)
+
+
+def fit_to_pool(profile: Profile, pool_size: int, *, is_asked: bool) -> Profile:
+    """Lower the profile's own budget to half of a small pool; a budget that was asked for stays.
+
+    Raises:
+        ConfigError: more labels were asked for than there are images, or there are too few images to learn from.
+    """
+    if pool_size < _SMALLEST_POOL:
+        raise ConfigError(
+            f"a pool of {pool_size} images is too small to learn from; at least {_SMALLEST_POOL} are needed"
+        )
+    there = min(pool_size, profile.pool_limit or pool_size)
+    if profile.budget <= there // 2:
+        return profile
+    if is_asked:
+        if profile.budget > there:
+            raise ConfigError(f"{profile.budget} labels are more than the {there} images of the pool; lower --budget")
+        return profile
+    return profile.with_budget(there // 2)
 
 
 def profile_named(name: str) -> Profile:

@@ -130,6 +130,8 @@ def read_images_header(file: BinaryIO, name: str) -> tuple[int, ...]:
             "which file it is."
         )
     shape = struct.unpack(f">{axes}I", sizes)
+    if 0 in shape[1:]:
+        raise DataRefused(f"{name} announces images without a pixel; its header is damaged.")
     if axes == 4 and shape[3] not in (1, 3):
         raise DataRefused(
             f"{name} has {shape[3]:,} channels; grey images have 1 and colour images 3, as the last axis."

@@ -564,6 +564,9 @@ def _check_options(data: Path, card: DatasetCard, options: PrepareOptions) -> No
     if options.redraw_seed is None and card.redraw_seed is not None:
         option = f"--redraw {card.redraw_seed}{' --redraw-from all' if drawn_from == 'all' else ''}"
         raise DataRefused(f"{data} already holds {card.name}; pass {option}, or choose another --data.")
+    if options.source is None and (options.test_share is not None or options.shuffle):
+        option = "--shuffle" if options.test_share is None else "--test-share"
+        raise DataRefused(f"{data} already holds {card.name}, and {option} is for a source: name it with --from.")
     given: Mapping[str, tuple[object, object]] = {
         "--size": (options.size and (options.size, options.size), card.image_shape),
         "--grey": (options.grey and 1, card.channels),

@@ -6,10 +6,10 @@ SHA-256 of every file.
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def download(folder: Path, notify: Notify) -> None:
             try:
                 with urllib.request.urlopen(address, timeout=DOWNLOAD_TIMEOUT_S) as answer:  # noqa: S310 - constants
                     content = answer.read(MAX_FILE_BYTES)
-            except (urllib.error.URLError, OSError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 reasons.append(f"{base} gave no file ({error})")
                 continue
             if sha256(content) == OFFICIAL_GZIP_SHA256[name]:

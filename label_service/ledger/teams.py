@@ -6,8 +6,6 @@ whoever writes to the database can make, enlarge or restore none. The account of
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from pydantic import BaseModel, Field
 
 from label_service.errors import Problem, TokenEnded, TokenNameTaken, UnknownToken
@@ -40,14 +38,13 @@ class NewTeamToken(TeamToken, frozen=True):
 
 def create(
     unit: UnitOfWork, rules: Rules, request_id: str, name: str, budget: int, evaluations: int | None,
-    expires: datetime | None,
+    expires: str | None,
 ) -> NewTeamToken | Problem:  # fmt: skip
-    """Make a token and log it; a name is used once in the life of a log."""
+    """Make a token and log it; a name is used once in the life of a log. `expires` is a time as entries have it."""
     if name == REGISTRATION or unit.token(name) is not None:
         return TokenNameTaken(f"The name {name} was given to a token before; choose another.")
     token = new_team_token(name)
-    end = None if expires is None else _time(expires)
-    detail = {"token": name, "token_budget": budget, "token_evaluations": evaluations, "expires": end}
+    detail = {"token": name, "token_budget": budget, "token_evaluations": evaluations, "expires": expires}
     guest = unit.run(GUEST)
     append(unit, rules, guest, request_id, "token-created", "created", detail=detail, bound_sha256=token_hash(token))
     made = unit.token(name)
@@ -87,8 +84,3 @@ def describe(name: str, token: TokenAccount) -> TeamToken:
         expires=token.expires,
         state=ended if token.has_ended(now()) else "valid",
     )
-
-
-def _time(moment: datetime) -> str:
-    """Return a time as entries have it, so that the two can be compared as texts."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"

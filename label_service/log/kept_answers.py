@@ -168,7 +168,7 @@ def _expected(entry: Mapping[str, Any], run: RunAccount, said: Mapping[str, Any]
     allowed = {"evaluations_allowed": run.evaluations_allowed}
     if op == "evaluation":
         # The entries of former versions repeat an evaluation without its result.
-        result = entry.get("detail") or next(
+        result = _result_of(entry) or next(
             (made for made in run.results if _is_same(said.get("evaluation"), made["evaluation"])), None
         )
         used = None if result is None else result["evaluation"]
@@ -181,6 +181,12 @@ def _expected(entry: Mapping[str, Any], run: RunAccount, said: Mapping[str, Any]
         "evaluation_budgets": list(run.evaluation_budgets), "evaluations_used": len(results),
         "evaluations": [_told_of(result) for result in results], "querying_closed": sealed,
     }  # fmt: skip
+
+
+def _result_of(entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the result that the entry of an evaluation has; a refused one has none, but may have a clock set back."""
+    detail: Mapping[str, Any] = entry.get("detail") or {}
+    return detail if "evaluation" in detail else None
 
 
 def _told_of(result: Mapping[str, Any]) -> dict[str, object]:

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -51,13 +50,6 @@ def _path_integer(value: object) -> object:
     return value
 
 
-def _text(value: object) -> object:
-    # A number would be read as seconds since 1970.
-    if value is not None and not isinstance(value, str | datetime):
-        raise ValueError("must be an RFC 3339 time")
-    return value
-
-
 def _printable(name: str) -> str:
     # Characters that turn the direction of the text around them could make one name look like another.
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _TURNS for character in name):
@@ -72,9 +64,9 @@ def utc(value: object) -> str:
         ValueError: it is no time.
     """
     try:
-        time = datetime.fromisoformat(str(value))
+        time = datetime.fromisoformat(value)  # type: ignore[arg-type]
         aware = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("must be a time such as 2026-01-31T12:00:00Z") from error
     return aware.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
@@ -148,8 +140,8 @@ class TokenRequest(_Request):
     name: TokenName
     budget: Budget = Field(description="Labels that all runs opened with it may be charged together.")
     evaluations: Budget | None = Field(None, description="Evaluations that they may make together; null: no own limit.")
-    expires: Annotated[AwareDatetime, BeforeValidator(_text)] | None = Field(
-        None, description="RFC 3339 time from which it gives nothing new; null: never."
+    expires: UtcTime | None = Field(
+        None, description="Time (RFC 3339; UTC if it names no zone) from which it gives nothing new; null: never."
     )
 
 

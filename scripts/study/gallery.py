@@ -11,7 +11,7 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, features
 
 from scripts.errors import RunError
-from scripts.study.public_data import Bytes
+from scripts.study.public_data import Bytes, Classes
 
 GALLERY_FILE = "asked.png"
 _COLUMNS = 25
@@ -21,7 +21,7 @@ _WHITE = 255
 _STEPS, _STEP = 16, 17
 
 
-def draw(images: Bytes, labels: Bytes, class_names: Sequence[str]) -> bytes:
+def draw(images: Bytes, labels: Classes, class_names: Sequence[str]) -> bytes:
     """Draw the picture and return it as a PNG file of 16 greys, or of as many steps of each colour.
 
     Args:
@@ -54,7 +54,7 @@ def draw(images: Bytes, labels: Bytes, class_names: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def compare(path: Path, images: Bytes, labels: Bytes, class_names: Sequence[str]) -> None:
+def compare(path: Path, images: Bytes, labels: Classes, class_names: Sequence[str]) -> None:
     """Compare a picture with the images asked for, and its text too if the same version of Pillow wrote it.
 
     Raises:

@@ -18,7 +18,7 @@ import numpy as np
 
 from scripts import files
 from scripts.errors import RunError
-from scripts.study.public_data import Bytes
+from scripts.study.public_data import MAX_CLASSES, Classes
 from scripts.study.tables import Point
 
 PREDICTIONS_FILE = "predictions.jsonl.gz"
@@ -49,7 +49,7 @@ def write(trainer: Path, points: Sequence[Point], path: Path) -> None:
     path.write_bytes(gzip.compress(b"".join(lines), mtime=0))
 
 
-def read(path: Path, points: Sequence[Point]) -> list[Bytes]:
+def read(path: Path, points: Sequence[Point]) -> list[Classes]:
     """Return the published predictions of each point, once their hashes are those of the signed entries.
 
     Raises:
@@ -71,12 +71,14 @@ def read(path: Path, points: Sequence[Point]) -> list[Bytes]:
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} has a line that is not JSON.") from error
     for classes in predictions:
-        if not isinstance(classes, list) or not all(type(number) is int and 0 <= number < 256 for number in classes):
+        if not isinstance(classes, list) or not all(
+            type(number) is int and 0 <= number < MAX_CLASSES for number in classes
+        ):
             raise RunError(f"{path} has a line that is not a list of class numbers.")
-    return [np.array(classes, np.uint8) for classes in predictions]
+    return [np.array(classes, np.int64) for classes in predictions]
 
 
-def recount(path: Path, points: Sequence[Point], labels: Bytes | None) -> None:
+def recount(path: Path, points: Sequence[Point], labels: Classes | None) -> None:
     """Check a run's published predictions, and count the right ones if the test labels are known.
 
     Args:

@@ -25,6 +25,9 @@ from scripts.run import DEFAULT_DATA
 from trainer.images.data import POOL_FILE, TEST_FILE, fingerprint_of
 
 Bytes = npt.NDArray[np.uint8]
+Classes = npt.NDArray[np.int64]
+# Class numbers are below this: IDX files hold them in one byte, or in two with a sign.
+MAX_CLASSES = 2**15
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FOLDERS = (DEBIAN_FOLDER, DEFAULT_DATA)
@@ -37,6 +40,8 @@ OFFICIAL_LABELS_SHA256 = (
     "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 )
 OFFICIAL_FINGERPRINT = "d57b52adfaf61e86a95cfa1dd386f7a2b38856c09a0bbaa17bbba1aea3dcbfcb"
+# What an IDX file's third byte says of its numbers.
+_IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0B: np.dtype(">i2"), 0x0C: np.dtype(">i4")}
 # Test images of a re-drawn split (docs/own-data.md).
 REDRAWN_TEST_SIZE = 10_000
 
@@ -52,8 +57,8 @@ class Split:
     """
 
     pool_images: Bytes
-    pool_labels: Bytes
-    test_labels: Bytes
+    pool_labels: Classes
+    test_labels: Classes
 
 
 def find_split(dataset: Mapping[str, Any], folders: tuple[Path, ...]) -> Split | None:
@@ -80,7 +85,8 @@ def _find_split(fingerprint: str, redraw_seed: int | None, folders: tuple[Path, 
         is_official = (digests[POOL_LABELS_FILE], digests[TEST_LABELS_FILE]) == OFFICIAL_LABELS_SHA256
         if found == OFFICIAL_FINGERPRINT and not is_official:
             raise RunError(f"{folder} has the images of Fashion-MNIST with other labels: get the files again.")
-        pool, test, pool_labels, test_labels = map(_parse, contents.values())
+        pool, test, *labels = map(_parse, contents.values())
+        pool_labels, test_labels = (classes.astype(np.int64) for classes in labels)
         if found == fingerprint:
             return Split(pool, pool_labels, test_labels)
         if found == OFFICIAL_FINGERPRINT and redraw_seed is not None:
@@ -99,14 +105,14 @@ def _read(folder: Path, part: str, name: str) -> bytes | None:
     return None
 
 
-def _parse(content: bytes) -> Bytes:
-    """Return the array of an IDX file of bytes: its fourth byte is the number of axes, then come their sizes."""
-    axes = content[3]
+def _parse(content: bytes) -> npt.NDArray[Any]:
+    """Return the array of an IDX file: its third byte is the type, its fourth the number of axes, then their sizes."""
+    kind, axes = _IDX_TYPES[content[2]], content[3]
     shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    return np.frombuffer(content, kind, offset=4 + 4 * axes).reshape(shape)
 
 
-def _redraw(sources: list[tuple[Bytes, Bytes]], seed: int, fingerprint: str) -> Split:
+def _redraw(sources: list[tuple[Bytes, Classes]], seed: int, fingerprint: str) -> Split:
     """Draw a split again from each source of images and labels; the fingerprint says which of them it was.
 
     Raises:

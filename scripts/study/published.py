@@ -100,7 +100,8 @@ def _check_headline(text: str, row: str, results: RecordResults) -> None:
     elif tables.interval(percents)[0] <= float(number):
         raise RunError(f"{README} says {words.lower()} {number}%, and the 95% interval of the mean begins below it.")
     _compare("mean in the first sentence", sentence[1], f"{statistics.mean(percents):.2f}")
-    _compare("runs in the first sentence", sentence[2], WORDS[len(percents)])
+    runs = WORDS[len(percents)] if len(percents) < len(WORDS) else str(len(percents))
+    _compare("runs in the first sentence", sentence[2], runs)
 
 
 def _refuse_other_numbers(text: str) -> None:

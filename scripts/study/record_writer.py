@@ -71,7 +71,7 @@ def _publish(run: RunResults, trainer: Path, images: Path, folder: Path) -> None
     if tuple(line["id"] for line in queried) != run.asked:
         raise RunError(f"{trainer / 'queries.jsonl'} does not have the images that the log has, in their order.")
     pool, names = load_images(images).pool.numpy(), files.read_json(folder / "result.json")["dataset"]["class_names"]
-    labels = np.array([line["label"] for line in queried], np.uint8)
+    labels = np.array([line["label"] for line in queried], np.int64)
     (folder / GALLERY_FILE).write_bytes(gallery.draw(pool[list(run.asked)], labels, names))
 
 

@@ -27,6 +27,7 @@ from scripts.study import gallery, predictions, public_data, published, tables
 from scripts.study.gallery import GALLERY_FILE
 from scripts.study.predictions import PREDICTIONS_FILE
 from scripts.study.records import CURVE_FILE, RECORD_FILE, TABLE_FILE, folder_of, read_results, recorded_runs
+from trainer.errors import printable
 
 RECORDS = Path("records")
 
@@ -155,16 +156,13 @@ def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
         try:
             verdict, *numbers = verify(record, (programs or Programs()).service, folders)
             lines = [f"verified  {record}: {verdict}", *(f"          {line}" for line in numbers)]
-        except (RunError, OSError, ValueError, RecursionError) as error:
+        except Exception as error:  # somebody else's record may be damaged in any way, and the next one is checked too
             failed = True
-            lines = [f"FAILED    {record}: {error}"]
-        print("\n".join(map(_printable, lines)), flush=True)
+            what = error if isinstance(error, RunError) else f"it is damaged ({type(error).__name__}: {error})"
+            lines = [f"FAILED    {record}: {what}"]
+        # Somebody else's record may be quoted in a line, and is not to steer a terminal.
+        print("\n".join(map(printable, lines)), flush=True)
     return int(failed)
-
-
-def _printable(line: str) -> str:
-    """Return a line that somebody else's record may be quoted in, without what could steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from scripts.run import CARD_FILE, DEFAULT_DATA
 from scripts.study.studies import Arm
 from trainer.config import Profile
 from trainer.images.data import POOL_FILE, TEST_FILE, fingerprint_of
+from trainer.profiles import fit_to_pool
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class Workspace:
     def differences(self, folder: Path, arm: Arm) -> list[str]:
         """Name what differs between a run's `config.json` and the configuration of the arm's run today."""
         config = files.read_json(folder / "config.json")
-        different = _different_parts(config.get("profile"), arm.full_profile)
+        card = files.read_json(self.data / CARD_FILE)
+        is_asked = arm.budget is not None or arm.rounds is not None
+        profile = fit_to_pool(arm.full_profile, card["pool_size"], is_asked=is_asked)
+        different = _different_parts(config.get("profile"), profile)
         different += ["data"] if config.get("images") != self._images_fingerprint() else []
         different += ["target"] if config.get("target") is not None else []
         return different

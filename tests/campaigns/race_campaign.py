@@ -38,7 +38,8 @@ async def campaign(
 ) -> list[tuple[int, Counter[int], int]]:
     """Run races; return the budget, the answers by status and the charged labels of each race that went wrong."""
     rng, wrong = random.Random(seed), []
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    # Shorter than the service keeps a connection: one that it closes just then would lose a request.
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients, keepalive_expiry=1.0)
     async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=60.0) as client:
         for number in range(races):
             budget = rng.randint(1, 4)

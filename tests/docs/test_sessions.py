@@ -87,7 +87,7 @@ def test_stages_one_by_one_lead_to_a_report(data, service, tmp_path):
     assert [stage[2] for stage in stages] == ["pretrain", "finetune", "evaluate", "report"]
     for stage in stages:
         # The page relies on defaults and on runs/ in the checkout; the test names its own.
-        words = [str(tmp_path / word) if word.startswith("runs/") else word.replace("paper", "smoke") for word in stage]
+        words = [str(tmp_path / word) if word.startswith("runs/") else word for word in stage]
         words += [] if "--out" in words else ["--out", str(tmp_path / "runs" / stage[2])]
         words += ["--data", str(data / "images")]
         words += ["--service", str(service.base_url)] if stage[2] in ("finetune", "evaluate") else []

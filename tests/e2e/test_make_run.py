@@ -91,6 +91,10 @@ def test_smoke_run_ends_with_counts_that_agree(finished):
     assert table["data set"] == "Fashion-MNIST"
     assert "The trainer's count and the log's agree." in printed
     assert Path(table["report"]).is_file()
+    Path(table["report"]).unlink()
+    again = [sys.executable, "-m", "trainer", "report", "--out", folder / "finished", "--data", folder / "data/images"]
+    subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
+    assert Path(table["report"]).is_file()
 
 
 def test_closing_table_has_the_rows_that_the_guide_shows(finished):

@@ -132,6 +132,26 @@ def test_an_expired_token_gives_nothing_new(service_settings: Make, tmp_path: Pa
         audited(running)
 
 
+@pytest.mark.parametrize(
+    ("expires", "status"),
+    [
+        ("2999-01-31T01:00:00+01:00", 201),
+        ("2999-01-31", 201),
+        ("0001-01-01T00:00:00+14:00", 422),
+        ("soon", 422),
+        (32472144000, 422),
+    ],
+)
+def test_the_end_of_a_token_is_a_time(service_settings: Make, tmp_path: Path, expires: object, status: int) -> None:
+    """It is kept in UTC; a number, or a time before all others, is none."""
+    with run_service(service_settings()) as running:
+        body = {"name": "vision", "budget": 5, "expires": expires}
+        made = running.client.post("/v1/tokens", json=body, headers=operator(tmp_path))
+        assert made.status_code == status, made.text
+        if status == 201:
+            assert made.json()["expires"] == "2999-01-31T00:00:00.000000Z"
+
+
 def test_only_the_operator_makes_and_revokes_tokens_and_closes_runs(service_settings: Make, tmp_path: Path) -> None:
     """A stranger, a team and a run are refused; the credential is its owner's alone; a forged token opens nothing."""
     with run_service(service_settings(registration_token="secret")) as running:
@@ -223,6 +243,8 @@ def test_the_command_line_makes_and_revokes_tokens_and_closes_a_run(service_sett
         assert "Traceback" not in again.output
     gone = call("token", "list")
     assert gone.exit_code == 1 and "does not answer" in gone.output
+    wrong = CliRunner().invoke(app, ["token", "list", *place[:-1], "http://localhost:port"])
+    assert wrong.exit_code == 1 and "does not answer (nonnumeric port: 'port')" in wrong.output
 
 
 def test_repeats_and_refusals_fill_the_log_only_so_fast(service_settings: Make) -> None:

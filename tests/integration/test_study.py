@@ -489,6 +489,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         _in_json(f"{RUN}/evidence.json", lambda bundle: bundle["entries"].pop()),
         "does not hold",
     ),
+    "a result without its class names": (
+        _in_json(f"{RUN}/result.json", lambda result: result["dataset"].pop("class_names")),
+        "it is damaged (KeyError: 'class_names')",
+    ),
     "another key": (
         lambda record: shutil.copyfile(record / "runs/default-seed2/log-key.txt", record / RUN / "log-key.txt"),
         "is pinned",

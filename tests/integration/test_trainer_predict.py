@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -84,12 +85,14 @@ def test_a_picture_of_another_size_is_scaled(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_picture_is_named_and_the_others_are_classified(run: Path, tmp_path: Path) -> None:
-    """Exit code 65, after the rows of the good ones."""
+    """Exit code 65, after the rows of the good ones; a name that is no text is escaped."""
     shutil.copy(run.parent / "pictures" / "00000.png", tmp_path / "good.png")
+    shutil.copy(run.parent / "pictures" / "00000.png", os.fsencode(tmp_path) + b"/\xff.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    code, output, errors = call("predict", "--out", run, tmp_path)
-    assert code == 65 and "bad.png" in errors and errors.count("\n") == 1
-    assert [Path(row["file"]).name for row in csv.DictReader(output.splitlines())] == ["good.png"]
+    code, output, errors = call("predict", "--out", run, tmp_path, "--to", tmp_path / "answers.csv")
+    assert (code, output) == (65, "") and "bad.png" in errors and errors.count("\n") == 1
+    with (tmp_path / "answers.csv").open() as file:
+        assert [Path(row["file"]).name for row in csv.DictReader(file)] == ["good.png", "\\udcff.png"]
 
 
 @pytest.mark.parametrize(

@@ -87,4 +87,6 @@ result |= {"evaluation": evaluation, "stage_seconds": point["stage_seconds"], "d
 result["points"] = [point | {"evaluation": evaluation}]
 (given.out / "predictions.json").write_text(json.dumps(point | {"predictions": predictions}))
 (given.out / "report.html").write_text("<p>report</p>")
+profile = {"name": given.profile, "strategy": given.strategy, "rounds": [{"labels": given.budget}], "working_px": 32}
+(given.out / "config.json").write_text(json.dumps({"profile": profile, "seed": given.seed, "target": given.target}))
 (given.out / "result.json").write_text(json.dumps(result))

@@ -61,5 +61,7 @@ def read_picture(path: Path, shape: tuple[int, ...]) -> Tensor:
                 # The filter widens with the reduction, so that a large photograph is averaged and not sampled.
                 image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
             return torch.from_numpy(np.array(image, dtype=np.uint8))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # damaged files make Pillow raise whatever it ran into
         raise DataError(f"{path} cannot be read as PNG or JPEG; is it a whole picture?") from error

@@ -109,6 +109,11 @@ class Transport:
             raise ConfigError(f"{base_url!r} is no URL ({error}); give one such as http://127.0.0.1:8000.") from error
         if url.scheme not in ("http", "https") or not url.host:
             raise ConfigError(f"{base_url!r} is no http URL; give the service's, such as http://127.0.0.1:8000.")
+        try:
+            # As the search for the host's address does it, which comes too late for a sentence.
+            url.host.encode("idna")
+        except UnicodeError as error:
+            raise ConfigError(f"{base_url!r} names no host that can be looked up ({error}).") from error
         self._patience_s = patience_s
         self._failing_since = 0.0
         self._told = False
@@ -119,7 +124,7 @@ class Transport:
         # httpcore, the layer below httpx: it heeds no proxy or .netrc of the environment, follows no redirect, unpacks
         # nothing, and takes a network backend. It refuses a line or a head of an answer longer than 100 KiB.
         self._backend = DeadlineBackend()
-        self._http = httpcore.ConnectionPool(network_backend=self._backend, keepalive_expiry=5.0)
+        self._http = httpcore.ConnectionPool(network_backend=self._backend, keepalive_expiry=2.0)
 
     def close(self) -> None:
         """Close the connections."""

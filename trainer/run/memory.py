@@ -20,7 +20,7 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _GIB = 2**30
 # PyTorch, the other libraries and the interpreter, measured; a GPU holds its kernels instead.
-_LIBRARIES = 0.45 * _GIB
+_LIBRARIES = 0.5 * _GIB
 # The similarities that a search holds, for two parts side by side, and what sorting them takes.
 _SEARCH_COPIES, _SEARCHED = 5, 1024
 # Bytes for each key of a large pool: its axes in float32 and in float16, twice while the index grows, and its number.

@@ -23,7 +23,7 @@ from trainer.oracle.answers import DatasetInfo
 from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.oracle.witness import Witness
-from trainer.profiles import profile_of, with_own_features
+from trainer.profiles import fit_to_pool, profile_of, with_own_features
 from trainer.records.progress import MetricWriter, StageClock, overall_line
 from trainer.records.run_records import RunResult
 from trainer.records.tracking import open_tracker
@@ -37,7 +37,6 @@ from trainer.run.pool_map import write_pool_map
 from trainer.run.report import REPORT_FILE, write_report
 
 # Fewer images have no neighbourhoods to learn from.
-_SMALLEST_POOL = 10
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,11 @@ class Pipeline:
         self._options = options
         self._device = pick_device(options.device)
         self.images: ImageSet = load_images(options.data)
-        self.profile = fit_to_pool(choose_profile(options, self._device), options, len(self.images.pool))
+        self.profile = fit_to_pool(
+            choose_profile(options, self._device),
+            len(self.images.pool),
+            is_asked=options.budget is not None or options.rounds is not None,
+        )
         self._strategy = load_strategy(self.profile.strategy)
         self._own: OwnFeatures | None = None
         if options.features is not None:
@@ -269,26 +272,6 @@ def witnessed_client(options: RunOptions, witness: Witness, ticket: session.RunT
         receipts_path=options.out / RECEIPTS_FILE,
         witness=witness,
     )
-
-
-def fit_to_pool(profile: Profile, options: ExperimentOptions, pool_size: int) -> Profile:
-    """Lower the profile's own budget to half of a small pool.
-
-    Raises:
-        ConfigError: more labels were asked for than there are images, or there are too few images to learn from.
-    """
-    if pool_size < _SMALLEST_POOL:
-        raise ConfigError(
-            f"a pool of {pool_size} images is too small to learn from; at least {_SMALLEST_POOL} are needed"
-        )
-    there = min(pool_size, profile.pool_limit or pool_size)
-    if profile.budget <= there // 2:
-        return profile
-    if options.budget is not None or options.rounds is not None:
-        if profile.budget > there:
-            raise ConfigError(f"{profile.budget} labels are more than the {there} images of the pool; lower --budget")
-        return profile
-    return profile.with_budget(there // 2)
 
 
 def choose_profile(options: ExperimentOptions, device: torch.device) -> Profile:

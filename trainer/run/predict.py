@@ -49,9 +49,9 @@ def _as_csv(model: Model, files: Iterable[Path], refused: list[DataError]) -> st
     writer.writerow(("file", "class", "probability"))
     for prediction in model.predict_files(find_pictures(files), refused):
         best = max(range(len(prediction.probabilities)), key=prediction.probabilities.__getitem__)
-        # A class name comes from the label service: it must not steer a terminal.
+        # A class name comes from the label service, and a file's name from anybody: neither may steer a terminal.
         name = printable(model.card.class_names[best])
-        writer.writerow((prediction.file, name, f"{prediction.probabilities[best]:.4f}"))
+        writer.writerow((printable(str(prediction.file)), name, f"{prediction.probabilities[best]:.4f}"))
     return text.getvalue()
 
 

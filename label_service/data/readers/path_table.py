@@ -41,7 +41,7 @@ def open_table(table: Path) -> Source:
                 if not picture.is_file():
                     raise DataRefused(f"{where}, names {path}, and there is no such file.")
                 rows.setdefault(split or "", []).append((picture, label.strip()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataRefused(f"{table} cannot be read as CSV in UTF-8 ({error}).") from error
     if not rows:
         raise DataRefused(f"{table} has no rows below its first line.")

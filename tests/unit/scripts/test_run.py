@@ -121,12 +121,36 @@ def test_finished_run_prints_its_table_again_and_starts_nothing(tmp_path):
     ]
 
 
-def test_finished_run_is_not_shown_for_another_seed(tmp_path):
-    """The result of one configuration never answers for another."""
-    assert run(tmp_path, "OUT=o")[0] == 0
-    code, _, err = run(tmp_path, "OUT=o", "SEED=2")
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("SEED=2", "seed 1, and seed 2 was asked for"),
+        ("ROUNDS=5,7", "rounds 10, and rounds 5,7 was asked for"),
+        ("STRATEGY=random", "strategy None, and strategy random was asked for"),
+        ("TARGET=0.9", "target None, and target 0.9 was asked for"),
+        ("CLASS_PRIOR=balanced", "class prior None, and class prior balanced was asked for"),
+        ("WORKING_SIZE=64", "working size 32, and working size 64 was asked for"),
+        ("FEATURES=o/log-key.txt", "features None, and features"),
+        ("PRETRAINED=o/log-key.txt", "pretrained weights None, and pretrained weights"),
+        ("PRETRAINED=none.pt", "none.pt cannot be read"),
+    ],
+)
+def test_finished_run_is_not_shown_for_another_configuration(tmp_path, asked, says):
+    """The result of one never answers for another; the same words, and fewer of them, are fine."""
+    assert run(tmp_path, "OUT=o", "BUDGET=10")[0] == run(tmp_path, "OUT=o", "ROUNDS=010", "WORKING_SIZE=32")[0] == 0
+    code, _, err = run(tmp_path, "OUT=o", asked)
     assert code == 2
-    assert "holds a finished run with seed 1, and seed 2 was asked for" in err
+    assert says in err and err.count("\n") == 1
+
+
+def test_finished_run_is_not_shown_for_other_data(tmp_path):
+    """Of a prepared folder the card says what it holds."""
+    assert run(tmp_path, "OUT=o")[0] == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/dataset.json").write_text('{"name": "Other", "files": {"a": 1}}')
+    code, _, err = run(tmp_path, "OUT=o", "DATA=other")
+    assert code == 2
+    assert "and other holds another data set (Other)" in err
 
 
 def tamper_result(folder):

@@ -50,6 +50,7 @@ def fail(code: int, *arguments: object) -> str:
         (CONFIG, ["--device", "tpu"], "device 'tpu' cannot be used here; choose auto, cpu or cuda"),
         (CONFIG, ["--device", "meta"], "device 'meta' cannot be used here; choose auto, cpu or cuda"),
         (CONFIG, ["--service", "localhost:8000"], "is no http URL"),
+        (CONFIG, ["--service", "http://foo..example:8000"], "names no host that can be looked up"),
         (USAGE, ["--budget", "0"], "Invalid value for '--budget'"),
         (USAGE, ["--budget", "many"], "Invalid value for '--budget'"),
         (USAGE, ["--sedd", "1"], "No such option"),

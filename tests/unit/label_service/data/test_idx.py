@@ -101,6 +101,12 @@ def test_huge_announced_sizes_do_not_overflow() -> None:
         idx.parse_images(content, "images")
 
 
+def test_images_without_a_pixel_are_refused() -> None:
+    """A header with a side of nothing."""
+    with pytest.raises(DataRefused, match="images announces images without a pixel"):
+        idx.parse_images(struct.pack(">IIII", 0x803, 5, 0, 28), "images")
+
+
 def test_official_gzip_header_is_accepted(tmp_path: Path) -> None:
     """Files with a name inside their gzip header, as published, are read."""
     path = tmp_path / "labels.gz"

@@ -277,6 +277,16 @@ def test_a_drawn_part_of_a_balanced_set_is_not_declared_balanced_unless_it_is(tm
     assert len(pool) == 12 and np.bincount(pool).tolist() != [4, 4, 4]
 
 
+@pytest.mark.parametrize(("option", "given"), [("--test-share", {"test_share": 0.5}), ("--shuffle", {"shuffle": True})])
+def test_an_option_for_a_source_is_refused_where_none_is_read(
+    flat: Path, tmp_path: Path, option: str, given: dict[str, float]
+) -> None:
+    """A prepared folder without --from is checked and not made anew."""
+    prepare(tmp_path / "data", PrepareOptions(flat, other_data=True), silent)
+    with pytest.raises(DataRefused, match=f"{option} is for a source: name it with --from"):
+        prepare(tmp_path / "data", PrepareOptions(other_data=True, **given), silent)
+
+
 def test_redraw_is_deterministic_disjoint_and_complete() -> None:
     """The same seed gives the same split, another seed another; each image is in exactly one part."""
     first, again, other = (redraw(100, seed, test_size=20) for seed in (3, 3, 4))

@@ -286,6 +286,7 @@ def test_floats_from_0_to_1_are_scaled(tmp_path: Path) -> None:
         ("missing.png,cat", "line 2, names missing.png, and there is no such file"),
         ("../outside.png,cat", "leaves the folder"),
         (",cat", "no path or no label"),
+        ("a\0b.png,cat", "cannot be read as CSV"),
     ],
 )
 def test_wrong_tables_are_one_sentence(tmp_path: Path, line: str, sentence: str) -> None:

@@ -15,6 +15,7 @@ from label_service.data.dataset import (
     images_fingerprint,
     stored_path,
 )
+from label_service.data.prepare import PrepareOptions
 from scripts.errors import RunError
 from scripts.study import public_data
 from scripts.study.public_data import DEBIAN_FOLDER, find_split
@@ -48,6 +49,17 @@ def test_a_folder_is_found_by_its_images(tmp_path):
     (data[2] / stored_path(TRAIN_IMAGES)).write_bytes(b"\x1f\x8b")
     wanted = dataset_of(data[2])
     assert find_split(wanted, (data[2], data[0])) is None
+
+
+def test_labels_of_many_classes_are_read(tmp_path):
+    """The service keeps more than 256 classes in two bytes each."""
+    images = np.zeros((600, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=np.arange(600) % 300)
+    card = prepare.prepare(tmp_path / "data", PrepareOptions(tmp_path / "a.npz", test_share=0.5), lambda _: None)
+    found = find_split(dataset_of(tmp_path / "data"), (tmp_path / "data",))
+    assert found is not None and len(card.class_names) == 300
+    together = np.concatenate([found.pool_labels, found.test_labels])
+    assert np.bincount(together).tolist() == [2] * 300
 
 
 @needs_debian

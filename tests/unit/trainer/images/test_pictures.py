@@ -64,13 +64,14 @@ def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
 
 
 def test_what_is_no_picture_is_one_sentence(tmp_path: Path) -> None:
-    """Text, a cut file, another format, and one that unpacks to too many pixels."""
+    """Text, a cut file, another format, one that unpacks to too many pixels, and one whose EXIF data are cut off."""
     (tmp_path / "text.png").write_text("hello")
     whole = saved(tmp_path, Image.fromarray(np.random.default_rng(1).integers(0, 256, (80, 80), dtype=np.uint8)))
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:900])
     gif = saved(tmp_path, Image.fromarray(GREY), "a.gif").rename(tmp_path / "gif.png")
     huge = saved(tmp_path, Image.new("1", (20_000, 20_000)), "huge.png")
-    for path in (tmp_path / "text.png", tmp_path / "cut.png", gif, huge):
+    turned = saved(tmp_path, Image.fromarray(GREY), "turned.png", exif=b"II*\0")
+    for path in (tmp_path / "text.png", tmp_path / "cut.png", gif, huge, turned):
         with pytest.raises(DataError, match=path.name):
             read_picture(path, (12, 12))
 

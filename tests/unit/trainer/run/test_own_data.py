@@ -18,12 +18,10 @@ from trainer.config import EncoderConfig, PhaseConfig, Profile, RoundConfig
 from trainer.errors import ConfigError
 from trainer.images.pixels import channels_of, to_working_size
 from trainer.learning.pretrain import new_encoder
-from trainer.options import ExperimentOptions
-from trainer.profiles import GRAPH, SMOKE, with_own_features
+from trainer.profiles import GRAPH, SMOKE, fit_to_pool, with_own_features
 from trainer.records.progress import StageClock
 from trainer.run.active_loop import ActiveLoop, LearnedState
 from trainer.run.memory import Sizes, needed_bytes, require_memory
-from trainer.run.pipeline import fit_to_pool
 
 
 def squares(labels: Tensor, side: int, *, colour: bool, seed: int = 0) -> Tensor:
@@ -152,11 +150,10 @@ def test_memory_that_is_not_there_is_refused_with_what_to_do(monkeypatch: pytest
 
 def test_budget_fits_the_pool() -> None:
     """A profile's own budget shrinks to half of the pool; one that was asked for is refused when it is too large."""
-    assert fit_to_pool(GRAPH, ExperimentOptions(), 60_000) == GRAPH
-    assert fit_to_pool(GRAPH, ExperimentOptions(), 50).budget == 25
-    asked = ExperimentOptions(budget=400)
-    assert fit_to_pool(GRAPH, asked, 500).budget == 400
+    assert fit_to_pool(GRAPH, 60_000, is_asked=False) == GRAPH
+    assert fit_to_pool(GRAPH, 50, is_asked=False).budget == 25
+    assert fit_to_pool(GRAPH, 500, is_asked=True).budget == 400
     with pytest.raises(ConfigError, match="400 labels are more than the 50 images of the pool"):
-        fit_to_pool(GRAPH, asked, 50)
+        fit_to_pool(GRAPH, 50, is_asked=True)
     with pytest.raises(ConfigError, match="a pool of 9 images is too small"):
-        fit_to_pool(GRAPH, ExperimentOptions(), 9)
+        fit_to_pool(GRAPH, 9, is_asked=False)
