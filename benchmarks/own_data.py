@@ -15,12 +15,11 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 from benchmarks.views import random_views
 from label_service.data import idx
 from label_service.data.dataset import TRAIN_LABELS, stored_path
+from tests.support.memory_oracle import oracle_in_memory
 from trainer.acquisition.plugin import load_strategy
 from trainer.config import ViewConfig
 from trainer.images.data import load_images
@@ -55,34 +55,6 @@ class Data:
     test: Tensor
     test_labels: Tensor
     balanced: bool = False
-
-
-class Answers:
-    """Stands in for `LabelOracle`: answers from memory."""
-
-    def __init__(self, labels: Tensor, classes: int) -> None:
-        self.class_names = tuple(map(str, range(classes)))
-        self.records: list[Any] = []
-        self._labels = labels
-        self._ids: list[tuple[int, int]] = []
-
-    def answered(self, before_round: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return ids and labels of the rounds before."""
-        ids = torch.tensor([row for number, row in self._ids if number < before_round], dtype=torch.long, device=device)
-        return ids, self._labels[ids]
-
-    def has_answered(self, number: int) -> bool:
-        """Tell whether a round was answered."""
-        return any(asked == number for asked, _ in self._ids)
-
-    def ask(self, number: int, _: str, chosen: Tensor, state: Any) -> None:  # noqa: ANN401 - as the strategy sees it
-        """Answer a round, and note what was believed before."""
-        for row in chosen.tolist():
-            confidence, guess = (None, None) if state.beliefs is None else state.beliefs[row].max(0)
-            is_right = None if guess is None else bool(guess == self._labels[row])
-            believed = None if confidence is None else float(confidence)
-            self.records.append(types.SimpleNamespace(id=row, round=number, is_right=is_right, confidence=believed))
-        self._ids += [(number, row) for row in chosen.tolist()]
 
 
 def _split(images: Any, labels: Any, test: int, seed: int = 0, **more: bool) -> Data:  # noqa: ANN401 - of any library
@@ -211,7 +183,7 @@ def learn(data: Data, name: str, out: Path) -> tuple[Tensor, Any]:
             pool,
             encoder,
             profile,
-            cast(Any, Answers(data.pool_labels, classes)),
+            oracle_in_memory(data.pool_labels, classes, out),
             load_strategy(profile.strategy),
             seed=SEED,
             identity="",

@@ -12,7 +12,6 @@ head. The forerunner's evidence is kept, and verifies as ever.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -28,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.data.seed import load_info, new_log_id
 from label_service.errors import BackupRefused, DatabaseRefused, LogChanged
-from label_service.files import sync_folder, write_atomically
+from label_service.files import hash_file, sync_folder, write_atomically
 from label_service.log.answer_key import open_answer_key
 from label_service.log.entries import now
 from label_service.log.evidence import Evidence
@@ -121,7 +120,7 @@ def back_up(settings: Settings, to: Path, with_key: bool) -> Manifest:
             key=key.verifier.vkey,
             entries=log.head.size,
             made_at=now(),
-            files={path.name: _sha256(path) for path in sorted(part.iterdir())},
+            files={path.name: hash_file(path) for path in sorted(part.iterdir())},
         )
         write_atomically(part / _MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
         sync_folder(part)
@@ -401,7 +400,7 @@ def _read_manifest(source: Path) -> Manifest:
         if not {_DATABASE, _HEADS, _PUBLIC} <= manifest.files.keys() <= {_DATABASE, _HEADS, _PUBLIC, _KEY}:
             raise BackupRefused(f"{source / _MANIFEST} does not list the files of a backup.")
         for name, sha256 in manifest.files.items():
-            if _sha256(source / name) != sha256:
+            if hash_file(source / name) != sha256:
                 raise BackupRefused(f"{source / name} is not as it was when the backup was made; take another backup.")
         if (source / _PUBLIC).read_text(encoding="ascii").strip() != manifest.key:
             raise BackupRefused(f"The parts of {source} do not belong to one log; take another backup.")
@@ -422,11 +421,6 @@ def _copy_database(source: Path, target: Path) -> None:
         reading.backup(writing)
         # One file, without a write-ahead log beside it.
         writing.execute("PRAGMA journal_mode = DELETE")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sqlite_database(settings: Settings) -> SqliteDatabase:

@@ -171,18 +171,18 @@ def evaluate(options: RunOptions) -> None:
     out = options.out
     # All that can be wrong here is found before the one evaluation is used.
     ticket, config = _ticket_of(out), read_config(out)
-    _load_images_of(out, options.data)
+    images = _load_images_of(out, options.data)
     witness = Witness(out, options.log_key)
     with witnessed_client(options, witness, ticket) as client:
         submit(out, client, ticket, config, StageClock(out))
     _print_result(out)
-    _write_report(out, options.data)
+    _write_report(out, ticket, images)
 
 
 @_command("out", "data", "verbose", required="out")
 def report(options: RunOptions) -> None:
     """Write OUT/report.html from what a run has recorded so far, finished or not."""
-    _write_report(options.out, options.data)
+    _write_report(options.out, _ticket_of(options.out), _load_images_of(options.out, options.data))
 
 
 @app.command()
@@ -262,11 +262,10 @@ def compare(
         print(f"comparison: {write_comparison([_trainer_folder(run) for run in runs], to)}")
 
 
-def _write_report(out: Path, data: Path) -> None:
+def _write_report(out: Path, ticket: "RunTicket", images: "ImageSet") -> None:
     from trainer.run.report import write_report
 
-    names = _ticket_of(out).dataset.class_names
-    print(f"report: {write_report(out, _load_images_of(out, data).pool.numpy(), names)}")
+    print(f"report: {write_report(out, images.pool.numpy(), ticket.dataset.class_names)}")
 
 
 def _load_images_of(out: Path, data: Path) -> "ImageSet":

@@ -15,15 +15,12 @@ The service opens label files only. `prepare` opens the images; `seed` and `serv
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from label_service.data import idx
 from label_service.errors import DataRefused
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -113,10 +110,6 @@ class DatasetCard(BaseModel):
         paths = {name: self.path_of(name) for name in FILES}
         return {name: self.files[path].content_sha256 for name, path in paths.items() if path is not None}
 
-    def to_json(self) -> str:
-        """Return the text of `dataset.json`."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
-
 
 def stored_path(name: str, packed: bool = True) -> str:
     """Return the path of one of the four files inside a prepared folder, gzipped or plain."""
@@ -186,11 +179,6 @@ def read_card(path: Path) -> DatasetCard | None:
         return None
     except (ValidationError, OSError) as error:
         raise DataRefused(f"{path} is no data set card that this version reads; prepare into a new folder.") from error
-
-
-def count_classes(labels: Iterable[idx.Labels]) -> int:
-    """Return the number of classes: the largest label plus one."""
-    return 1 + max(int(np.max(array, initial=0)) for array in labels)
 
 
 def check_class_names(names: tuple[str, ...] | None, classes: int) -> tuple[str, ...]:

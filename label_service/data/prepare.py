@@ -50,20 +50,19 @@ from label_service.data.dataset import (
     read_card,
     stored_path,
 )
-from label_service.data.image_stack import ImageStack
+from label_service.data.image_stack import SIDES, ImageStack
 from label_service.data.readers import class_folders, idx_files, npz, path_table, torchvision_set
 from label_service.data.readers import hugging_face as saved
 from label_service.data.readers.source import Source, require
 from label_service.data.sources import DEBIAN_PACKAGE, Notify, Sources, has_all_files
 from label_service.errors import DataRefused
-from label_service.files import write_atomically
+from label_service.files import hash_file, write_atomically
 
 # Only the service's user may read the labels.
 LABELS_MODE, FOLDER_MODE = 0o700, 0o755
 # Image files from this size on are stored plain, so that the trainer can map them (its `MAPPED_FROM_BYTES`).
 PLAIN_FROM_BYTES = 256 * 1024 * 1024
 # What both programs are built and measured for.
-MIN_SIDE, MAX_SIDE = 8, 224
 MAX_CLASSES, MAX_IMAGES = 1_000, 1_000_000
 TORCHVISION = "torchvision:"
 # A set is declared balanced if the share of no class in the pool is farther than this from an equal one, relatively.
@@ -110,8 +109,8 @@ def prepare(data: Path, options: PrepareOptions, notify: Notify, sources: Source
     """
     if options.redraw_from == "all" and options.redraw_seed is None:
         raise DataRefused("--redraw-from all is for a re-drawn split; add --redraw SEED, or leave it out.")
-    if options.size is not None and not MIN_SIDE <= options.size <= MAX_SIDE:
-        raise DataRefused(f"--size {options.size} is not from {MIN_SIDE} to {MAX_SIDE}; choose another.")
+    if options.size is not None and options.size not in SIDES:
+        raise DataRefused(f"--size {options.size} is not from {SIDES[0]} to {SIDES[-1]}; choose another.")
     if options.test_share is not None and not 0 < options.test_share < 1:
         raise DataRefused(f"--test-share {options.test_share} is no share; give one between 0 and 1, such as 0.2.")
     existing = read_card(data / CARD)
@@ -239,7 +238,7 @@ def _make(
             blocks = _image_blocks(pixels, chosen) if is_image else iter([idx.labels_to_bytes(labels[chosen])])
             content_sha256, _ = idx.write_blocks(made / path, blocks, packed)
         files[path] = FileCard(
-            sha256=_hash_file(made / path), content_sha256=content_sha256, bytes=(made / path).stat().st_size
+            sha256=hash_file(made / path), content_sha256=content_sha256, bytes=(made / path).stat().st_size
         )
     recipe = {
         "format": 1,
@@ -485,8 +484,9 @@ def _empty(folder: Path) -> None:
 
 def _publish(made: Path, data: Path, card: DatasetCard) -> None:
     """Move a made folder into its place, the card last."""
-    write_atomically(made / "labels" / CARD, card.to_json().encode())
-    write_atomically(made / CARD, card.to_json().encode())
+    text = f"{card.model_dump_json(indent=2)}\n".encode()
+    write_atomically(made / "labels" / CARD, text)
+    write_atomically(made / CARD, text)
     if not data.exists():
         made.rename(data.resolve())
         return
@@ -546,7 +546,7 @@ def _verify(data: Path, card: DatasetCard, options: PrepareOptions, again: bool 
         path = data / (listed or stored_path(name))
         if not path.is_file():
             raise DataRefused(f"{path} is missing although {data / CARD} lists it; remove {data} and prepare again.")
-        if listed is None or _hash_file(path) != card.files[listed].sha256:
+        if listed is None or hash_file(path) != card.files[listed].sha256:
             raise DataRefused(f"{path} is not the file that {data / CARD} lists; remove {data} and prepare again.")
     (data / "labels").chmod(LABELS_MODE)
     return card
@@ -577,8 +577,3 @@ def _check_options(data: Path, card: DatasetCard, options: PrepareOptions) -> No
     for option, (wanted, found) in given.items():
         if wanted and wanted != found:
             raise DataRefused(f"{data} already holds {card.name}, made without this {option}; choose another --data.")
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

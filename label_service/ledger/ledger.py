@@ -7,10 +7,8 @@ raise it, because a refusal is an entry of the log too and is committed like a r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import Field
 from sqlalchemy import insert, select, update
@@ -21,7 +19,7 @@ from label_service.ledger.idempotency import bind_key, find_key
 from label_service.ledger.limits import RunState, Total, refuse_ended, refuse_evaluation, refuse_reveal
 from label_service.ledger.teams import refuse_ended_token
 from label_service.ledger.unit_of_work import UnitOfWork
-from label_service.log.entries import Entry, canonical_json, now
+from label_service.log.entries import Entry, canonical_sha256, now
 from label_service.log.log_reader import Evaluation
 from label_service.store import tables
 
@@ -95,7 +93,7 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
     """
     asked = list(dict.fromkeys(ids))
     run = unit.run(request.run_id)
-    fingerprint = _sha256({"op": "query", "ids": asked}) if request.key is not None else ""
+    fingerprint = canonical_sha256({"op": "query", "ids": asked}) if request.key is not None else ""
     earlier = find_key(unit, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
@@ -116,7 +114,7 @@ def reveal(unit: UnitOfWork, rules: Rules, request: Request, ids: Sequence[int])
         return hurry
     if refusal is not None:
         # The ids themselves would let a client fill the log with what it was refused.
-        detail = {"asked": len(asked), "asked_sha256": _sha256(asked)}
+        detail = {"asked": len(asked), "asked_sha256": canonical_sha256(asked)}
         append(unit, rules, run, request.request_id, "query", refusal.code, detail=detail)
         return refusal
     outcome = "revealed" if new else "replayed"
@@ -162,8 +160,8 @@ def evaluate(
         The number of right predictions, or the refusal.
     """
     run = unit.run(request.run_id)
-    predictions_sha256 = _sha256(list(predictions))
-    fingerprint = _sha256({"op": "evaluation", "predictions": predictions_sha256, "budget": budget})
+    predictions_sha256 = canonical_sha256(list(predictions))
+    fingerprint = canonical_sha256({"op": "evaluation", "predictions": predictions_sha256, "budget": budget})
     earlier = find_key(unit, request.run_id, request.key, fingerprint)
     if isinstance(earlier, Problem):
         return earlier
@@ -228,10 +226,6 @@ def seal(unit: UnitOfWork, rules: Rules, request: Request, by_operator: bool = F
     unit.connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(sealed_at=now()))
     detail = {"sealed_by": "operator"} if by_operator else None
     return append(unit, rules, run, request.request_id, "run-sealed", "sealed", detail=detail)
-
-
-def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def _hurry(rules: Rules, run: RunState) -> Problem | None:

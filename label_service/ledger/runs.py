@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ from label_service.ledger.teams import refuse_ended_token
 from label_service.ledger.tokens import matches, new_nonce, new_run_id, new_token, token_hash, token_of_key
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log.account import open_account
-from label_service.log.entries import REGISTRATION, Entry, canonical_json, now
+from label_service.log.entries import REGISTRATION, Entry, canonical_sha256, now
 from label_service.log.log_reader import RunInfo, describe_run
 from label_service.store import tables
 
@@ -96,7 +95,7 @@ def open_run(
     if (ended := refuse_ended_token(unit, opened_with)) is not None:
         return ended
     declared = tuple(evaluation_budgets)
-    request_sha256 = _sha256([name, budget, declared])
+    request_sha256 = canonical_sha256([name, budget, declared])
     earlier = None if key is None else _find_opening(unit, request_sha256, opened_with, key)
     if earlier is not None:
         return earlier
@@ -119,7 +118,7 @@ def open_run(
     if key is not None:
         unit.connection.execute(
             insert(tables.opening_keys).values(
-                key_sha256=_sha256([key, opened_with]),
+                key_sha256=canonical_sha256([key, opened_with]),
                 request_sha256=request_sha256,
                 nonce=nonce,
                 run_id=run.run_id,
@@ -133,7 +132,8 @@ def _find_opening(
 ) -> Opened | IdempotencyKeyReused | None:
     """Return the run that was opened under a key, None if none was, or the refusal."""
     keys = tables.opening_keys
-    found = unit.connection.execute(select(keys).where(keys.c.key_sha256 == _sha256([key, opened_with]))).one_or_none()
+    opened = keys.c.key_sha256 == canonical_sha256([key, opened_with])
+    found = unit.connection.execute(select(keys).where(opened)).one_or_none()
     if found is None:
         return None
     entries = select(tables.entries).where(tables.entries.c.run_id == found.run_id).order_by(tables.entries.c.seq)
@@ -154,10 +154,6 @@ def _describe(run_id: str, token: str, entry: Entry) -> Opened:
     """Describe a run by the entry that opened it, which need not be committed yet."""
     run = open_account(json.loads(entry.data))
     return Opened(**dict(describe_run(run_id, run)), token=token, entry=entry)
-
-
-def _sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def set_guest_budget(unit: UnitOfWork, rules: Rules, budget: int, forerunner: Mapping[str, Any] | None = None) -> None:

@@ -29,7 +29,7 @@ from label_service.log.authenticated_file import AuthenticatedFile
 from label_service.log.entries import canonical_json, now
 from label_service.log.entry_mac import Hmac
 from label_service.log.evidence import LabelOpening, label_leaf
-from label_service.log.merkle import HASH_BYTES, MerkleTree, encode_hash, leaf_hash
+from label_service.log.merkle import HASH_BYTES, MerkleTree, encode_base64, leaf_hash
 from label_service.store import tables
 from label_service.store.labels import read_labels
 
@@ -86,7 +86,7 @@ class AnswerKey:
         self._tree = MerkleTree(roots[start : start + HASH_BYTES] for start in range(0, len(roots), HASH_BYTES))
         # The subtree that was opened last, with its number: ids are often asked for in order.
         self._opened = -1, MerkleTree()
-        self.commitment = encode_hash(self._tree.root())
+        self.commitment = encode_base64(self._tree.root())
         self.test_commitment = self._commit_to_tests(test_labels, class_names)
 
     def require(self, label_id: int, label: int) -> None:
@@ -113,7 +113,7 @@ class AnswerKey:
         salt = self._hmac.digest(_TEST_SALT).hex()
         try:
             committed = {"class_names": json.loads(class_names), "salt": salt, "test_labels": list(test_labels)}
-            return encode_hash(hashlib.sha256(canonical_json(committed)).digest())
+            return encode_base64(hashlib.sha256(canonical_json(committed)).digest())
         except (TypeError, ValueError):
             return ""  # no JSON, so not what this service has written
 
@@ -122,7 +122,7 @@ class AnswerKey:
         number, place = divmod(label_id, self._width)
         proof = [] if self._width == 1 else self._subtree(number).inclusion_proof(place)
         proof += self._tree.inclusion_proof(number)
-        return LabelOpening(salt=self._salt(label_id), proof=[encode_hash(node) for node in proof])
+        return LabelOpening(salt=self._salt(label_id), proof=[encode_base64(node) for node in proof])
 
     def keep(self, kept: AuthenticatedFile) -> None:
         """Write the upper part of the tree to where the next start looks for it. A failure is only logged."""

@@ -7,6 +7,7 @@ exports these bytes and never rebuilds them from other columns, so that their ha
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +45,11 @@ class Entry:
 def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
     """Return the one byte string that stands for a JSON value: sorted keys, compact, ASCII."""
     return _ENCODER.encode(value).encode("ascii")
+
+
+def canonical_sha256(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Return the SHA-256 of the byte string that stands for a JSON value, in lower-case hexadecimal."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def now() -> str:

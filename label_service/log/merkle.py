@@ -42,9 +42,9 @@ def _split(size: int) -> int:
     return 1 << ((size - 1).bit_length() - 1)
 
 
-def encode_hash(hash_: bytes) -> str:
-    """Return a hash as base64."""
-    return binascii.b2a_base64(hash_, newline=False).decode("ascii")
+def encode_base64(data: bytes) -> str:
+    """Return bytes, such as a hash, as base64."""
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
 
 
 class MerkleTree:

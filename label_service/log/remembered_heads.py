@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from label_service.errors import DatabaseRefused
-from label_service.files import write_atomically
+from label_service.files import identify_file, write_atomically
 from label_service.log.key_history import KeyHistory
 from label_service.log.merkle import VerificationError
 from label_service.log.tree_head import TreeHead
@@ -115,7 +115,7 @@ class RememberedHeads:
 
     def _reserve(self) -> None:
         """Append blanks for one head, unless blanks that this process has appended are still there."""
-        if self._slot is not None and self._slot.file == _identify(self._path):
+        if self._slot is not None and self._slot.file == identify_file(self._path):
             return
         if self._path.exists() and self._path.stat().st_size > _MAX_HEADS_BYTES and (notes := self._read()):
             self._rewrite(max(notes, key=_size))
@@ -124,7 +124,7 @@ class RememberedHeads:
             file.write(_SEPARATOR.encode())
             offset = file.tell()
             file.write(b" " * _SLOT_BYTES + _SEPARATOR.encode())
-        self._slot = _Slot(_identify(self._path), offset)
+        self._slot = _Slot(identify_file(self._path), offset)
 
     def _rewrite(self, note: str) -> None:
         newest = max([*self._read(), note], key=_size)
@@ -145,14 +145,6 @@ class _Slot:
 
     file: tuple[int, int] | None
     offset: int
-
-
-def _identify(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _size(note: str) -> int:

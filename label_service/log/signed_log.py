@@ -42,7 +42,7 @@ from label_service.log.entries import Entry
 from label_service.log.entry_mac import EntryMac, derive_secret
 from label_service.log.evidence import Receipt
 from label_service.log.key_history import KeyHistory, KeyRotation
-from label_service.log.merkle import MerkleTree, VerificationError, encode_hash, leaf_hash
+from label_service.log.merkle import MerkleTree, VerificationError, encode_base64, leaf_hash
 from label_service.log.remembered_heads import RememberedHeads
 from label_service.log.signed_note import RetiredKey, SigningKey
 from label_service.log.snapshot import Snapshot, SnapshotFile
@@ -253,7 +253,7 @@ class SignedLog:
         return Receipt(
             entry=entry.data.decode("ascii"),
             index=entry.seq,
-            inclusion_proof=[encode_hash(node) for node in proof],
+            inclusion_proof=[encode_base64(node) for node in proof],
             checkpoint=head.note,
         )
 

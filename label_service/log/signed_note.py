@@ -18,7 +18,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from label_service.log.merkle import VerificationError
+from label_service.log.merkle import VerificationError, encode_base64
 
 _ED25519 = b"\x01"
 _KEY_BYTES = 32
@@ -70,7 +70,7 @@ class Verifier:
     @property
     def vkey(self) -> str:
         """The key as one line, to be pinned."""
-        return f"{self.name}+{self.key_id.hex()}+{_base64(_ED25519 + self.public_key)}"
+        return f"{self.name}+{self.key_id.hex()}+{encode_base64(_ED25519 + self.public_key)}"
 
     def open(self, note: str) -> str:
         """Return the text of a note that this key has signed. Signatures of other keys are ignored.
@@ -126,7 +126,7 @@ class RetiredKey:
     @property
     def line(self) -> str:
         """The line of the key file."""
-        return f"{_RETIRED} {self.last_seq} {self.verifier.vkey} {_base64(self.mac_secret)}\n"
+        return f"{_RETIRED} {self.last_seq} {self.verifier.vkey} {encode_base64(self.mac_secret)}\n"
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class SigningKey:
         Raises:
             OSError: the file exists already or cannot be written.
         """
-        line = f"{_PRIVATE}{self.name}+{self.verifier.key_id.hex()}+{_base64(_ED25519 + self.seed)}\n"
+        line = f"{_PRIVATE}{self.name}+{self.verifier.key_id.hex()}+{encode_base64(_ED25519 + self.seed)}\n"
         content = line + "".join(retired.line for retired in self.retired)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
@@ -193,7 +193,7 @@ class SigningKey:
         if not text.endswith("\n") or _has_control_characters(text):
             raise ValueError("a note's text must end in a newline and hold no other control character")
         signature = self.verifier.key_id + self._private.sign(text.encode())
-        return f"{text}\n{_DASH}{self.name} {_base64(signature)}\n"
+        return f"{text}\n{_DASH}{self.name} {encode_base64(signature)}\n"
 
     @cached_property
     def _private(self) -> Ed25519PrivateKey:
@@ -233,10 +233,6 @@ def _has_control_characters(text: str) -> bool:
     return any(character < " " and character != "\n" for character in text)
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
 def decode_base64(text: str, what: str) -> bytes:
     """Decode base64 strictly, so that the same bytes have one text only.
 
@@ -251,6 +247,6 @@ def decode_base64(text: str, what: str) -> bytes:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise VerificationError(f"{what} is not base64") from error
-    if _base64(data) != text:
+    if encode_base64(data) != text:
         raise VerificationError(f"{what} is not canonical base64")
     return data

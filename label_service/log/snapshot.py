@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from label_service import __version__
 from label_service.errors import LogChanged
-from label_service.log.account import Account, RunAccount, TokenAccount
+from label_service.log.account import Account
 from label_service.log.authenticated_file import AuthenticatedFile
 from label_service.log.entries import canonical_json
 from label_service.log.entry_mac import derive_secret
-from label_service.log.forerunner import Forerunner
-from label_service.log.key_history import KeyRotation
 from label_service.log.signed_note import SigningKey
 from label_service.log.table_check import Said
 
@@ -33,6 +33,8 @@ _PURPOSE = b"labelmeter snapshot mac 1\n"
 # What another version wrote is not used: its rules may have been others. A change of the rules of `account`, or of what
 # `table_check` compares, raises the number.
 _FORMAT = f"labelmeter snapshot 1 of {__version__}"
+_ACCOUNT = TypeAdapter(Account)
+_LABELS: Any = {"labels": True, "runs": {"__all__": {"labels": True}}}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Snapshot:
     @classmethod
     def of(cls, root: bytes, said: Said, account: Account) -> Snapshot:
         """Describe the entries that an account adds up. All that they say of the tables must be settled."""
-        return cls(account.entries, root.hex(), said.pool_size, said.digests(), _write_account(account))
+        written = _ACCOUNT.dump_python(account, mode="json", exclude=_LABELS)
+        return cls(account.entries, root.hex(), said.pool_size, said.digests(), written)
 
     def open(self, root: bytes, said: Said, labels: Mapping[str, set[int]]) -> Account:
         """Return the account, if the stored rows are those of the snapshot.
@@ -75,15 +78,10 @@ class Snapshot:
 
 
 class SnapshotFile:
-    """The file of one log's newest snapshot, in JSON.
-
-    Attributes:
-        path: its place.
-    """
+    """The file of one log's newest snapshot, in JSON."""
 
     def __init__(self, path: Path, key: SigningKey) -> None:
         """Name the file and derive the secret. Another key, also the one that replaces this, reads none of this one."""
-        self.path = path
         self._file = AuthenticatedFile(path, derive_secret(key, _PURPOSE), "the whole log is replayed")
 
     def read(self) -> Snapshot | None:
@@ -99,35 +97,9 @@ class SnapshotFile:
         self._file.write(canonical_json({"format": _FORMAT, **vars(snapshot)}))
 
 
-def _write_account(account: Account) -> dict[str, Any]:
-    forerunner = account.forerunner
-    return {
-        **_without_labels(account),
-        "runs": {run_id: _without_labels(run) for run_id, run in account.runs.items()},
-        "tokens": {name: vars(token) for name, token in account.tokens.items()},
-        "forerunner": None if forerunner is None else forerunner.model_dump(),
-        "rotations": [rotation.model_dump() for rotation in account.rotations],
-    }
-
-
-def _without_labels(account: Account | RunAccount) -> dict[str, Any]:
-    return {field.name: getattr(account, field.name) for field in fields(account) if field.name != "labels"}
-
-
 def _read_account(written: Mapping[str, Any], labels: Mapping[str, set[int]]) -> Account:
-    runs = {
-        run_id: RunAccount(
-            **{**run, "evaluation_budgets": tuple(run["evaluation_budgets"]), "labels": labels.get(run_id, set())}
-        )
-        for run_id, run in written["runs"].items()
-    }
-    forerunner = written["forerunner"]
-    said = {
-        **written,
-        "runs": runs,
-        "tokens": {name: TokenAccount(**token) for name, token in written["tokens"].items()},
-        "forerunner": None if forerunner is None else Forerunner.model_validate(forerunner),
-        "rotations": [KeyRotation.model_validate(rotation) for rotation in written["rotations"]],
-        "labels": set[int]().union(*(run.labels for run in runs.values())),
-    }
-    return Account(**said)
+    account = _ACCOUNT.validate_python(written)
+    for run_id, run in account.runs.items():
+        run.labels = labels.get(run_id, set())
+    account.labels = set[int]().union(*(run.labels for run in account.runs.values()))
+    return account

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Table, select
 
 from label_service.errors import LogChanged
 from label_service.log.account import Account
-from label_service.log.entries import canonical_json
+from label_service.log.entries import canonical_sha256
 from label_service.store import tables
 
 # Rows that are held in memory of each table; an entry that has more is compared alone.
@@ -246,7 +246,7 @@ class _RowsBySeq:
 
 def hash_key(run_id: str, key: str, request_sha256: str) -> str:
     """Return what an entry binds of an Idempotency-Key that it answers; see `idempotency`."""
-    return hashlib.sha256(canonical_json([run_id, key, request_sha256])).hexdigest()
+    return canonical_sha256([run_id, key, request_sha256])
 
 
 def _changed(table: str, seq: int | None) -> LogChanged:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from label_service.log.merkle import HASH_BYTES, VerificationError, encode_hash
+from label_service.log.merkle import HASH_BYTES, VerificationError, encode_base64
 from label_service.log.signed_note import SigningKey, Verifier, decode_base64
 
 # The origin of a log, which is also the name of its key: this prefix, then the log's id.
@@ -61,4 +61,4 @@ class TreeHead:
 
 def head_text(origin: str, size: int, root: bytes) -> str:
     """Return the text that the signature of a tree head covers."""
-    return f"{origin}\n{size}\n{encode_hash(root)}\n"
+    return f"{origin}\n{size}\n{encode_base64(root)}\n"

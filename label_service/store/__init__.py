@@ -1,5 +1,5 @@
 """Databases: the tables, SQLite and PostgreSQL engines, and the migrations with the append-only triggers.
 
-May import: errors, settings.
+May import: errors, files, settings.
 Must not import: `web`, `service`, `ledger`, `log` or anything of HTTP.
 """

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from label_service.errors import DatabaseRefused, FileReplaced
+from label_service.files import identify_file
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def open_writing_engine(path: Path, busy_timeout_s: float) -> Engine:
     Its transactions raise `FileReplaced` once the file, or its write-ahead log, is not the one that was opened.
     """
     _make_file(path)
-    opened, journal = _identify(path), path.with_name(f"{path.name}-wal")
+    opened, journal = identify_file(path), path.with_name(f"{path.name}-wal")
 
     def connect() -> sqlite3.Connection:
         # mode=rw: a connection that is opened again never makes a new file.
@@ -90,12 +91,12 @@ def open_writing_engine(path: Path, busy_timeout_s: float) -> Engine:
         require_same_files(connection)
         # … and IMMEDIATE takes the write lock, so that nothing read inside can change before the commit.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        connection.info.setdefault("journal", _identify(journal))
+        connection.info.setdefault("journal", identify_file(journal))
 
     @event.listens_for(engine, "commit")
     def require_same_files(connection: Connection) -> None:
-        same_journal = connection.info.get("journal") in (None, _identify(journal))
-        if not same_journal or _identify(path) != opened:
+        same_journal = connection.info.get("journal") in (None, identify_file(journal))
+        if not same_journal or identify_file(path) != opened:
             raise FileReplaced(
                 f"{path} is not the file that was opened: it, or its write-ahead log, was deleted or replaced."
             )
@@ -107,15 +108,6 @@ def _make_file(path: Path) -> None:
     # The file holds labels, so no other account may read it. SQLite gives its journal the same mode.
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
-
-
-def _identify(path: Path) -> tuple[int, int] | None:
-    """Return what stays the same while a path names the same file; None if it names none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def checkpoint(engine: Engine) -> None:

@@ -62,9 +62,7 @@ class BurnDown:
         self.area = f"{self.line} L{self.right},{self.bottom} L{LEFT},{self.bottom} Z"
         self.marks = self._time_marks()
         self.levels = [(self._y(level), f"{level:,}") for level in sorted({0, budget // 2, budget})]
-        self.evaluations = [
-            (self._x(entry), f"{entry['detail']['correct'] / entry['detail']['total']:.2%}") for entry in evaluations
-        ]
+        self.evaluations = [self._x(entry) for entry in evaluations]
         step = max(1, -(-len(spending) // 12))
         rows = list(spending[::-1][::step][::-1])
         self.table = [(entry["ts"], entry["spent"], budget - entry["spent"]) for entry in rows]

@@ -18,7 +18,7 @@ from label_service.ledger.tokens import matches, run_of, team_of
 from label_service.log.entries import REGISTRATION, Entry
 from label_service.log.evidence import Receipt
 from label_service.log.log_reader import RunInfo
-from label_service.log.merkle import encode_hash
+from label_service.log.merkle import encode_base64
 from label_service.service import LabelService
 
 # RFC 6750 section 2.1 names the characters a bearer token may have.
@@ -252,7 +252,7 @@ def prove(service: LabelService, entry: Entry, known_size: int | None) -> tuple[
     if known_size is None or known_size > head.size:
         return receipt, {}
     proof = service.log.consistency_proof(known_size, head.size)
-    return receipt, {"Log-Consistency": ", ".join(encode_hash(node) for node in proof)}
+    return receipt, {"Log-Consistency": ", ".join(encode_base64(node) for node in proof)}
 
 
 def label_headers(budget: int, remaining: int) -> dict[str, str]:

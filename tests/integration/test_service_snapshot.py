@@ -28,7 +28,7 @@ from label_service.log.entries import GUEST
 from label_service.log.remembered_heads import RememberedHeads
 from label_service.log.signed_log import SignedLog
 from label_service.log.signed_note import SigningKey
-from label_service.log.snapshot import Snapshot, SnapshotFile
+from label_service.log.snapshot import SnapshotFile
 from label_service.rotation import rotate_key
 from label_service.service import LabelService, open_service
 from label_service.settings import Settings
@@ -200,7 +200,9 @@ def test_what_is_no_snapshot_of_this_log_is_passed_over(
     forged = said.replace(b'"queries":', b'"queries":1')
     other = SigningKey.generate(stopped.key.name)
     own, foreign = (SnapshotFile(tmp_path / name, key) for name, key in (("own", stopped.key), ("foreign", other)))
-    opened = own_snapshot(own, stopped.newest)
+    (tmp_path / "own").write_bytes(stopped.newest)
+    opened = own.read()
+    assert opened is not None
     foreign.write(opened)
     own.write(replace(opened, root="0" * 64))
     for written in (
@@ -211,14 +213,6 @@ def test_what_is_no_snapshot_of_this_log_is_passed_over(
     assert "compared" not in caplog.text
     assert stopped.replay(stopped.database, stopped.newest) == expected
     assert f"compared {opened.size} entries with the snapshot" in caplog.text
-
-
-def own_snapshot(file: SnapshotFile, written: bytes) -> Snapshot:
-    """Read a snapshot that holds."""
-    file.path.write_bytes(written)
-    found = file.read()
-    assert found is not None
-    return found
 
 
 def test_another_version_replays_the_whole_log(

@@ -14,7 +14,7 @@ from typing import Any
 from label_service.log.answer_key import AnswerKey
 from label_service.log.entries import canonical_json
 from label_service.log.key_history import KeyRotation
-from label_service.log.merkle import MerkleTree, encode_hash, leaf_hash
+from label_service.log.merkle import MerkleTree, encode_base64, leaf_hash
 from label_service.log.signed_note import SigningKey
 from label_service.log.tree_head import TreeHead
 from tests.support.fake_label_service import FakeLabelService, Handler
@@ -61,14 +61,14 @@ class FakeLog:
 
     def receipt(self, index: int) -> dict[str, Any]:
         """Prove an entry under the newest head."""
-        proof = [encode_hash(sibling) for sibling in self.tree.inclusion_proof(index)]
+        proof = [encode_base64(sibling) for sibling in self.tree.inclusion_proof(index)]
         entry = self.entries[index].decode()
         return {"entry": entry, "index": index, "inclusion_proof": proof, "checkpoint": self.head()}
 
     def consistency(self, first: int, second: int) -> dict[str, Any]:
         """Prove growth; roots are detail too, as the service does."""
         tree = self.tree
-        proof = [encode_hash(sibling) for sibling in tree.consistency_proof(first, second)]
+        proof = [encode_base64(sibling) for sibling in tree.consistency_proof(first, second)]
         return {"first": first, "second": second, "first_root": "", "second_root": "", "proof": proof}
 
 

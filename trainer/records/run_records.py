@@ -131,17 +131,14 @@ class EvaluationResult(Record):
         return cls(accuracy=correct / total, correct=correct, total=total, ci95=wilson_interval(correct, total))
 
 
-class PointResult(Record):
-    """One point of a learning curve: predictions that were frozen before the next label was asked, and evaluated.
+class FrozenPoint(Record):
+    """What was known when test predictions were frozen, before the next label was asked.
 
     Attributes:
-        labels: Labels paid for when the predictions were frozen.
-        evaluation: Of those predictions.
+        labels: Labels paid for.
         stage_seconds: Wall time by stage until then, in seconds, over all resumes.
         estimate: The run's own estimate, made without test labels, of the accuracy on the pool; None without one.
         estimate_error: Its standard error.
-        balanced_estimate: Balanced accuracy of those predictions (the mean of the classes' recalls), as the run
-            estimates it from its beliefs and the accuracy answered; None in records that did not note it.
         largest_class: Name of the most frequent class as far as the run knows; empty in records that did not note it.
         constant_guess: Its share of the pool, as declared or estimated from the labels paid for: the accuracy to expect
             of always guessing that class; None in records that did not note it.
@@ -150,15 +147,26 @@ class PointResult(Record):
     """
 
     labels: Count
-    evaluation: EvaluationResult
     stage_seconds: dict[str, float]
     estimate: Share | None = None
     estimate_error: Share | None = None
-    balanced_estimate: Share | None = None
     largest_class: str = ""
     constant_guess: Share | None = None
     largest_among_labels: Share | None = None
     arithmetic: str = ""
+
+
+class PointResult(FrozenPoint):
+    """One point of a learning curve: its frozen predictions, evaluated.
+
+    Attributes:
+        evaluation: Of those predictions.
+        balanced_estimate: Balanced accuracy of those predictions (the mean of the classes' recalls), as the run
+            estimates it from its beliefs and the accuracy answered; None in records that did not note it.
+    """
+
+    evaluation: EvaluationResult
+    balanced_estimate: Share | None = None
 
     @property
     def beats_constant_guess(self) -> bool | None:

@@ -29,7 +29,14 @@ from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.records.files import read_file, read_lines, replace_file
 from trainer.records.progress import StageClock
-from trainer.records.run_records import EvaluationResult, PointResult, Record, RunResult, read_queries, write_result
+from trainer.records.run_records import (
+    EvaluationResult,
+    FrozenPoint,
+    PointResult,
+    RunResult,
+    read_queries,
+    write_result,
+)
 from trainer.run.accuracy_estimate import balanced_accuracy
 from trainer.run.active_loop import LearnedState
 from trainer.run.session import RunConfig, RunTicket
@@ -37,30 +44,14 @@ from trainer.run.session import RunConfig, RunTicket
 PREDICTIONS_FILE = "predictions.json"
 
 
-class FrozenPredictions(Record, strict=True):
-    """Frozen test predictions; the fields after `predictions` are those of `PointResult`.
+class FrozenPredictions(FrozenPoint, strict=True):
+    """Frozen test predictions.
 
     Attributes:
         predictions: A class number for each test image, in order.
-        labels: Labels paid for when they were frozen.
-        stage_seconds: Wall time by stage until then, in seconds.
-        estimate: The run's own estimate of the accuracy on the pool, None without one.
-        estimate_error: Its standard error.
-        largest_class: Name of the most frequent class, as far as the run knows.
-        constant_guess: Its share of the pool, estimated or declared.
-        largest_among_labels: Largest share of one class among the labels paid for.
-        arithmetic: Number format of the networks, `bfloat16` or `float32`.
     """
 
     predictions: list[int]
-    labels: int
-    stage_seconds: dict[str, float]
-    estimate: float | None = None
-    estimate_error: float | None = None
-    largest_class: str = ""
-    constant_guess: float | None = None
-    largest_among_labels: float | None = None
-    arithmetic: str = ""
 
 
 def predictions_path(out: Path, labels: int | None = None) -> Path:

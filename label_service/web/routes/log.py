@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from label_service.errors import NotSigned
 from label_service.log.evidence import EvidencePage
 from label_service.log.log_reader import EntryFilter, Summary
-from label_service.log.merkle import encode_hash
+from label_service.log.merkle import encode_base64
 from label_service.web.callers import NO_STORE, Service
 from label_service.web.openapi import problems
 from label_service.web.schemas import MAX_ID, MAX_SEQ, ConsistencyAnswer, InclusionAnswer, KeyAnswer, LogPage, UtcTime
@@ -156,7 +156,9 @@ async def prove_inclusion(
     with _signed_only():
         proof, root = service.log.inclusion_proof(index, size), service.log.root(size)
     response.headers.update(NO_STORE)
-    return InclusionAnswer(index=index, size=size, root=encode_hash(root), proof=[encode_hash(node) for node in proof])
+    return InclusionAnswer(
+        index=index, size=size, root=encode_base64(root), proof=[encode_base64(node) for node in proof]
+    )
 
 
 @router.get("/proof/consistency", responses=problems("log-not-writable", "not-signed"))
@@ -175,9 +177,9 @@ async def prove_consistency(
     return ConsistencyAnswer(
         first=first,
         second=second,
-        first_root=encode_hash(roots[0]),
-        second_root=encode_hash(roots[1]),
-        proof=[encode_hash(node) for node in proof],
+        first_root=encode_base64(roots[0]),
+        second_root=encode_base64(roots[1]),
+        proof=[encode_base64(node) for node in proof],
     )
 
 

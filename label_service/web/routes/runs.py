@@ -112,12 +112,7 @@ async def seal_run(request: Request, response: Response, service: Service, run_i
     """End a run for good. Sealing it again returns the first entry and logs nothing."""
     if run_id == GUEST:
         raise NotYourRun("The guest run belongs to nobody and cannot be sealed; the operator can close it.")
-    known_size = known_log_size(request)
-    entry = await service.seal(ledger_request(request, run_id))
-    run = await find_run(service, run_id)
-    receipt, growth = prove(service, entry, known_size)
-    response.headers.update(growth)
-    return RunSealedAnswer(**dict(run), receipt=receipt)
+    return await _seal(service, request, response, ledger_request(request, run_id))
 
 
 @router.post(
@@ -129,10 +124,17 @@ async def close_run(
     """End a run as the operator: its client gets 410 from then on. Closing it again logs nothing."""
     if run_id == GUEST:
         raise NotYourRun("The guest run cannot be closed like this; set LABEL_SERVICE_GUEST_BUDGET to 0.")
-    known_size = known_log_size(request)
     await find_run(service, run_id)
-    entry = await service.seal(ledger.Request(run_id, request.state.request_id), by_operator=True)
-    run = await find_run(service, run_id)
+    asked = ledger.Request(run_id, request.state.request_id)
+    return await _seal(service, request, response, asked, by_operator=True)
+
+
+async def _seal(
+    service: Service, request: Request, response: Response, asked: ledger.Request, *, by_operator: bool = False
+) -> RunSealedAnswer:
+    known_size = known_log_size(request)
+    entry = await service.seal(asked, by_operator)
+    run = await find_run(service, asked.run_id)
     receipt, growth = prove(service, entry, known_size)
     response.headers.update(growth)
     return RunSealedAnswer(**dict(run), receipt=receipt)

@@ -13,7 +13,7 @@ from label_service.log.answer_key import AnswerKey
 from label_service.log.authenticated_file import AuthenticatedFile
 from label_service.log.entry_mac import Hmac
 from label_service.log.evidence import label_leaf
-from label_service.log.merkle import MerkleTree, encode_hash, leaf_hash, verify_inclusion
+from label_service.log.merkle import MerkleTree, encode_base64, leaf_hash, verify_inclusion
 from label_service.log.signed_note import decode_base64
 
 SECRET = b"s" * 32
@@ -39,7 +39,7 @@ def test_a_part_of_the_tree_gives_the_root_and_the_proofs_of_the_whole(
     salts = [Hmac(SECRET).digest(b"%d" % label_id).hex() for label_id in range(count)]
     leaves = [leaf_hash(label_leaf(*one)) for one in zip(range(count), labels(count), salts, strict=True)]
     root = MerkleTree(leaves).root()
-    assert key.commitment == encode_hash(root)
+    assert key.commitment == encode_base64(root)
     for label_id in range(count):
         opening = key.open(label_id)
         assert opening.salt == salts[label_id]
