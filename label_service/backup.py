@@ -70,13 +70,11 @@ class Restored:
     Attributes:
         log_id: the log that goes on, or the new one.
         forerunner: of a new log, else None.
-        lost: entries that were signed after the backup, as far as is known here.
         evidence: the file of the forerunner's evidence, None if the log goes on.
     """
 
     log_id: str
     forerunner: Forerunner | None = None
-    lost: int = 0
     evidence: Path | None = None
 
 
@@ -163,7 +161,7 @@ def restore(
                 lost = _count_lost(engine, head, newest)
             _decide(source, key, newest, lost, nothing_followed, accept_lost_entries)
             if accept_lost_entries:
-                restored = _begin_new_log(settings, database, part, manifest, head, newest, key, lost)
+                restored = _begin_new_log(settings, database, part, manifest, head, newest, key)
             else:
                 assert key is not None
                 _continue_log(staged, key, RememberedHeads(heads))
@@ -222,7 +220,6 @@ def _begin_new_log(
     head: TreeHead,
     newest: TreeHead | None,
     old_key: SigningKey | None,
-    lost: int,
 ) -> Restored:
     """Replace the copy by a database with the same labels and a log of its own, whose opening names the old one."""
     staged, old = part / database.path.name, part / "forerunner.sqlite3"
@@ -253,7 +250,7 @@ def _begin_new_log(
         _set_aside(target_key)
     target_key.parent.mkdir(parents=True, exist_ok=True)
     _place_key(key, target_key)
-    return Restored(log_id, forerunner, lost, evidence)
+    return Restored(log_id, forerunner, evidence)
 
 
 def _copy_labels(source: Connection, target: Connection, log_id: str) -> None:

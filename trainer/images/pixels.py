@@ -3,8 +3,6 @@
 Images are uint8 [N, H, W] in grey and [N, H, W, 3] in colour. The networks get planes, float [B, channels, H, W].
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,19 +60,11 @@ def to_working_size(images: Tensor, longest_px: int) -> Tensor:
     if shape == (H, W):
         return images
     resized = torch.empty((len(images), *shape, *images.shape[3:]), dtype=torch.uint8, device=images.device)
-    for start, chunk in _chunks(images):
-        planes = as_planes(chunk)
-        planes = (
-            F.interpolate(planes, shape, mode="area")
-            if shape[0] <= H and shape[1] <= W
-            else F.interpolate(planes, shape, mode="bilinear", align_corners=False)
-        )
+    mode = "area" if shape[0] <= H and shape[1] <= W else "bilinear"
+    rows = max(1, CHUNK_BYTES // (4 * images[0].numel()))
+    for start in range(0, len(images), rows):
+        chunk = images[start : start + rows]
+        planes = F.interpolate(as_planes(chunk), shape, mode=mode)
         pixels = (planes * 255).round().clamp(0, 255).to(torch.uint8)
         resized[start : start + len(chunk)] = pixels.squeeze(1) if images.ndim == 3 else pixels.permute(0, 2, 3, 1)
     return resized
-
-
-def _chunks(images: Tensor) -> Iterator[tuple[int, Tensor]]:
-    rows = max(1, CHUNK_BYTES // (4 * images[0].numel()))
-    for start in range(0, len(images), rows):
-        yield start, images[start : start + rows]

@@ -65,7 +65,7 @@ def train_epochs(
     step: Callable[[Tensor], Tensor],
     *,
     seed: int,
-    metrics: MetricWriter,
+    metrics: MetricWriter | None,
     measures: Sequence[str] = ("loss",),
     state: TrainingState | None = None,
     after_step: Callable[[], None] = lambda: None,
@@ -79,7 +79,7 @@ def train_epochs(
         schedule: how long and how fast.
         step: takes the row numbers of a batch, int64 [B]; adds the step's gradients and returns what `measures` names.
         seed: of the run; each epoch derives its own generators.
-        metrics: receives the means of `measures` and the last learning rate an epoch.
+        metrics: receives the means of `measures` and the last learning rate an epoch; None where another process does.
         measures: names of what a step measures.
         state: of an interrupted training, to go on with.
         after_step: called after each step of the optimiser.
@@ -112,5 +112,6 @@ def train_epochs(
             ", ".join(f"{name} {mean:.4f}" for name, mean in means.items()),
         )
         rate = schedule.learning_rate_at((epoch + 1) * schedule.steps - 1)
-        metrics.write(schedule.name, epoch, epoch + 1, means | {"learning_rate": rate})
+        if metrics is not None:
+            metrics.write(schedule.name, epoch, epoch + 1, means | {"learning_rate": rate})
         on_epoch({"epoch": epoch + 1, "optimizer": optimizer.state_dict()})

@@ -39,7 +39,7 @@ from trainer.learning.losses import (
 )
 from trainer.learning.parallel import Share, side_by_side
 from trainer.learning.ranks import by_rows, everywhere, replicate
-from trainer.records.progress import MetricWriter, NoMetrics
+from trainer.records.progress import MetricWriter
 
 _WARMUP_STEPS = 100
 # Share of each step in the running average of the teacher's class distribution.
@@ -80,7 +80,7 @@ class FineTuner:
     """
 
     def __init__(
-        self, encoder: Encoder, images: Tensor, config: FinetuneConfig, *, seed: int, metrics: MetricWriter
+        self, encoder: Encoder, images: Tensor, config: FinetuneConfig, *, seed: int, metrics: MetricWriter | None
     ) -> None:
         """Make the teacher from the encoder as it is, which becomes the student.
 
@@ -266,7 +266,7 @@ class FineTuner:
 
 
 def _arrived(student: Encoder, images: Tensor, config: FinetuneConfig, seed: int, average: dict[str, Any]) -> FineTuner:
-    tuner = FineTuner(student, images, config, seed=seed, metrics=NoMetrics())
+    tuner = FineTuner(student, images, config, seed=seed, metrics=None)
     tuner._average.load_state_dict(average)
     return tuner
 

@@ -20,12 +20,11 @@ from trainer.learning.epochs import Schedule, TrainingState, train_epochs
 from trainer.learning.losses import hard_negative_loss
 from trainer.learning.parallel import Share
 from trainer.learning.ranks import everywhere, replicate
-from trainer.records.progress import MetricWriter, NoMetrics
+from trainer.records.progress import MetricWriter
 
 ENCODER_FILE = "encoder.pt"
 _PROGRESS_FILE = "pretrain.pt"
 _WARMUP_STEPS = 200
-_NO_METRICS = NoMetrics()
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def _train(
     seed: int,
     state: TrainingState | None,
     *,
-    metrics: MetricWriter = _NO_METRICS,
+    metrics: MetricWriter | None = None,
     on_epoch: Callable[[TrainingState], None] = lambda _: None,
 ) -> None:
     replicas = replicate(encoder, images.device)

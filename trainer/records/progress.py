@@ -305,22 +305,3 @@ class MetricWriter(AbstractContextManager["MetricWriter", None]):
 
             self._board = SummaryWriter(str(self._out_dir / TENSORBOARD_FOLDER))
         return self._board
-
-
-class NoMetrics(MetricWriter):
-    """Writes nothing: of several processes that train together, one writes."""
-
-    def __init__(self) -> None:
-        """Need no folder."""
-
-    def write(self, stage: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """Drop the metrics of a step."""
-
-    def write_point(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Drop values."""
-
-    def write_images(self, name: str, step: int, images: npt.NDArray[np.uint8]) -> None:
-        """Drop images."""
-
-    def close(self) -> None:
-        """Have nothing to close."""

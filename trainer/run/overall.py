@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from trainer.records.progress import duration
-from trainer.run.steps import Ask, Estimate, Freeze, Step, Train
+from trainer.run.steps import Step, Train
 
 
 class Overall:
@@ -80,12 +80,7 @@ class Overall:
 
 def _kind(step: Step) -> str:
     """Name what takes equally long."""
-    match step:
-        case Train(config=config):
-            return f"train, soft {config.soft > 0}, consistency {config.consistency > 0}"
-        case Ask():
-            return "ask"
-        case Estimate():
-            return "estimate"
-        case Freeze():
-            return "freeze"
+    if not isinstance(step, Train):
+        return type(step).__name__
+    losses = [name for name in ("soft", "consistency", "mixup", "contrast") if getattr(step.config, name) > 0]
+    return f"train by {losses}"
