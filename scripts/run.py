@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts import counts, evidence, files, finished_run, processes
 from scripts.errors import RunError
@@ -68,7 +69,7 @@ def run(options: MakeRunOptions, programs: Programs) -> None:
     if (out / evidence.SUMMARY_FILE).exists():
         _announce("finished", f"{out} holds a finished run; checking it again")
         if options.data is not None and (options.data / CARD_FILE).exists():
-            _note_data_set(options.data, out)
+            _refuse_another_data_set(options.data, out)
     else:
         _announce("data", "getting and checking the images and labels")
         data = _prepare(options, programs)
@@ -117,7 +118,8 @@ def _prepare(options: MakeRunOptions, programs: Programs) -> Path:
     if card.get("redraw_seed") is not None:
         command += ["--redraw", str(card["redraw_seed"]), "--redraw-from", card.get("redrawn_from") or "training"]
     processes.run_to_its_end("preparing the data", command)
-    _note_data_set(data, out)
+    # The results tell which data they belong to.
+    replace_file(out / CARD_FILE, json.dumps(_refuse_another_data_set(data, out), indent=2))
     return data
 
 
@@ -126,8 +128,8 @@ def _data_flags(options: MakeRunOptions) -> list[str]:
     return ["--other-data"] if options.data is not None else []
 
 
-def _note_data_set(data: Path, out: Path) -> None:
-    """Note which data set the results belong to.
+def _refuse_another_data_set(data: Path, out: Path) -> dict[str, Any]:
+    """Return the card of a data set, which must be the one that the results belong to.
 
     Raises:
         RunError: the results were begun with another one: its database would answer for the images of this one.
@@ -139,7 +141,7 @@ def _note_data_set(data: Path, out: Path) -> None:
             "choose another OUT=.",
             exit_code=2,
         )
-    replace_file(out / CARD_FILE, json.dumps(card, indent=2))
+    return card
 
 
 def _serve_command(options: MakeRunOptions, programs: Programs, data: Path, url: str) -> list[str]:
