@@ -7,6 +7,8 @@ the entry, and puts it in the old one's place. A new key that no entry names is 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service.data.seed import load_info
@@ -37,27 +39,30 @@ def rotate_key(settings: Settings) -> KeyRotation:
         DatabaseRefused: there is no log, a service holds it, or key, heads and database do not belong together.
     """
     database = find_database(settings)
-    reading = database.open_reading_engine()
-    try:
-        with reading.connect() as connection:
-            info = load_info(connection)
-    except SQLAlchemyError as error:
-        raise DatabaseRefused(f"{database.name} cannot be read ({reason_of(error)}).") from error
-    finally:
-        reading.dispose()
-    if info is None:
-        raise DatabaseRefused(f"{database.name} holds no log yet; serve begins it.")
-    keys, heads = (path(settings, database, info.log_id) for path in (key_path, heads_path))
-    with database.hold():
+    with ExitStack() as stack:
+        reading = database.open_reading_engine()
+        stack.callback(reading.dispose)
+        try:
+            with reading.connect() as connection:
+                info = load_info(connection)
+        except SQLAlchemyError as error:
+            raise DatabaseRefused(f"{database.name} cannot be read ({reason_of(error)}).") from error
+        if info is None:
+            raise DatabaseRefused(f"{database.name} holds no log yet; serve begins it.")
+        keys, heads = (path(settings, database, info.log_id) for path in (key_path, heads_path))
+        stack.enter_context(database.hold())
         engine = database.open_writing_engine()
+        stack.callback(engine.dispose)
         try:
             migrate(engine)
             log = open_signed_log(engine, keys, heads, info.log_id, database.shared)
             if not log.account.entries:
                 raise DatabaseRefused(f"The log of {database.name} has no entry yet; serve begins it.")
-            with engine.begin() as connection:
+            # Many labels take longer than a writer may be silent.
+            with reading.begin() as connection:
                 answer_key = open_answer_key(connection)
-                log.require_answer_key(answer_key)
+            log.require_answer_key(answer_key)
+            with engine.begin() as connection:
                 # On PostgreSQL workers may have written since.
                 log.catch_up(connection)
                 unit = UnitOfWork(connection, log)
@@ -76,6 +81,4 @@ def rotate_key(settings: Settings) -> KeyRotation:
             database.finish(engine)
         except (SQLAlchemyError, OSError, LogChanged) as error:
             raise DatabaseRefused(f"The key of {database.name} cannot be replaced ({reason_of(error)}).") from error
-        finally:
-            engine.dispose()
     return rotation

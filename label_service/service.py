@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Row, select
+from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from label_service import errors
@@ -31,7 +31,6 @@ from label_service.log.signed_log import SignedLog, open_signed_log
 from label_service.log.tree_head import TreeHead
 from label_service.metrics import Metrics
 from label_service.settings import Settings
-from label_service.store import tables
 from label_service.store.backends import Database, find_database, heads_path, key_path, reason_of
 from label_service.store.migrations import migrate
 
@@ -411,15 +410,19 @@ def begin_log(
     migrate(engine)
     with engine.begin() as connection:
         dataset = _seed(connection, settings)
-        is_committed = connection.execute(select(tables.answer_key.c.singleton)).first() is not None
     keys, heads = (path(settings, database, dataset.log_id) for path in (key_path, heads_path))
     # To read a long log and many labels takes longer than the other workers wait for a lock: read without one.
     reading = database.open_reading_engine() if database.shared else engine
     try:
         log = open_signed_log(engine, keys, heads, dataset.log_id, database.shared, reading)
         kept = AuthenticatedFile(heads.with_suffix(".label-tree"), log.secret(TREE_PURPOSE), "every label is hashed")
-        with (reading if is_committed else engine).begin() as connection:
-            key = open_answer_key(connection, kept)
+        is_committed = False
+        # A second time where another worker has committed meanwhile.
+        while not is_committed:
+            with reading.begin() as connection:
+                key = open_answer_key(connection, kept)
+            with engine.begin() as connection:
+                is_committed = key.commit(connection)
     finally:
         if reading is not engine:
             reading.dispose()

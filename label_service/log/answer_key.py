@@ -70,7 +70,7 @@ class AnswerKey:
             class_names: JSON list.
             kept: where the upper part of the tree is kept.
         """
-        self._hmac = Hmac(secret)
+        self._secret, self._hmac = secret, Hmac(secret)
         self._labels = labels
         # Labels under one hash of the upper part, a power of two.
         self._width = 1 << (max(0, len(labels) - 1) // _MOST_SUBTREES).bit_length()
@@ -88,6 +88,17 @@ class AnswerKey:
         self._opened = -1, MerkleTree()
         self.commitment = encode_base64(self._tree.root())
         self.test_commitment = self._commit_to_tests(test_labels, class_names)
+
+    def commit(self, connection: Connection) -> bool:
+        """Write down what is committed to, unless it stands there; return False if somebody committed to another key.
+
+        In a transaction of its own, because to read and hash ten million labels takes minutes.
+        """
+        stored = connection.execute(select(tables.answer_key.c.commitment)).scalar_one_or_none()
+        if stored is None:
+            row = {"secret": self._secret, "commitment": self.commitment, "committed_at": now()}
+            connection.execute(insert(tables.answer_key).values(singleton=1, **row))
+        return stored in (None, self.commitment)
 
     def require(self, label_id: int, label: int) -> None:
         """Make sure that a label read from the database is the one committed to.
@@ -157,10 +168,10 @@ def _read_tests(connection: Connection) -> tuple[Sequence[int], str]:
 
 
 def open_answer_key(connection: Connection, kept: AuthenticatedFile | None = None) -> AnswerKey:
-    """Read the answer key of a seeded database, or commit to it if this is the first start.
+    """Read the answer key of a seeded database, or make one that `AnswerKey.commit` is to write down.
 
     Args:
-        connection: inside a transaction, before the first entry that is to carry the commitment.
+        connection: inside a transaction; only read from.
         kept: where the upper part of the tree is kept; None makes it of the labels.
 
     The row that it compares with lies in the same database, so `SignedLog.require_answer_key` compares with the log.
@@ -173,11 +184,7 @@ def open_answer_key(connection: Connection, kept: AuthenticatedFile | None = Non
     stored = connection.execute(select(tables.answer_key)).one_or_none()
     secret = secrets.token_bytes(_SECRET_BYTES) if stored is None else bytes(stored.secret)
     key = AnswerKey(secret, labels, *_read_tests(connection), kept)
-    if stored is None:
-        connection.execute(
-            insert(tables.answer_key).values(singleton=1, secret=secret, commitment=key.commitment, committed_at=now())
-        )
-    elif stored.commitment != key.commitment:
+    if stored is not None and stored.commitment != key.commitment:
         raise DatabaseRefused(
             "The labels in the database are not those that were committed to: the database was changed."
         )

@@ -244,7 +244,7 @@ def test_labels_changed_together_with_their_commitment_are_refused(service_setti
     tamper(settings.database_url, "UPDATE pool_labels SET label = 0", "DELETE FROM answer_key")
     engine = create_engine(settings.database_url)
     with engine.begin() as connection:
-        open_answer_key(connection)
+        assert open_answer_key(connection).commit(connection)
     engine.dispose()
     with pytest.raises(DatabaseRefused, match="The labels in the database are not those that were committed to"):
         start_again(settings)

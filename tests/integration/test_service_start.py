@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -10,8 +11,11 @@ from label_service.errors import DatabaseRefused
 from label_service.ledger import ledger
 from label_service.ledger.unit_of_work import UnitOfWork
 from label_service.log import signed_log, table_check
+from label_service.log.answer_key import AnswerKey
+from label_service.rotation import rotate_key
 from label_service.service import begin_log, open_service
 from label_service.settings import Settings
+from label_service.store import backends
 from label_service.store.backends import find_database
 from tests.support.tamper import tamper
 
@@ -53,6 +57,24 @@ def test_a_log_of_several_parts_starts_again(service_settings: Make) -> None:
     for _ in range(2):
         with open_service(settings) as service:
             assert service.log.head.size == service.log.account.entries == ENTRIES
+
+
+def test_many_labels_are_hashed_without_holding_the_writers_lock(
+    service_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first start, and the replacement of the key, hash all labels: longer than a server bears a silent writer."""
+    monkeypatch.setattr(backends, "HUNG_WRITER_TIMEOUT_MS", 300)
+    make_subtrees = AnswerKey._make_subtrees
+
+    def make_slowly(key: AnswerKey) -> Iterator[bytes]:
+        time.sleep(1)
+        return make_subtrees(key)
+
+    monkeypatch.setattr(AnswerKey, "_make_subtrees", make_slowly)
+    settings = service_settings()
+    start(settings)
+    assert rotate_key(settings).new_key
+    start(settings)
 
 
 LAST = ENTRIES - 1

@@ -6,6 +6,7 @@ from array import array
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, select
 
 from label_service.errors import LogChanged
 from label_service.log import answer_key
@@ -15,6 +16,7 @@ from label_service.log.entry_mac import Hmac
 from label_service.log.evidence import label_leaf
 from label_service.log.merkle import MerkleTree, encode_base64, leaf_hash, verify_inclusion
 from label_service.log.signed_note import decode_base64
+from label_service.store import tables
 
 SECRET = b"s" * 32
 
@@ -92,3 +94,15 @@ def test_no_file_and_a_folder_in_its_place_only_cost_time(tmp_path: Path, caplog
     assert not key.is_kept
     assert "cannot be read (Is a directory), so every label is hashed" in caplog.text
     assert "cannot be written (Is a directory); the next start takes longer" in caplog.text
+
+
+def test_the_first_key_that_is_committed_to_stays() -> None:
+    """Two workers may make one at the same time; the second is told, and its key is written nowhere."""
+    first, second = (AnswerKey(secret * 32, labels(5)) for secret in (b"a", b"b"))
+    engine = create_engine("sqlite://")
+    tables.metadata.create_all(engine)
+    with engine.begin() as connection:
+        assert first.commit(connection) and first.commit(connection)
+        assert not second.commit(connection)
+        (row,) = connection.execute(select(tables.answer_key)).all()
+    assert (row.secret, row.commitment) == (b"a" * 32, first.commitment)
