@@ -26,7 +26,7 @@ from trainer.images.data import POOL_FILE, TEST_FILE, fingerprint_of
 
 Bytes = npt.NDArray[np.uint8]
 Classes = npt.NDArray[np.int64]
-# Class numbers are below this: IDX files hold them in one byte, or in two with a sign.
+# Class numbers are below this: the service keeps them in one byte, or in two with a sign.
 MAX_CLASSES = 2**15
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -124,6 +124,7 @@ class Transport:
         # httpcore, the layer below httpx: it heeds no proxy or .netrc of the environment, follows no redirect, unpacks
         # nothing, and takes a network backend. It refuses a line or a head of an answer longer than 100 KiB.
         self._backend = DeadlineBackend()
+        # For less time than the service keeps a connection: one that it closes just then would lose a request.
         self._http = httpcore.ConnectionPool(network_backend=self._backend, keepalive_expiry=2.0)
 
     def close(self) -> None:
