@@ -12,7 +12,6 @@ trainer's and prepare's own codes are passed on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import sys
@@ -26,7 +25,7 @@ from scripts.errors import RunError
 from scripts.finished_run import CheckedRun
 from scripts.options import MakeRunOptions, read_options
 from trainer.errors import REPEATABLE, printable
-from trainer.records.files import OWNER_ONLY, replace_file
+from trainer.records.files import OWNER_ONLY, hash_file, replace_file
 from trainer.records.progress import duration
 from trainer.records.run_records import RunResult, describe_classes
 
@@ -232,8 +231,7 @@ def _sha256(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}).", exit_code=2) from error
 

@@ -152,7 +152,7 @@ SMOKE = CPU.model_copy(
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in (CPU, GPU, CURVE, BRIEF, GRAPH, PAPER, SMOKE)}
 
 
-# Fewer images are no pool to learn from.
+# Fewer images have no neighbourhoods to learn from.
 _SMALLEST_POOL = 10
 # Without the graph, the network is first trained at this number of labels: later choices need its beliefs.
 _FIRST_TRAINED = 40

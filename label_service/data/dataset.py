@@ -110,6 +110,10 @@ class DatasetCard(BaseModel):
         paths = {name: self.path_of(name) for name in FILES}
         return {name: self.files[path].content_sha256 for name, path in paths.items() if path is not None}
 
+    def to_json(self) -> str:
+        """Return the text of `dataset.json`."""
+        return f"{self.model_dump_json(indent=2)}\n"
+
 
 def stored_path(name: str, packed: bool = True) -> str:
     """Return the path of one of the four files inside a prepared folder, gzipped or plain."""

@@ -484,7 +484,7 @@ def _empty(folder: Path) -> None:
 
 def _publish(made: Path, data: Path, card: DatasetCard) -> None:
     """Move a made folder into its place, the card last."""
-    text = f"{card.model_dump_json(indent=2)}\n".encode()
+    text = card.to_json().encode()
     write_atomically(made / "labels" / CARD, text)
     write_atomically(made / CARD, text)
     if not data.exists():

@@ -115,7 +115,8 @@ class RememberedHeads:
 
     def _reserve(self) -> None:
         """Append blanks for one head, unless blanks that this process has appended are still there."""
-        if self._slot is not None and self._slot.file == identify_file(self._path):
+        known = None if self._slot is None else self._slot.file
+        if known is not None and known == identify_file(self._path):
             return
         if self._path.exists() and self._path.stat().st_size > _MAX_HEADS_BYTES and (notes := self._read()):
             self._rewrite(max(notes, key=_size))

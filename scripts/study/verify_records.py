@@ -158,7 +158,8 @@ def main(arguments: Sequence[str], programs: Programs | None = None) -> int:
             lines = [f"verified  {record}: {verdict}", *(f"          {line}" for line in numbers)]
         except Exception as error:  # somebody else's record may be damaged in any way, and the next one is checked too
             failed = True
-            what = error if isinstance(error, RunError) else f"it is damaged ({type(error).__name__}: {error})"
+            is_told = isinstance(error, RunError | OSError)
+            what = error if is_told else f"it is damaged ({type(error).__name__}: {error})"
             lines = [f"FAILED    {record}: {what}"]
         # Somebody else's record may be quoted in a line, and is not to steer a terminal.
         print("\n".join(map(printable, lines)), flush=True)

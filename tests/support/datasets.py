@@ -64,7 +64,7 @@ def make_idx_dataset(
         files=files,
     )
     for part in (folder, folder / "labels"):
-        (part / CARD).write_text(f"{card.model_dump_json(indent=2)}\n")
+        (part / CARD).write_text(card.to_json())
     return folder
 
 

@@ -7,6 +7,7 @@ explains it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,16 @@ PUBLIC = 0o644
 OWNER_ONLY = 0o600
 
 T = TypeVar("T")
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file in lower-case hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_lines(path: Path, lines: Iterable[str], *, mode: int = PUBLIC, durable: bool = True) -> None:

@@ -1,6 +1,5 @@
 """The stages of a run, in order, as the command line calls them: pretrain, fine-tune, evaluate, report."""
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from trainer.oracle.client import LabelClient
 from trainer.oracle.exchange import RECEIPTS_FILE
 from trainer.oracle.witness import Witness
 from trainer.profiles import fit_to_pool, profile_of, with_own_features
+from trainer.records.files import hash_file
 from trainer.records.progress import MetricWriter, StageClock, overall_line
 from trainer.records.run_records import RunResult
 from trainer.records.tracking import open_tracker
@@ -35,8 +35,6 @@ from trainer.run.memory import Sizes, require_memory
 from trainer.run.model_file import MODEL_FILE, save_model
 from trainer.run.pool_map import write_pool_map
 from trainer.run.report import REPORT_FILE, write_report
-
-# Fewer images have no neighbourhoods to learn from.
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ class Pipeline:
             profile=self.profile,
             seed=options.seed,
             images=self.images.fingerprint,
-            pretrained=None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
+            pretrained=None if weights is None else hash_file(weights),
             target=options.target,
             strategy_sha256=self._strategy.sha256,
             class_prior=options.class_prior,

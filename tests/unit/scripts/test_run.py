@@ -140,6 +140,7 @@ def test_finished_run_is_not_shown_for_another_configuration(tmp_path, asked, sa
     assert run(tmp_path, "OUT=o", "BUDGET=10")[0] == run(tmp_path, "OUT=o", "ROUNDS=010", "WORKING_SIZE=32")[0] == 0
     code, _, err = run(tmp_path, "OUT=o", asked)
     assert code == 2
+    assert ("none.pt" in says) != (f"holds a finished run with {says}" in err)
     assert says in err and err.count("\n") == 1
 
 
